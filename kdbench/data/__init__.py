@@ -1,0 +1,27 @@
+"""Sources of data. To add one: a module with a function `load(**options) -> Dataset`, and its line in SOURCES."""
+
+from collections.abc import Callable
+
+from pydantic import ValidationError, validate_call
+
+from kdbench.data import arrays, digits
+from kdbench.data.dataset import Dataset
+from kdbench.errors import UserError, pick
+from kdbench.records import Data
+
+SOURCES: dict[str, Callable[..., Dataset]] = {
+    "arrays": arrays.load,
+    "digits": digits.load,
+}
+
+
+def load(data: Data) -> Dataset:
+    """The data of a recipe, with the split that it asks for; raises UserError where options or arrays don't fit."""
+    source = pick(SOURCES, data.source, "data source")
+    try:
+        dataset = validate_call(source)(**data.options)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"data.options.{problem['loc'][-1] if problem['loc'] else ''}: {problem['msg']}") from None
+    dataset.check()
+    return dataset.with_validation(data.validation_samples) if data.split == "validation" else dataset

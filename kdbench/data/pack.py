@@ -1,0 +1,108 @@
+"""EvalPack: evaluation samples, labels and calibration samples in one `.npz`, for machines with neither torch nor data."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench.data import preprocess
+from kdbench.data.dataset import Dataset, check_labels, check_samples
+from kdbench.errors import UserError, nearest
+from kdbench.records import Preprocessing, TensorSpec, Versioned, from_json
+from kdbench.store import Arrays, read_npz, write_npz
+
+
+class PackMeta(Versioned):
+    classes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+
+
+@dataclass(frozen=True)
+class EvalPack:
+    """Samples as stored, preprocessed on reading. Calibration samples come from the training set alone."""
+
+    name: str
+    x_test: NDArray[Any] | None
+    y_test: NDArray[np.int64] | None
+    x_calibration: NDArray[Any] | None
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing | None
+
+    def test_inputs(self, inputs: Sequence[TensorSpec]) -> Arrays:
+        """All evaluation samples as the model's input; raises UserError where they don't fit it."""
+        return self._feed("x_test", self.x_test, inputs)
+
+    def calibration_inputs(self, inputs: Sequence[TensorSpec]) -> Arrays:
+        """All calibration samples as the model's input; raises UserError where they don't fit it."""
+        return self._feed("x_calibration", self.x_calibration, inputs)
+
+    def labels(self, outputs: Sequence[TensorSpec]) -> NDArray[np.int64]:
+        """The labels, checked against the number of classes that the model answers with."""
+        if self.y_test is None:
+            raise UserError(f"{self.name}: no array 'y_test' in it: needed for accuracy")
+        width = outputs[0].shape[-1] if outputs and outputs[0].shape else None
+        check_labels(self.y_test, width if isinstance(width, int) else None, f"{self.name}: y_test")
+        return self.y_test
+
+    def _feed(self, part: str, samples: NDArray[Any] | None, inputs: Sequence[TensorSpec]) -> Arrays:
+        if samples is None:
+            raise UserError(f"{self.name}: no array '{part}' in it")
+        if len(inputs) != 1:
+            names = ", ".join(spec.name for spec in inputs)
+            raise UserError(f"{self.name}: feeds models of one input, this one has {len(inputs)} ({names})")
+        spec = inputs[0]
+        values = samples if self.preprocessing is None else preprocess.apply(samples, self.preprocessing)
+        expected = spec.shape[1:]
+        if len(values.shape) != len(spec.shape) or any(
+            isinstance(size, int) and size != actual for size, actual in zip(expected, values.shape[1:], strict=True)
+        ):
+            raise UserError(
+                f"{self.name}: '{part}' has samples of shape {values.shape[1:]}, the model's input '{spec.name}' "
+                f"takes {tuple(size if size is not None else '?' for size in expected)}"
+            )
+        if not np.can_cast(values.dtype, spec.dtype, "same_kind"):
+            raise UserError(f"{self.name}: '{part}' is {values.dtype}, the model's input '{spec.name}' takes {spec.dtype}")
+        return {spec.name: np.ascontiguousarray(values, dtype=spec.dtype)}
+
+
+def save_pack(path: Path, dataset: Dataset, calibration_samples: int, seed: int) -> bytes:
+    """Writes the pack of a dataset, its calibration samples drawn from the training set; returns the file's bytes."""
+    count = min(calibration_samples, len(dataset.x_train))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(dataset.x_train), count, replace=False))
+    meta = PackMeta(classes=dataset.classes, preprocessing=dataset.preprocessing)
+    arrays: Arrays = {
+        "x_test": dataset.x_test, "y_test": dataset.y_test, "x_calibration": dataset.x_train[chosen],
+        "meta": np.frombuffer(meta.to_json().encode(), dtype=np.uint8),
+    }  # fmt: skip
+    return write_npz(path, arrays)
+
+
+def load_pack(path: Path) -> EvalPack:
+    """A pack, or any `.npz` with `x_test`, `y_test` and `x_calibration`, whose samples are then fed as they are."""
+    arrays = read_npz(path)
+    known = ("x_test", "y_test", "x_calibration", "meta")
+    for name in arrays:
+        if name not in known:
+            raise UserError(f"{path}: unknown array '{name}': {nearest(name, known)}")
+    meta = PackMeta()
+    if "meta" in arrays:
+        try:
+            text = arrays["meta"].tobytes().decode()
+            json.loads(text)
+        except ValueError:
+            raise UserError(f"{path}: its 'meta' is damaged: make the pack again") from None
+        meta = from_json(PackMeta, text, f"{path}: meta")
+    labels = arrays.get("y_test")
+    if labels is not None:
+        check_labels(labels, len(meta.classes) or None, f"{path}: y_test")
+        labels = labels.astype(np.int64)
+    for name in ("x_test", "x_calibration"):
+        if name in arrays:
+            check_samples(arrays[name], None if name != "x_test" or labels is None else len(labels), f"{path}: {name}")
+    if not arrays.keys() & {"x_test", "x_calibration"}:
+        raise UserError(f"{path}: neither 'x_test' nor 'x_calibration' in it: not a pack")
+    return EvalPack(str(path), arrays.get("x_test"), labels, arrays.get("x_calibration"), meta.classes, meta.preprocessing)

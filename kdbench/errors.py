@@ -1,0 +1,34 @@
+"""The one error that users see, and the way unknown names are answered."""
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one line that names the field or file and the next step."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown `name`: the nearest known one, or all of them."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+
+
+def pick(table: Mapping[str, T], name: str, kind: str) -> T:
+    """`table[name]`, or a UserError that names the known ones."""
+    if name not in table:
+        raise UserError(f"unknown {kind} '{name}': {nearest(name, table)}")
+    return table[name]
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """The gist of a foreign exception in one line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

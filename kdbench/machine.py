@@ -1,0 +1,61 @@
+"""This machine: what computes here, and what could change its speed."""
+
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from kdbench.records import Machine
+
+COMPUTES = ("kdbench", "numpy", "onnx", "onnxruntime", "onnxruntime-ep-openvino", "onnxslim", "onnxscript",
+            "scikit-learn", "scipy", "torch")  # fmt: skip
+"""Packages whose versions can change a number."""
+
+FEATURES = ("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+            "asimd", "asimddp", "i8mm", "bf16", "sve")  # fmt: skip
+"""CPU features that decide which kernels run."""
+
+
+def describe() -> Machine:
+    """The machine as it is now. Reads the CPU through py-cpuinfo, which takes about a second."""
+    import psutil
+    from cpuinfo import get_cpu_info
+
+    info = get_cpu_info()
+    cpu = str(info.get("brand_raw") or platform.processor() or platform.machine())
+    flags = set(info.get("flags", ()))
+    cores = psutil.cpu_count(logical=True) or 1
+    return Machine(
+        name=f"{_slug(cpu)}-{cores}-core",
+        cpu=cpu,
+        features=tuple(feature for feature in FEATURES if feature in flags or feature.replace("_", "") in flags),
+        cores_physical=psutil.cpu_count(logical=False),
+        cores_logical=cores,
+        governor=_governor(),
+        memory_bytes=int(psutil.virtual_memory().total),
+        os=f"{platform.system()} {platform.release()} {platform.machine()}",
+        python=platform.python_version(),
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of everything in `COMPUTES`."""
+    found = {}
+    for package in COMPUTES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _slug(cpu: str) -> str:
+    """`Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz` → `intel-xeon-platinum-8481c`."""
+    text = re.sub(r"\((r|tm|c)\)|\bcpu\b|\bprocessor\b|@.*", " ", cpu.lower())
+    return re.sub(r"[^a-z0-9]+", "-", text).strip("-") or "machine"
+
+
+def _governor() -> str | None:
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return path.read_text().strip() if path.is_file() else None

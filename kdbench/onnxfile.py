@@ -1,0 +1,188 @@
+"""Reading an ONNX file that anybody made: is it sound, and what is in it?"""
+
+from collections import Counter
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from kdbench.errors import UserError, first_line
+from kdbench.records import Artifact, TensorSpec
+from kdbench.store import load_artifact, sha256, sidecar
+
+if TYPE_CHECKING:
+    import onnx
+
+MAX_IR = 13
+MAX_OPSET = 26
+"""The newest that onnxruntime 1.31 reads; newer ones of onnx itself can be written."""
+
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger",
+             "ConvInteger")  # fmt: skip
+
+
+def load_model(path: Path) -> "onnx.ModelProto":
+    """The whole model, external data included; raises UserError for everything that is not a sound ONNX file."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, not an ONNX file")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if not content:
+        raise UserError(f"{path}: an empty file, not an ONNX model")
+    try:
+        model = onnx.load_from_string(content)
+    except (DecodeError, ValueError):
+        raise UserError(f"{path}: not an ONNX model, or cut off: export or copy it again") from None
+    if not model.graph.node or not model.opset_import:
+        raise UserError(f"{path}: not an ONNX model, or cut off: it has no graph")
+    for location in external_files(model):
+        file = path.parent / location
+        if not file.resolve().is_relative_to(path.parent.resolve()):
+            raise UserError(f"{path}: its external data '{location}' leads outside its folder")
+        if not file.is_file():
+            raise UserError(f"{path}: its external data '{location}' is missing: put it beside the model")
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+        onnx.checker.check_model(model if model.ByteSize() < 2**31 else str(path))
+    except (onnx.checker.ValidationError, ValueError, OSError) as error:
+        raise UserError(f"{path}: not a valid ONNX model: {first_line(error, 160)}") from None
+    return model
+
+
+def external_files(model: "onnx.ModelProto") -> set[str]:
+    """Where the model's external tensors say that they lie."""
+    return {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+
+
+def inspect(path: Path, rung: str | None = None, **lineage: Any) -> Artifact:
+    """The record of an ONNX file, read from the file itself; `lineage` fills the fields that the file can't tell."""
+    import onnx
+
+    locations = sorted(external_files(onnx.load(str(path), load_external_data=False))) if path.is_file() else []
+    model = load_model(path)
+    files = [path, *(path.parent / location for location in locations)]
+    contents = [file.read_bytes() for file in files]
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    operators = Counter(node.op_type for node in model.graph.node)
+    fields: dict[str, Any] = {
+        "rung": rung or path.stem,
+        "file": path.name,
+        "sha256": sha256(contents[0]) if len(contents) == 1 else sha256("".join(map(sha256, contents)).encode()),
+        "size_bytes": sum(map(len, contents)),
+        "parameters": count_parameters(model),
+        "macs": count_macs(model),
+        "precision": _precision(model, operators),
+        "inputs": tuple(_spec(value) for value in model.graph.input if value.name not in initializers),
+        "outputs": tuple(_spec(value) for value in model.graph.output),
+        "opset": next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        "operators": dict(sorted(operators.items())),
+    }
+    return Artifact(**(fields | lineage))
+
+
+def known_artifact(path: Path) -> Artifact:
+    """The record beside the file, if it is that file's; else what the file itself tells."""
+    found = inspect(path)
+    beside = sidecar(path)
+    if beside.is_file():
+        recorded = load_artifact(beside)
+        if recorded.sha256 == found.sha256:
+            return recorded
+    return found
+
+
+def count_parameters(model: "onnx.ModelProto") -> int:
+    """Elements of floating-point and quantized weights; scales, zero points, shapes and indices are not counted."""
+    from onnx import TensorProto
+
+    quantization = {
+        name for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear") for name in node.input[1:]
+    }
+    shapes = {name for node in model.graph.node if node.op_type in ("Reshape", "Pad", "Slice", "Gather") for name in node.input[1:]}
+    kinds = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8,
+             TensorProto.UINT8, TensorProto.INT32}  # fmt: skip
+    return sum(
+        prod(tensor.dims)
+        for tensor in model.graph.initializer
+        if tensor.data_type in kinds and tensor.name not in quantization | shapes
+    )
+
+
+def count_macs(model: "onnx.ModelProto") -> int | None:
+    """Multiply-accumulates of one sample in Conv, Gemm and MatMul nodes; None where a shape can't be inferred."""
+    import onnx
+
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    for value in fixed.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if dims and not dims[0].dim_value:
+            dims[0].dim_value = 1
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return None
+    graph = fixed.graph
+    shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape") and all(dim.dim_value > 0 for dim in tensor.shape.dim):
+            shapes.setdefault(value.name, tuple(dim.dim_value for dim in tensor.shape.dim))
+    total = 0
+    for node in graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        data, weight, output = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
+        if data is None or weight is None or output is None:
+            return None
+        match node.op_type:
+            case "Conv":
+                total += prod(output) * prod(weight[1:])
+            case "ConvTranspose":
+                total += prod(data) * prod(weight[1:])
+            case "Gemm":
+                flipped = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+                total += prod(output) * data[0 if flipped else 1]
+            case _:
+                total += prod(output) * data[-1]
+    batch = next((shape[0] for value in graph.input if (shape := shapes.get(value.name))), 1)
+    return total // max(batch, 1)
+
+
+def _precision(model: "onnx.ModelProto", operators: Counter[str]) -> Literal["fp32", "fp16", "int8"]:
+    from onnx import TensorProto
+
+    if any(operators[name] for name in QUANTIZED):
+        return "int8"
+    sizes = Counter[int]()
+    for tensor in model.graph.initializer:
+        sizes[tensor.data_type] += prod(tensor.dims)
+    return "fp16" if sizes[TensorProto.FLOAT16] > sizes[TensorProto.FLOAT] else "fp32"
+
+
+def _spec(value: "onnx.ValueInfoProto") -> TensorSpec:
+    from onnx import helper
+
+    tensor = value.type.tensor_type
+    try:
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    except (KeyError, TypeError):
+        dtype = "object"
+    shape = tuple(dim.dim_value if dim.dim_value > 0 else dim.dim_param or None for dim in tensor.shape.dim)
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)

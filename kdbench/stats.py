@@ -1,0 +1,81 @@
+"""Percentiles, intervals and tests: pure functions on numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+SMALLEST_N = {50.0: 11, 90.0: 64, 95.0: 130, 99.0: 662, 99.9: 6636}
+"""Samples under which a percentile is not printed: MLPerf inference's early stopping, at 99 % confidence."""
+
+LEVEL = 0.95
+"""Of every interval."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    value: float
+    low: float
+    high: float
+
+
+def percentile(values: ArrayLike, q: float) -> float | None:
+    """The q-th percentile (0 < q < 100), or None where there are fewer than `SMALLEST_N[q]` values."""
+    array = np.asarray(values, dtype=np.float64)
+    return float(np.percentile(array, q)) if array.size >= SMALLEST_N[q] else None
+
+
+def speedup(baseline_s: Sequence[float], candidate_s: Sequence[float]) -> Interval | None:
+    """How many times faster the candidate is than the baseline.
+
+    Each argument holds one median latency a process, paired by round. A Student t-interval of the mean difference of
+    their logarithms, taken back to a ratio: the process is the unit of replication. None for fewer than two pairs.
+    """
+    from scipy import stats
+
+    if len(baseline_s) != len(candidate_s):
+        raise ValueError("pairs needed: as many baseline as candidate processes")
+    difference = np.log(np.asarray(baseline_s, dtype=np.float64)) - np.log(np.asarray(candidate_s, dtype=np.float64))
+    n = difference.size
+    if n < 2:
+        return None
+    mean = float(difference.mean())
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+    return Interval(float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half)))
+
+
+def no_difference(ratio: Interval) -> bool:
+    """Whether the interval of a ratio covers 1."""
+    return ratio.low <= 1.0 <= ratio.high
+
+
+def accuracy_difference(correct: NDArray[np.bool_], baseline_correct: NDArray[np.bool_]) -> Interval:
+    """Accuracy of the candidate minus the baseline's on the same samples, with a paired bootstrap interval.
+
+    A sample's difference is −1, 0 or 1, so drawing samples with replacement is drawing the three counts from a
+    multinomial: the same distribution as resampling one by one, at a cost that does not grow with the samples.
+    """
+    if correct.shape != baseline_correct.shape or correct.size == 0:
+        raise ValueError("both need answers to the same samples")
+    n = correct.size
+    won = int(np.sum(correct & ~baseline_correct))
+    lost = int(np.sum(~correct & baseline_correct))
+    counts = np.random.default_rng(0).multinomial(n, [won / n, lost / n, (n - won - lost) / n], size=20_000)
+    low, high = np.percentile((counts[:, 0] - counts[:, 1]) / n, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Interval((won - lost) / n, float(low), float(high))
+
+
+def mcnemar(correct: NDArray[np.bool_], baseline_correct: NDArray[np.bool_]) -> float:
+    """p-value of McNemar's exact test: a two-sided binomial test on the samples that only one of them has right."""
+    from scipy import stats
+
+    won = int(np.sum(correct & ~baseline_correct))
+    lost = int(np.sum(~correct & baseline_correct))
+    return float(stats.binomtest(won, won + lost, 0.5).pvalue) if won + lost else 1.0
+
+
+def process_medians(latencies: NDArray[Any], rounds: NDArray[Any]) -> dict[int, float]:
+    """The median latency of each round's process."""
+    return {int(r): float(np.median(latencies[rounds == r])) for r in np.unique(rounds)}

@@ -1,0 +1,251 @@
+"""The only owner of paths: the zoo, results and run folders. Every write is atomic."""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench.errors import UserError, nearest
+from kdbench.records import Artifact, RawFile, Recipe, ResultFile, from_json, read_text, recipe_from_toml
+
+Arrays = dict[str, NDArray[Any]]
+
+RESULTS = Path("results")
+"""Published measurements: `results/<machine>/<date>-<recipe>.json`, seen from the working directory."""
+
+SIDECAR = ".artifact.json"
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def prepare_folder(path: Path) -> Path:
+    """Makes `path` a folder that can be written to; raises UserError where it can't be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe.{os.getpid()}.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written to ({error.strerror}): choose another --out") from None
+    return path
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Writes a whole file or nothing: a reader never sees a part of it, also after a kill or a power cut."""
+    content = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Writes arrays compressed, equal arrays as equal bytes; returns the bytes."""
+    content = npz_bytes(arrays)
+    write_atomic(path, content)
+    return content
+
+
+def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **dict(arrays))
+    return buffer.getvalue()
+
+
+def read_npz(path: Path) -> Arrays:
+    """All arrays of the file; raises UserError where it is missing, damaged or holds pickled objects."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(f"{path}: a single array, not an .npz archive: save it with numpy.savez")
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{path}: not a readable .npz archive ({str(error).splitlines()[0]})") from None
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def fingerprint(**facts: Any) -> str:
+    """A hash of plain data, the same for equal data."""
+    return sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+
+def zoo_folder() -> Path:
+    """The recipes that come along: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "zoo"
+    return inside if inside.is_dir() else package.parent / "zoo"
+
+
+def zoo_recipes() -> dict[str, Path]:
+    return {path.parent.name: path for path in sorted(zoo_folder().glob("*/recipe.toml"))}
+
+
+def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """A recipe of the zoo by name, or the one in a TOML file."""
+    path = Path(name_or_path)
+    if path.suffix != ".toml" and not path.is_file():
+        zoo = zoo_recipes()
+        if name_or_path not in zoo:
+            raise UserError(f"unknown recipe '{name_or_path}': {nearest(name_or_path, zoo)}; or give a path to a .toml")
+        path = zoo[name_or_path]
+    return recipe_from_toml(read_text(path), str(path), overrides)
+
+
+# --- run folders ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One folder a run: the evaluation pack, and for each rung its ONNX file, artifact record and weights."""
+
+    path: Path
+
+    @property
+    def pack(self) -> Path:
+        return self.path / "pack.npz"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    def onnx(self, rung: str) -> Path:
+        return self.path / f"{rung}.onnx"
+
+    def weights(self, rung: str) -> Path:
+        return self.path / f"{rung}.safetensors"
+
+    def checkpoint(self, rung: str) -> Path:
+        return self.path / f"{rung}.checkpoint.safetensors"
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """Every rung's record; raises UserError where there is none."""
+        found = [load_artifact(path) for path in sorted(self.path.glob(f"*{SIDECAR}"))]
+        if not found:
+            raise UserError(f"{self.path}: not a run folder: no *{SIDECAR} in it")
+        return {artifact.rung: artifact for artifact in found}
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Refuses a second run in the same folder, and clears what a killed one left half-written."""
+        prepare_folder(self.path)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{self.path}: another kdbench is at work there: wait, or choose another --out") from None
+            for part in self.path.glob(".*.part"):
+                part.unlink(missing_ok=True)
+            yield
+
+
+def sidecar(model: Path) -> Path:
+    """Where the record of an ONNX file lies: `student.onnx` → `student.artifact.json`."""
+    return model.with_name(model.stem + SIDECAR)
+
+
+def load_artifact(path: Path) -> Artifact:
+    artifact = from_json(Artifact, read_text(path), str(path))
+    if Path(artifact.file).name != artifact.file:
+        raise UserError(f"{path}: 'file' should be a plain name beside it, not '{artifact.file}'")
+    return artifact
+
+
+def save_artifact(folder: Path, artifact: Artifact) -> Artifact:
+    write_atomic(sidecar(folder / artifact.file), artifact.to_json())
+    return artifact
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def save_results(path: Path, result: ResultFile, arrays: Arrays) -> ResultFile:
+    """Writes the raw arrays under a name that holds their hash, then the JSON that names it: the pair always fits."""
+    content = npz_bytes(arrays)
+    digest = sha256(content)
+    raw = path.with_name(f"{path.stem}.{digest[:8]}.npz")
+    write_atomic(raw, content)
+    result = result.model_copy(update={"raw": RawFile(file=raw.name, sha256=digest)})
+    write_atomic(path, result.to_json())
+    for old in path.parent.glob(f"{path.stem}.????????.npz"):
+        if old != raw:
+            old.unlink()
+    return result
+
+
+def load_result(path: Path) -> tuple[ResultFile, Arrays]:
+    """A result file and its raw arrays; raises UserError where either was cut off, edited or is missing."""
+    result = from_json(ResultFile, read_text(path), str(path))
+    raw = path.parent / Path(result.raw.file).name
+    arrays = read_npz(raw)
+    if sha256(raw.read_bytes()) != result.raw.sha256:
+        raise UserError(f"{raw}: not the file that {path.name} was written with (sha256 differs): restore both")
+    return result, arrays
+
+
+def find_results(path: Path) -> list[Path]:
+    """Result files in a run folder, a results folder, or the file itself."""
+    if path.is_dir():
+        found = [path / "results.json"] if (path / "results.json").is_file() else sorted(path.glob("**/*.json"))
+        found = [file for file in found if not file.name.endswith(SIDECAR)]
+        if not found:
+            raise UserError(f"{path}: no result files in it: run 'kdbench bench' first")
+        return found
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    return [path]
+
+
+def publish(path: Path, results_folder: Path | None = None) -> Path:
+    """Copies a run's result pair to `results/<machine>/<date>-<name>.json`; never overwrites an earlier one."""
+    result, _ = load_result(path)
+    folder = prepare_folder((results_folder or RESULTS) / result.machine.name)
+    day = re.sub(r"T.*", "", result.date)
+    stem, number = f"{day}-{result.name}", 1
+    while (folder / f"{stem}.json").exists():
+        number += 1
+        stem = f"{day}-{result.name}-{number}"
+    raw = result.raw.model_copy(update={"file": f"{stem}.npz"})
+    write_atomic(folder / raw.file, (path.parent / result.raw.file).read_bytes())
+    write_atomic(folder / f"{stem}.json", result.model_copy(update={"raw": raw}).to_json())
+    return folder / f"{stem}.json"
+
+
+def copy_file(source: Path, target: Path) -> None:
+    if source.resolve() != target.resolve():
+        write_atomic(target, source.read_bytes())
+
+
+def temporary_beside(path: Path) -> Path:
+    """A scratch folder on the same disk as `path`, removed by the next lock if its maker was killed."""
+    scratch = path / f".scratch.{os.getpid()}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    return scratch

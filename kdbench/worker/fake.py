@@ -1,0 +1,50 @@
+"""A runtime without a model, for tests of the schedule: the "model" is a JSON file that says how it behaves.
+
+`latency_s` (default 0.0002), `fail_load`, `crash_at_batch`, `hang_at_batch`, `fail_at_batch`, `classes`.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_behaviour: dict[str, Any] = {}
+
+
+def versions() -> dict[str, str]:
+    return {"fake": "1"}
+
+
+def devices(provider: dict[str, Any]) -> list[str]:
+    return ["FAKE: none"]
+
+
+def load(model: str, provider: dict[str, Any], threads: int, explain: bool) -> None:
+    _behaviour.update(json.loads(Path(model).read_text()))
+    if "fail_load" in _behaviour:
+        raise RuntimeError(_behaviour["fail_load"])
+
+
+def explain() -> dict[str, Any]:
+    return {"placement": {"FakeExecutionProvider": {"Conv": 1}}, "optimized": None}
+
+
+def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    batch = next(iter(feed.values())).shape[0]
+    if batch == _behaviour.get("crash_at_batch"):
+        print("fake: about to crash", file=sys.stderr, flush=True)
+        os.abort()
+    if batch == _behaviour.get("hang_at_batch"):
+        time.sleep(3600)
+    if batch == _behaviour.get("fail_at_batch"):
+        raise ValueError("Got invalid dimensions for input")
+    time.sleep(_behaviour.get("latency_s", 0.0002))
+    return [np.zeros((batch, _behaviour.get("classes", 2)), dtype=np.float32)]
+
+
+def output_names() -> list[str]:
+    return ["logits"]
