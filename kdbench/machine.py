@@ -23,12 +23,11 @@ def describe() -> Machine:
 
     info = get_cpu_info()
     cpu = str(info.get("brand_raw") or platform.processor() or platform.machine())
-    flags = set(info.get("flags", ()))
     cores = psutil.cpu_count(logical=True) or 1
     return Machine(
         name=f"{_slug(cpu)}-{cores}-core",
         cpu=cpu,
-        features=tuple(feature for feature in FEATURES if feature in flags or feature.replace("_", "") in flags),
+        features=features(),
         cores_physical=psutil.cpu_count(logical=False),
         cores_logical=cores,
         governor=_governor(),
@@ -37,6 +36,25 @@ def describe() -> Machine:
         python=platform.python_version(),
         versions=versions(),
     )
+
+
+def features() -> tuple[str, ...]:
+    """Those of `FEATURES` that the CPU has."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", path.read_text(), re.MULTILINE)
+        flags = set(found[1].split() if found else ())
+    else:
+        from cpuinfo import get_cpu_info
+
+        flags = set(get_cpu_info().get("flags", ()))
+    return tuple(feature for feature in FEATURES if feature in flags)
+
+
+def saturates_in_int8() -> bool:
+    """Whether products of unsigned and signed bytes can overflow their 16-bit sums: x86 without VNNI."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
+    return x86 and not {"avx512_vnni", "avx_vnni"} & set(features())
 
 
 def versions() -> dict[str, str]:

@@ -186,3 +186,24 @@ def _spec(value: "onnx.ValueInfoProto") -> TensorSpec:
         dtype = "object"
     shape = tuple(dim.dim_value if dim.dim_value > 0 else dim.dim_param or None for dim in tensor.shape.dim)
     return TensorSpec(name=value.name, dtype=dtype, shape=shape)
+
+
+def operators_of(path: Path) -> dict[str, int]:
+    """How often each operator stands in the graph of a file that a runtime has written."""
+    import onnx
+
+    return dict(sorted(Counter(node.op_type for node in onnx.load(str(path)).graph.node).items()))
+
+
+def portable(model: "onnx.ModelProto") -> bytes:
+    """The file's bytes without a trace of the machine that made it: equal weights give equal bytes.
+
+    torch's exporter writes stack traces with absolute paths into the nodes' metadata.
+    """
+    model.ir_version = min(model.ir_version, MAX_IR)
+    described = [model, model.graph, *model.functions, *model.graph.node, *model.graph.input, *model.graph.output,
+                 *model.graph.value_info, *model.graph.initializer, *(n for f in model.functions for n in f.node)]  # fmt: skip
+    for item in described:
+        item.doc_string = ""
+        del item.metadata_props[:]
+    return model.SerializeToString(deterministic=True)

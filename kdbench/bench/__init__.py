@@ -1,0 +1,1 @@
+"""Latency of every cell: the plan (`cells`) and the schedule that measures it (`schedule`)."""

@@ -1,0 +1,73 @@
+"""The plan: which artifact runs on which backend, with how many threads, at which batch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdbench.backends import pick_backend
+from kdbench.backends.client import why_unavailable
+from kdbench.data.generated import batch_size, generate
+from kdbench.data.pack import EvalPack
+from kdbench.errors import UserError
+from kdbench.records import Artifact, Bench
+from kdbench.store import Arrays
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artifact and where its file lies."""
+
+    artifact: Artifact
+    model: Path
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number to be measured, or the reason why it can't be."""
+
+    subject: Subject
+    backend: str
+    threads: int
+    batch: int
+    error: str | None = None
+
+
+def plan(subjects: Sequence[Subject], bench: Bench) -> list[Cell]:
+    """Every artifact × backend × threads × batch; raises UserError where no cell of them can run."""
+    for name in bench.backends:
+        pick_backend(name)
+    for field in ("backends", "batches", "threads"):
+        values = getattr(bench, field)
+        if len(set(values)) != len(values):
+            raise UserError(f"bench.{field}: {', '.join(map(str, values))}: each one once, please")
+    cells = [
+        Cell(subject, backend, threads, batch, _why_not(subject.artifact, backend, batch))
+        for backend in bench.backends
+        for threads in bench.threads
+        for batch in bench.batches
+        for subject in subjects
+    ]
+    if all(cell.error for cell in cells):
+        reasons = dict.fromkeys(cell.error for cell in cells if cell.error)
+        raise UserError(f"no cell can be measured: {'; '.join(reasons)}")
+    return cells
+
+
+def _why_not(artifact: Artifact, backend: str, batch: int) -> str | None:
+    unavailable = why_unavailable(backend)
+    if unavailable:
+        return f"{backend}: {unavailable}"
+    fixed = batch_size(artifact.inputs)
+    if fixed is not None and fixed != batch:
+        return f"{artifact.rung} has a fixed batch of {fixed}: use --batch {fixed}, or export it with a free one"
+    return None
+
+
+def inputs(cell: Cell, pack: EvalPack | None, dims: Mapping[str, int]) -> Arrays:
+    """What the cell is timed on: the pack's first samples, repeated where the batch is larger, or generated ones."""
+    if pack is None:
+        return generate(cell.subject.artifact.inputs, cell.batch, dims)
+    return {
+        name: values[[row % len(values) for row in range(cell.batch)]]
+        for name, values in pack.test_inputs(cell.subject.artifact.inputs).items()
+    }

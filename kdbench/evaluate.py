@@ -1,0 +1,113 @@
+"""Accuracy, agreement and parity of ONNX files, through a backend: what is timed is what is judged."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench.backends import pick_backend
+from kdbench.backends.client import Worker, WorkerError
+from kdbench.data.generated import batch_size
+from kdbench.data.pack import EvalPack
+from kdbench.errors import UserError
+from kdbench.onnxfile import operators_of
+from kdbench.progress import Progress, silent
+from kdbench.records import Artifact, Evaluation
+from kdbench.store import Arrays
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model said: outputs [N, …] by name, and on which provider its nodes ran."""
+
+    outputs: Arrays
+    placement: dict[str, dict[str, int]]
+    optimized_operators: dict[str, int]
+
+    def labels(self) -> NDArray[np.int64]:
+        """The predicted class of each sample: the largest entry of the first output, or that output if it is a class."""
+        first = next(iter(self.outputs.values()))
+        return (first if first.ndim == 1 else first.reshape(len(first), -1).argmax(axis=1)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the outputs of two models are apart on the same inputs."""
+
+    samples: int
+    largest_difference: float
+    largest_output: float
+    agreement: float
+    """Share of samples with the same largest entry of the first output."""
+
+
+def answer(
+    model: Path, inputs: Arrays, batch: int, backend: str = "cpu", threads: int = 1, progress: Progress = silent
+) -> Answers:
+    """Runs all samples (first axis of every input) in batches; the last one is filled up and cut again.
+
+    Raises WorkerError where the backend refuses, crashes or hangs.
+    """
+    samples = len(next(iter(inputs.values())))
+    collected: dict[str, list[NDArray[Any]]] = {}
+    with Worker(pick_backend(backend), threads) as worker:
+        worker.load(model, explain=True)
+        placement, optimized = worker.explain()
+        operators = operators_of(optimized) if optimized else {}
+        if optimized:
+            optimized.unlink(missing_ok=True)
+        for start in range(0, samples, batch):
+            index = np.minimum(np.arange(start, start + batch), samples - 1)
+            kept = min(batch, samples - start)
+            for name, output in worker.predict({name: values[index] for name, values in inputs.items()}).items():
+                collected.setdefault(name, []).append(output[:kept])
+            progress("answering", start + kept, samples)
+    return Answers({name: np.concatenate(parts) for name, parts in collected.items()}, placement, operators)
+
+
+def evaluate(
+    artifact: Artifact, model: Path, pack: EvalPack, batch: int, backend: str = "cpu", threads: int = 1
+) -> tuple[Evaluation, NDArray[np.int64] | None]:
+    """Predicted classes of all evaluation samples; an Evaluation with the reason where the backend can't.
+
+    Raises UserError where the pack doesn't fit the model.
+    """
+    inputs = pack.test_inputs(artifact.inputs)
+    pack.labels(artifact.outputs)
+    batch = batch_size(artifact.inputs) or batch
+    record = Evaluation(rung=artifact.rung, artifact_sha256=artifact.sha256, backend=backend, threads=threads, batch=batch)
+    try:
+        answers = answer(model, inputs, batch, backend, threads)
+    except WorkerError as error:
+        return record.model_copy(update={"error": str(error)}), None
+    found = {"placement": answers.placement, "optimized_operators": answers.optimized_operators}
+    return record.model_copy(update=found), answers.labels()
+
+
+def parity(model: Path, other: Path, inputs: Arrays, batch: int, backend: str = "cpu") -> Parity:
+    """Compares the outputs of two models of the same inputs, pairing outputs by position.
+
+    Raises UserError where they have other outputs, or where either can't run.
+    """
+    try:
+        ours, theirs = (list(answer(path, inputs, batch, backend).outputs.values()) for path in (model, other))
+    except WorkerError as error:
+        raise UserError(f"{model} against {other}: {error}") from None
+    if [output.shape for output in ours] != [output.shape for output in theirs]:
+        raise UserError(f"{other}: outputs of shapes {[o.shape for o in theirs]}, {model} has {[o.shape for o in ours]}")
+    return compare(ours, theirs)
+
+
+def compare(ours: list[NDArray[Any]], theirs: list[NDArray[Any]]) -> Parity:
+    """The parity of two lists of outputs of equal shapes [N, …]."""
+    pairs = [(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)) for a, b in zip(ours, theirs, strict=True)]
+    samples = len(ours[0])
+    first, second = (output.reshape(samples, -1).argmax(axis=1) for output in pairs[0])
+    return Parity(
+        samples=samples,
+        largest_difference=max(float(np.abs(a - b).max(initial=0)) for a, b in pairs),
+        largest_output=max(float(np.abs(b).max(initial=0)) for _, b in pairs),
+        agreement=float(np.mean(first == second)),
+    )

@@ -1,0 +1,97 @@
+"""Everything that may be said beside a number: each flag names the fact and, where there is one, what to try."""
+
+from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
+from kdbench.stats import Interval
+
+NOISY = 0.10
+"""Coefficient of variation between processes above which a cell is called noisy (pyperf's bound)."""
+
+INT8_KERNELS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger",
+                "DynamicQuantizeMatMul")  # fmt: skip
+FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
+CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput")
+
+
+def flags(
+    result: ResultFile, artifact: Artifact, m: Measurement, evaluation: Evaluation | None,
+    against_parent: Interval | None, medians: dict[int, float],
+) -> tuple[str, ...]:  # fmt: skip
+    """What the reader of this cell has to know."""
+    found = [
+        *artifact.warnings,
+        _failed_evaluation(evaluation),
+        _fallback(m, evaluation),
+        _not_fused(artifact, evaluation),
+        _slower(artifact, evaluation, against_parent),
+        _few_processes(result, m, medians),
+        _noisy(m, medians),
+    ]
+    return tuple(flag for flag in found if flag)
+
+
+def _failed_evaluation(evaluation: Evaluation | None) -> str | None:
+    return f"no accuracy: {evaluation.error}" if evaluation and evaluation.error else None
+
+
+def _fallback(m: Measurement, evaluation: Evaluation | None) -> str | None:
+    """Nodes that another provider than the asked-for one has taken, as assigned before fusion."""
+    from kdbench.backends import pick_backend
+
+    if evaluation is None or not evaluation.placement:
+        return None
+    wanted = pick_backend(m.backend).provider
+    total = sum(sum(operators.values()) for operators in evaluation.placement.values())
+    elsewhere = {p: operators for p, operators in evaluation.placement.items() if p != wanted}
+    if not elsewhere:
+        return None
+    names = ", ".join(
+        f"{count} on {provider} ({', '.join(sorted(operators))})"
+        for provider, operators in elsewhere.items()
+        for count in [sum(operators.values())]
+    )
+    return f"fallback: of {total} nodes {names}"
+
+
+def _kernels(evaluation: Evaluation | None) -> tuple[int, int, int]:
+    """Int8 kernels, float kernels and conversions in the graph that runs."""
+    operators = evaluation.optimized_operators if evaluation else {}
+    return (
+        sum(operators.get(name, 0) for name in INT8_KERNELS),
+        sum(operators.get(name, 0) for name in FLOAT_KERNELS),
+        sum(operators.get(name, 0) for name in CONVERSIONS),
+    )
+
+
+def _not_fused(artifact: Artifact, evaluation: Evaluation | None) -> str | None:
+    int8, floating, _ = _kernels(evaluation)
+    if artifact.precision != "int8" or not floating:
+        return None
+    return f"int8 did not fuse: {floating} of {int8 + floating} convolutions and matrix products run in float"
+
+
+def _slower(artifact: Artifact, evaluation: Evaluation | None, against_parent: Interval | None) -> str | None:
+    if artifact.precision != "int8" or against_parent is None or against_parent.high >= 1:
+        return None
+    int8, floating, conversions = _kernels(evaluation)
+    why = ""
+    if int8 and not floating:
+        why = (f": all {int8} convolutions and matrix products run as int8 kernels, so what it costs are {conversions} "
+               "conversions and the work that is too small; try more width or a larger batch")  # fmt: skip
+    return f"{1 / against_parent.value:.2g}× slower than {artifact.parent}{why}"
+
+
+def _few_processes(result: ResultFile, m: Measurement, medians: dict[int, float]) -> str | None:
+    if m.error is not None or len(medians) >= result.settings.processes:
+        return None
+    return f"{len(medians)} of {result.settings.processes} processes measured: interrupted, bench again"
+
+
+def _noisy(m: Measurement, medians: dict[int, float]) -> str | None:
+    values = list(medians.values())
+    if m.error is not None or len(values) < 2:
+        return None
+    mean = sum(values) / len(values)
+    deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    if deviation <= NOISY * mean:
+        return None
+    return f"noisy: medians of the processes vary by {deviation / mean:.0%}; quiet the machine, or raise --budget"

@@ -1,0 +1,179 @@
+"""The table model: one row a cell, computed from raw values on reading."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench import stats
+from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
+from kdbench.report.flags import flags
+from kdbench.stats import Interval
+from kdbench.store import Arrays, find_results, load_result
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell. Its fields are the columns of the CSV, in their order; None where there is no number."""
+
+    rung: str
+    parent: str | None
+    backend: str
+    precision: str
+    batch: int
+    threads: int
+    accuracy: float | None = None
+    accuracy_diff: float | None = None
+    """Minus the baseline's accuracy through the same backend, on the same samples."""
+    accuracy_diff_low: float | None = None
+    accuracy_diff_high: float | None = None
+    agreement: float | None = None
+    """Share of samples on which it answers as the baseline does."""
+    size_bytes: int = 0
+    parameters: int = 0
+    macs: int | None = None
+    latency_p50_s: float | None = None
+    latency_p99_s: float | None = None
+    throughput_per_s: float | None = None
+    """Samples a second, one batch after the other."""
+    speedup: float | None = None
+    """Against the baseline in the same backend, batch and threads."""
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    load_s: float | None = None
+    first_run_s: float | None = None
+    peak_memory_bytes: int | None = None
+    flags: tuple[str, ...] = ()
+    error: str | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A result file as rows, and what the rows can't hold."""
+
+    result: ResultFile
+    rows: tuple[Row, ...]
+    mcnemar: dict[tuple[str, str, int], float]
+    """p-value of each rung against the baseline, by rung, backend and threads."""
+
+
+def load_ladders(paths: Iterable[Path]) -> list[Ladder]:
+    """Every result file below the given files and folders; ratios are formed within a file only."""
+    return [ladder(*load_result(file)) for path in paths for file in find_results(path)]
+
+
+def load_results(*paths: str | Path) -> list[Row]:
+    """The rows of all result files below the given files and folders.
+
+    With more than one file, a rung's name is led by the file's, as two machines never share one ratio.
+    """
+    files = [file for path in paths for file in find_results(Path(path))]
+    found = [(file, ladder(*load_result(file))) for file in files]
+    if len(found) == 1:
+        return list(found[0][1].rows)
+    return [
+        replace(row, rung=f"{lead}/{row.rung}", parent=f"{lead}/{row.parent}" if row.parent else None)
+        for file, table in found
+        for lead in [f"{table.result.machine.name}/{file.stem}"]
+        for row in table.rows
+    ]
+
+
+def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
+    """The rows of one result file and its raw arrays, in the order of its measurements."""
+    artifacts = {artifact.rung: artifact for artifact in result.artifacts}
+    evaluations = {(e.rung, e.backend, e.threads): e for e in result.evaluations}
+    labels = arrays.get("labels")
+    correct = {
+        key: arrays[f"predictions.{e.raw}"] == labels
+        for key, e in evaluations.items()
+        if e.raw is not None and labels is not None
+    }
+    measurements = {(m.rung, m.backend, m.threads, m.batch): m for m in result.measurements}
+    rows = []
+    for m in result.measurements:
+        artifact = artifacts[m.rung]
+        baseline = measurements.get((result.baseline, m.backend, m.threads, m.batch))
+        parent = measurements.get((artifact.parent or "", m.backend, m.threads, m.batch))
+        evaluation = evaluations.get((m.rung, m.backend, m.threads))
+        row = _timed(_row(artifact, m), m, baseline, arrays)
+        row = _judged(row, correct, result.baseline, evaluations, arrays)
+        against_parent = _ratio(parent, m, arrays) if parent else None
+        rows.append(replace(row, flags=flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays))))
+    return Ladder(result, tuple(rows), _mcnemar(correct, result.baseline))
+
+
+def _row(artifact: Artifact, m: Measurement) -> Row:
+    return Row(
+        rung=m.rung, parent=artifact.parent, backend=m.backend, precision=m.precision, batch=m.batch, threads=m.threads,
+        size_bytes=artifact.size_bytes, parameters=artifact.parameters, macs=artifact.macs, error=m.error,
+    )  # fmt: skip
+
+
+def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Arrays) -> Row:
+    """The row with its latencies. A cell that failed has none, however far it came."""
+    if m.error is not None or m.raw is None:
+        return row
+    latencies = arrays[f"latencies.{m.raw}"].astype(np.float64)
+    ratio = _ratio(baseline, m, arrays) if baseline and baseline.rung != m.rung else None
+    return replace(
+        row,
+        latency_p50_s=stats.percentile(latencies, 50.0), latency_p99_s=stats.percentile(latencies, 99.0),
+        throughput_per_s=m.batch / float(latencies.mean()),
+        **_interval("speedup", ratio),
+        load_s=float(np.median([process.load_s for process in m.processes])),
+        first_run_s=float(np.median([process.first_run_s for process in m.processes])),
+        peak_memory_bytes=int(np.median([process.peak_memory_bytes for process in m.processes])),
+    )  # fmt: skip
+
+
+def _judged(
+    row: Row, correct: dict[tuple[str, str, int], NDArray[np.bool_]], baseline: str,
+    evaluations: dict[tuple[str, str, int], Evaluation], arrays: Arrays,
+) -> Row:  # fmt: skip
+    """The row with its accuracy, and its paired difference to the baseline through the same backend."""
+    key, base = (row.rung, row.backend, row.threads), (baseline, row.backend, row.threads)
+    if key not in correct:
+        return row
+    row = replace(row, accuracy=float(correct[key].mean()))
+    if base not in correct or row.rung == baseline:
+        return row
+    answers, expected = (arrays[f"predictions.{evaluations[k].raw}"] for k in (key, base))
+    difference = stats.accuracy_difference(correct[key], correct[base])
+    return replace(row, agreement=float(np.mean(answers == expected)), **_interval("accuracy_diff", difference))
+
+
+def _interval(name: str, interval: Interval | None) -> dict[str, float]:
+    if interval is None:
+        return {}
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _medians(m: Measurement, arrays: Arrays) -> dict[int, float]:
+    if m.raw is None:
+        return {}
+    return stats.process_medians(arrays[f"latencies.{m.raw}"], arrays[f"rounds.{m.raw}"])
+
+
+def _ratio(baseline: Measurement, m: Measurement, arrays: Arrays) -> Interval | None:
+    """How many times faster `m` is than `baseline`, over the rounds that both have."""
+    if baseline.error is not None or m.error is not None:
+        return None
+    slow, fast = _medians(baseline, arrays), _medians(m, arrays)
+    rounds = sorted(slow.keys() & fast.keys())
+    return stats.speedup([slow[r] for r in rounds], [fast[r] for r in rounds])
+
+
+def _mcnemar(
+    correct: dict[tuple[str, str, int], NDArray[np.bool_]], baseline: str
+) -> dict[tuple[str, str, int], float]:
+    return {
+        (rung, backend, threads): stats.mcnemar(right, correct[baseline, backend, threads])
+        for (rung, backend, threads), right in correct.items()
+        if rung != baseline and (baseline, backend, threads) in correct
+    }

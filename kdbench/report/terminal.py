@@ -1,0 +1,28 @@
+"""The ladder on a terminal of 100 columns."""
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from kdbench.report.table import Ladder
+from kdbench.report.text import ladder_tables, unmeasured
+
+WIDTH = 100
+
+
+def print_ladder(ladder: Ladder) -> None:
+    console = Console(width=WIDTH, highlight=False, markup=False)
+    for content in ladder_tables(ladder):
+        table = Table(title=content.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
+                      padding=(0, 1, 0, 0))  # fmt: skip
+        for name in content.header:
+            table.add_column(name, justify="left" if name in ("rung", "") else "right", overflow="fold")
+        for row in content.rows:
+            table.add_row(*row)
+        console.print(table)
+        for number, note in enumerate(content.notes, 1):
+            console.print(f"[{number}] {note}")
+        if content.notes:
+            console.print()
+    for line in unmeasured(ladder.rows):
+        console.print(line)

@@ -1,0 +1,81 @@
+"""Training a network to weights: a teacher or a student alone by cross-entropy, or a student by distillation."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kdbench import __version__
+from kdbench.data.dataset import Dataset
+from kdbench.machine import versions
+from kdbench.models import build
+from kdbench.progress import Progress, silent
+from kdbench.records import Network, Recipe
+from kdbench.store import RunFolder, fingerprint, sha256
+from kdbench.training import weights
+from kdbench.training.loop import Teacher, deterministic, fit
+from kdbench.training.weights import Trained
+
+
+def train(
+    run: RunFolder, rung: str, network: Network, recipe: Recipe, dataset: Dataset, data_sha256: str,
+    progress: Progress = silent,
+) -> Path:  # fmt: skip
+    """Trains `network` on the labels alone; the weights file of `rung`. Kept where it is already there."""
+    return _weights(run, rung, network, recipe, dataset, data_sha256, {"cross_entropy": 1.0}, None, progress)
+
+
+def distill(
+    run: RunFolder, rung: str, teacher: Path, recipe: Recipe, dataset: Dataset, data_sha256: str,
+    progress: Progress = silent,
+) -> Path:  # fmt: skip
+    """Trains the recipe's student by its distillation losses under the teacher of a weights file."""
+    return _weights(run, rung, recipe.student, recipe, dataset, data_sha256, recipe.distill.losses, teacher, progress)
+
+
+def _weights(
+    run: RunFolder, rung: str, network: Network, recipe: Recipe, dataset: Dataset, data_sha256: str,
+    losses: dict[str, float], teacher: Path | None, progress: Progress,
+) -> Path:  # fmt: skip
+    options: dict[str, dict[str, float]] = {"kd": {"temperature": recipe.distill.temperature}} if teacher else {}
+    facts = {
+        "network": network.model_dump(), "losses": losses, "loss_options": options, "seed": recipe.seed,
+        "threads": recipe.threads, "shift_px": recipe.data.shift_px, "data": data_sha256, "kdbench": __version__,
+        "versions": {name: versions().get(name) for name in ("torch", "numpy")},
+        "teacher": sha256(teacher.read_bytes()) if teacher else None,
+    }  # fmt: skip
+    path, checkpoint = run.weights(rung), run.checkpoint(rung)
+    started = Trained(
+        model=network.model, options=network.options, input_shape=dataset.x_train.shape[1:], classes=dataset.classes,
+        preprocessing=dataset.preprocessing, fingerprint=fingerprint(**facts), epoch=0,
+    )  # fmt: skip
+    if weights.load_matching(path, started.fingerprint) is None:
+        model = initial(network, dataset, recipe.seed, f"{rung}: {network.model}")
+        trained = fit(
+            model, dataset, network.training, losses, options, started, checkpoint,
+            teacher=_answers(teacher) if teacher else None, seed=recipe.seed, threads=recipe.threads,
+            shift_px=recipe.data.shift_px, label=rung, progress=progress,
+        )  # fmt: skip
+        weights.save(path, model.state_dict(), trained)
+    checkpoint.unlink(missing_ok=True)
+    return path
+
+
+def initial(network: Network, dataset: Dataset, seed: int, field: str) -> nn.Module:
+    """The untrained network, the same for the same seed."""
+    with deterministic(1), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(network.model, network.options, dataset.x_train.shape[1], len(dataset.classes), field)
+
+
+def _answers(path: Path) -> Teacher:
+    """The teacher of a weights file: in evaluation mode, without gradients, its parameters nobody's to train."""
+    model, _ = weights.model_of(path)
+    model.requires_grad_(False)
+
+    @torch.no_grad()
+    def answers(x: Tensor) -> Tensor:
+        logits: Tensor = model(x)
+        return logits
+
+    return answers

@@ -1,0 +1,145 @@
+"""The training loop: deterministic, and resumed from its last finished epoch."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Spinning OpenMP threads that share a core can slow small steps down fifty times. Read once, when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdbench.data import augment, preprocess
+from kdbench.data.dataset import Dataset
+from kdbench.errors import UserError
+from kdbench.losses import WeightedSum
+from kdbench.losses.outputs import Outputs
+from kdbench.progress import Progress, silent
+from kdbench.records import Training
+from kdbench.training import weights
+from kdbench.training.weights import Trained
+
+Teacher = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def deterministic(threads: int) -> Iterator[None]:
+    """Bit-identical results for equal seeds and threads; leaves torch as it was."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+
+
+def learning_rate(step: int, steps: int, training: Training) -> float:
+    """Linear warm-up over `warmup_share` of the steps, then a cosine towards zero."""
+    warmup = max(1.0, training.warmup_share * steps) if training.warmup_share else 0.0
+    if step < warmup:
+        return training.learning_rate * (step + 1) / warmup
+    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
+
+
+def fit(
+    model: nn.Module,
+    dataset: Dataset,
+    training: Training,
+    losses: dict[str, float],
+    loss_options: dict[str, dict[str, float]],
+    started: Trained,
+    checkpoint: Path,
+    *,
+    teacher: Teacher | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    shift_px: int = 0,
+    label: str = "train",
+    progress: Progress = silent,
+) -> Trained:
+    """Trains `model` in place by the weighted sum of `losses`; a checkpoint is written after each epoch.
+
+    `teacher` answers the very batch that the student sees. A checkpoint of the same training (`started.fingerprint`)
+    is continued. Raises UserError where the loss stops being finite; the last good checkpoint stays.
+    """
+    with deterministic(threads):
+        first = torch.from_numpy(preprocess.apply(dataset.x_train[:2], dataset.preprocessing))
+        model.eval()
+        with torch.no_grad():
+            logits = Outputs(model(first))
+        loss = WeightedSum(losses, loss_options, logits, logits)
+        parameters = [*model.parameters(), *loss.parameters()]
+        optimizer = torch.optim.SGD(
+            parameters, lr=training.learning_rate, momentum=training.momentum,
+            nesterov=training.momentum > 0, weight_decay=training.weight_decay,
+        )  # fmt: skip
+        done, history = _resume(checkpoint, started.fingerprint, model, optimizer)
+        for epoch in range(done, training.epochs):
+            progress(label, epoch, training.epochs)
+            mean_loss = _epoch(model, loss, optimizer, dataset, training, teacher, seed, epoch, shift_px)
+            history.append({"loss": mean_loss, "learning_rate": optimizer.param_groups[0]["lr"]})
+            tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+            tensors |= {f"momentum.{name}": tensor for name, tensor in weights.momentum_buffers(optimizer).items()}
+            weights.save(checkpoint, tensors, started.model_copy(update={"epoch": epoch + 1, "history": tuple(history)}))
+        progress(label, training.epochs, training.epochs)
+    model.eval()
+    return started.model_copy(update={"epoch": training.epochs, "history": tuple(history)})
+
+
+def _epoch(
+    model: nn.Module, loss: WeightedSum, optimizer: torch.optim.Optimizer, dataset: Dataset, training: Training,
+    teacher: Teacher | None, seed: int, epoch: int, shift_px: int,
+) -> float:  # fmt: skip
+    """One pass over the training set in an order that depends on seed and epoch alone; the mean loss."""
+    generator = np.random.default_rng([seed, epoch])
+    samples = len(dataset.y_train)
+    order = generator.permutation(samples)
+    batches = math.ceil(samples / training.batch_size)
+    targets = torch.from_numpy(dataset.y_train)
+    total = 0.0
+    model.train()
+    for batch in range(batches):
+        index = order[batch * training.batch_size : (batch + 1) * training.batch_size]
+        if len(index) < 2 and batches > 1:
+            continue  # batch norm can't learn from a single sample
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(epoch * batches + batch, training.epochs * batches, training)
+        images = augment.shift(dataset.x_train[index], shift_px, generator)
+        x = torch.from_numpy(preprocess.apply(images, dataset.preprocessing))
+        student = Outputs(model(x))
+        value = loss(student, Outputs(teacher(x)) if teacher else student, targets[torch.from_numpy(index)])
+        if not math.isfinite(value.item()):
+            raise UserError(
+                f"the loss is {value.item()} in epoch {epoch + 1}, batch {batch + 1}: lower training.learning_rate; "
+                "the checkpoint of the last good epoch is kept"
+            )
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        total += value.item() * len(index)
+    return total / samples
+
+
+def _resume(
+    checkpoint: Path, fingerprint: str, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, list[dict[str, float]]]:
+    """Loads a checkpoint of the same training into model and optimizer; epochs done, and their history."""
+    found = weights.load_matching(checkpoint, fingerprint)
+    if found is None:
+        return 0, []
+    tensors, trained = found
+    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    state = optimizer.state_dict()
+    state["state"] = {
+        int(name.removeprefix("momentum.")): {"momentum_buffer": tensor}
+        for name, tensor in tensors.items()
+        if name.startswith("momentum.")
+    }
+    optimizer.load_state_dict(state)
+    return trained.epoch, list(trained.history)
