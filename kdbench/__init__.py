@@ -1,3 +1,40 @@
-"""Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs."""
+"""Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
+
+What the command line offers, as functions: `kdbench.run`, `distill`, `export`, `slim`, `quantize`, `evaluate`,
+`parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs them, not before.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kdbench.errors import UserError
+    from kdbench.evaluate import evaluate, parity
+    from kdbench.pipeline import bench, distill, run
+    from kdbench.report.table import load_results
+    from kdbench.steps.export import export
+    from kdbench.steps.quantize import quantize
+    from kdbench.steps.slim import slim
+
+_HOMES = {
+    "UserError": "errors",
+    "bench": "pipeline",
+    "distill": "pipeline",
+    "evaluate": "evaluate",
+    "export": "steps.export",
+    "load_results": "report.table",
+    "parity": "evaluate",
+    "quantize": "steps.quantize",
+    "run": "pipeline",
+    "slim": "steps.slim",
+}
+
+__all__ = ["UserError", "bench", "distill", "evaluate", "export", "load_results", "parity", "quantize", "run", "slim"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kdbench' has no attribute '{name}'")
+    return getattr(import_module(f"kdbench.{_HOMES[name]}"), name)

@@ -1,5 +1,6 @@
 """Accuracy, agreement and parity of ONNX files, through a backend: what is timed is what is judged."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from numpy.typing import NDArray
 
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker, WorkerError
-from kdbench.data.generated import batch_size
-from kdbench.data.pack import EvalPack
+from kdbench.data.generated import batch_size, generate
+from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
-from kdbench.onnxfile import operators_of
+from kdbench.onnxfile import known_artifact, operators_of
 from kdbench.progress import Progress, silent
 from kdbench.records import Artifact, Evaluation
 from kdbench.store import Arrays
@@ -27,9 +28,21 @@ class Answers:
     optimized_operators: dict[str, int]
 
     def labels(self) -> NDArray[np.int64]:
-        """The predicted class of each sample: the largest entry of the first output, or that output if it is a class."""
+        """The predicted class of each sample: the largest entry of the first output, or the output if it is a class."""
         first = next(iter(self.outputs.values()))
         return (first if first.ndim == 1 else first.reshape(len(first), -1).argmax(axis=1)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Right answers among samples."""
+
+    correct: int
+    samples: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.samples
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,20 @@ def answer(
 
 
 def evaluate(
-    artifact: Artifact, model: Path, pack: EvalPack, batch: int, backend: str = "cpu", threads: int = 1
+    model: str | Path, pack: EvalPack | str | Path, *, batch: int = 32, backend: str = "cpu", threads: int = 1
+) -> Accuracy:
+    """Accuracy of an ONNX file on a pack, through a backend; raises UserError where it can't run or doesn't fit."""
+    model, opened = Path(model), open_pack(pack)
+    assert opened is not None
+    artifact = known_artifact(model)
+    record, predicted = judge(artifact, model, opened, batch, backend, threads)
+    if predicted is None:
+        raise UserError(f"{model} on {backend}: {record.error}")
+    return Accuracy(int(np.sum(predicted == opened.labels(artifact.outputs))), len(predicted))
+
+
+def judge(
+    artifact: Artifact, model: Path, pack: EvalPack, batch: int, backend: str, threads: int
 ) -> tuple[Evaluation, NDArray[np.int64] | None]:
     """Predicted classes of all evaluation samples; an Evaluation with the reason where the backend can't.
 
@@ -77,7 +103,9 @@ def evaluate(
     inputs = pack.test_inputs(artifact.inputs)
     pack.labels(artifact.outputs)
     batch = batch_size(artifact.inputs) or batch
-    record = Evaluation(rung=artifact.rung, artifact_sha256=artifact.sha256, backend=backend, threads=threads, batch=batch)
+    record = Evaluation(
+        rung=artifact.rung, artifact_sha256=artifact.sha256, backend=backend, threads=threads, batch=batch
+    )
     try:
         answers = answer(model, inputs, batch, backend, threads)
     except WorkerError as error:
@@ -86,8 +114,28 @@ def evaluate(
     return record.model_copy(update=found), answers.labels()
 
 
-def parity(model: Path, other: Path, inputs: Arrays, batch: int, backend: str = "cpu") -> Parity:
-    """Compares the outputs of two models of the same inputs, pairing outputs by position.
+def parity(
+    model: str | Path,
+    other: str | Path,
+    *,
+    pack: EvalPack | str | Path | None = None,
+    batch: int = 32,
+    backend: str = "cpu",
+    dims: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> Parity:
+    """Compares the outputs of two ONNX files on a pack's evaluation samples, or on one batch of generated inputs."""
+    model, other, opened = Path(model), Path(other), open_pack(pack)
+    artifact, theirs = known_artifact(model), known_artifact(other)
+    if [spec.name for spec in artifact.inputs] != [spec.name for spec in theirs.inputs]:
+        raise UserError(f"{other}: its inputs have other names than those of {model}: they can't be compared")
+    batch = batch_size(artifact.inputs) or batch_size(theirs.inputs) or batch
+    inputs = opened.test_inputs(artifact.inputs) if opened else generate(artifact.inputs, batch, dims or {}, seed)
+    return parity_on(model, other, inputs, batch, backend)
+
+
+def parity_on(model: Path, other: Path, inputs: Arrays, batch: int, backend: str = "cpu") -> Parity:
+    """Compares the outputs of two models on the same inputs, pairing outputs by position.
 
     Raises UserError where they have other outputs, or where either can't run.
     """
@@ -96,13 +144,17 @@ def parity(model: Path, other: Path, inputs: Arrays, batch: int, backend: str = 
     except WorkerError as error:
         raise UserError(f"{model} against {other}: {error}") from None
     if [output.shape for output in ours] != [output.shape for output in theirs]:
-        raise UserError(f"{other}: outputs of shapes {[o.shape for o in theirs]}, {model} has {[o.shape for o in ours]}")
+        raise UserError(
+            f"{other}: outputs of shapes {[o.shape for o in theirs]}, {model} has {[o.shape for o in ours]}"
+        )
     return compare(ours, theirs)
 
 
 def compare(ours: list[NDArray[Any]], theirs: list[NDArray[Any]]) -> Parity:
     """The parity of two lists of outputs of equal shapes [N, …]."""
-    pairs = [(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)) for a, b in zip(ours, theirs, strict=True)]
+    pairs = [
+        (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)) for a, b in zip(ours, theirs, strict=True)
+    ]
     samples = len(ours[0])
     first, second = (output.reshape(samples, -1).argmax(axis=1) for output in pairs[0])
     return Parity(

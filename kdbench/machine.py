@@ -5,14 +5,37 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from kdbench.records import Machine
+from kdbench.records import Machine, slug
 
-COMPUTES = ("kdbench", "numpy", "onnx", "onnxruntime", "onnxruntime-ep-openvino", "onnxslim", "onnxscript",
-            "scikit-learn", "scipy", "torch")  # fmt: skip
+COMPUTES = (
+    "kdbench",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-ep-openvino",
+    "onnxslim",
+    "onnxscript",
+    "scikit-learn",
+    "scipy",
+    "torch",
+)
 """Packages whose versions can change a number."""
 
-FEATURES = ("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
-            "asimd", "asimddp", "i8mm", "bf16", "sve")  # fmt: skip
+FEATURES = (
+    "avx",
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+    "sve",
+)
 """CPU features that decide which kernels run."""
 
 
@@ -25,7 +48,7 @@ def describe() -> Machine:
     cpu = str(info.get("brand_raw") or platform.processor() or platform.machine())
     cores = psutil.cpu_count(logical=True) or 1
     return Machine(
-        name=f"{_slug(cpu)}-{cores}-core",
+        name=f"{_cpu_slug(cpu)}-{cores}-core",
         cpu=cpu,
         features=features(),
         cores_physical=psutil.cpu_count(logical=False),
@@ -68,10 +91,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _slug(cpu: str) -> str:
+def _cpu_slug(cpu: str) -> str:
     """`Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz` → `intel-xeon-platinum-8481c`."""
     text = re.sub(r"\((r|tm|c)\)|\bcpu\b|\bprocessor\b|@.*", " ", cpu.lower())
-    return re.sub(r"[^a-z0-9]+", "-", text).strip("-") or "machine"
+    return slug(text)
 
 
 def _governor() -> str | None:

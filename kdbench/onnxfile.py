@@ -18,8 +18,15 @@ MAX_IR = 13
 MAX_OPSET = 26
 """The newest that onnxruntime 1.31 reads; newer ones of onnx itself can be written."""
 
-QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger",
-             "ConvInteger")  # fmt: skip
+QUANTIZED = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "MatMulInteger",
+    "ConvInteger",
+)
 
 
 def load_model(path: Path) -> "onnx.ModelProto":
@@ -60,10 +67,7 @@ def load_model(path: Path) -> "onnx.ModelProto":
 def external_files(model: "onnx.ModelProto") -> set[str]:
     """Where the model's external tensors say that they lie."""
     return {
-        entry.value
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
+        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
     }
 
 
@@ -109,11 +113,26 @@ def count_parameters(model: "onnx.ModelProto") -> int:
     from onnx import TensorProto
 
     quantization = {
-        name for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear") for name in node.input[1:]
+        name
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        for name in node.input[1:]
     }
-    shapes = {name for node in model.graph.node if node.op_type in ("Reshape", "Pad", "Slice", "Gather") for name in node.input[1:]}
-    kinds = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8,
-             TensorProto.UINT8, TensorProto.INT32}  # fmt: skip
+    shapes = {
+        name
+        for node in model.graph.node
+        if node.op_type in ("Reshape", "Pad", "Slice", "Gather")
+        for name in node.input[1:]
+    }
+    kinds = {
+        TensorProto.FLOAT,
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+        TensorProto.DOUBLE,
+        TensorProto.INT8,
+        TensorProto.UINT8,
+        TensorProto.INT32,
+    }
     return sum(
         prod(tensor.dims)
         for tensor in model.graph.initializer
@@ -201,9 +220,18 @@ def portable(model: "onnx.ModelProto") -> bytes:
     torch's exporter writes stack traces with absolute paths into the nodes' metadata.
     """
     model.ir_version = min(model.ir_version, MAX_IR)
-    described = [model, model.graph, *model.functions, *model.graph.node, *model.graph.input, *model.graph.output,
-                 *model.graph.value_info, *model.graph.initializer, *(n for f in model.functions for n in f.node)]  # fmt: skip
+    described = [
+        model,
+        model.graph,
+        *model.functions,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.value_info,
+        *model.graph.initializer,
+        *(n for f in model.functions for n in f.node),
+    ]
     for item in described:
         item.doc_string = ""
         del item.metadata_props[:]
-    return model.SerializeToString(deterministic=True)
+    return bytes(model.SerializeToString(deterministic=True))

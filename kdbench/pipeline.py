@@ -1,4 +1,4 @@
-"""One recipe, rung by rung; and the benchmark of any artifacts. Every step is kept if what it started from is the same."""
+"""One recipe, rung by rung, each kept while what it was made from is the same; and the benchmark of any artifacts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,26 +11,25 @@ from kdbench.bench.cells import Cell, Subject, inputs, plan
 from kdbench.bench.schedule import SLICE_RUNS, SLICE_S, Schedule
 from kdbench.data.pack import EvalPack, load_pack, save_pack
 from kdbench.errors import UserError
-from kdbench.evaluate import evaluate
+from kdbench.evaluate import judge
 from kdbench.machine import describe, versions
 from kdbench.onnxfile import known_artifact
 from kdbench.progress import Progress, silent
-from kdbench.records import Artifact, Bench, BenchSettings, Evaluation, Quantize, RawFile, Recipe, ResultFile
-from kdbench.report.comma import to_csv
-from kdbench.report.markdown import to_markdown
-from kdbench.report.plot import save_plot
+from kdbench.records import Artifact, Bench, BenchSettings, Evaluation, Quantize, RawFile, Recipe, ResultFile, slug
+from kdbench.report.files import save_report
 from kdbench.report.table import Ladder, ladder
 from kdbench.store import (
     Arrays,
     RunFolder,
     fingerprint,
+    load_recipe,
     load_result,
     prepare_folder,
     save_artifact,
     save_results,
     sha256,
-    write_atomic,
 )
+from kdbench.store import publish as publish_results
 
 LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim", "student-int8")
 """The rungs of a recipe, in the order of the table."""
@@ -50,63 +49,92 @@ class Report:
 
 
 def run(
-    recipe: Recipe, out: Path | None = None, *, fresh: bool = False, publish: bool = False, progress: Progress = silent
+    recipe: Recipe | str,
+    out: str | Path | None = None,
+    *,
+    fresh: bool = False,
+    publish: bool = False,
+    progress: Progress = silent,
 ) -> Report:
-    """Walks the whole ladder of a recipe into `out` (default `runs/<name>`), and reports it.
+    """Walks the whole ladder of a recipe (or of its name or path) into `out` (default `runs/<name>`), and reports it.
 
     What an earlier run of the same recipe has finished is kept; with `fresh` it is measured again.
     """
-    from kdbench import store
-
-    folder = RunFolder(out or RUNS / recipe.name)
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    folder = RunFolder(Path(out or RUNS / recipe.name))
     with folder.lock():
         _distilled(folder, recipe, progress, alone=True)
         _compressed(folder, recipe.quantize, progress)
         subjects = run_subjects(folder)
         report = _bench(
-            subjects, "teacher", recipe.bench, load_pack(folder.pack), folder.path, name=recipe.name, recipe=recipe,
-            seed=recipe.seed, keep=not fresh, progress=progress,
-        )  # fmt: skip
+            subjects,
+            "teacher",
+            recipe.bench,
+            load_pack(folder.pack),
+            folder.path,
+            name=recipe.name,
+            recipe=recipe,
+            seed=recipe.seed,
+            keep=not fresh,
+            progress=progress,
+        )
         if publish:
-            store.publish(report.results)
+            publish_results(report.results)
     return report
 
 
-def distill(recipe: Recipe, out: Path | None = None, *, progress: Progress = silent) -> dict[str, Artifact]:
+def distill(recipe: Recipe | str, out: str | Path | None = None, *, progress: Progress = silent) -> dict[str, Artifact]:
     """Trains the recipe's teacher and distils its student, both exported to ONNX in `out` (default `runs/<name>`)."""
-    folder = RunFolder(out or RUNS / recipe.name)
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    folder = RunFolder(Path(out or RUNS / recipe.name))
     with folder.lock():
         return _distilled(folder, recipe, progress, alone=False)
 
 
 def bench(
-    models: Sequence[Path], options: Bench | None = None, *, baseline: Path | None = None, pack: Path | None = None,
-    dims: Mapping[str, int] | None = None, out: Path = Path("bench"), seed: int = 0, progress: Progress = silent,
-) -> Report:  # fmt: skip
+    models: Sequence[str | Path],
+    options: Bench | None = None,
+    *,
+    baseline: str | Path | None = None,
+    pack: str | Path | None = None,
+    dims: Mapping[str, int] | None = None,
+    out: str | Path = "bench",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Report:
     """Measures ONNX files, or the rungs of a run folder, against a baseline; the report lies in `out`.
 
     The baseline is, if not given, the run's teacher or the first model. With a `pack` (a run folder has its own)
     accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions.
     """
-    folder = RunFolder(models[0]) if len(models) == 1 and models[0].is_dir() else None
+    paths = [Path(model) for model in models]
+    folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
     if folder:
         subjects = run_subjects(folder)
         pack = pack or (folder.pack if folder.pack.is_file() else None)
     else:
-        subjects = _named_apart([Subject(known_artifact(model), model) for model in models])
+        subjects = _named_apart([Subject(known_artifact(path), path) for path in paths])
     if baseline is not None:
-        found = known_artifact(baseline)
+        found = known_artifact(Path(baseline))
         if all(subject.artifact.sha256 != found.sha256 for subject in subjects):
-            subjects = _named_apart([Subject(found, baseline), *subjects])
+            subjects = _named_apart([Subject(found, Path(baseline)), *subjects])
         reference = next(s.artifact.rung for s in subjects if s.artifact.sha256 == found.sha256)
     else:
         rungs = [subject.artifact.rung for subject in subjects]
         reference = "teacher" if folder and "teacher" in rungs else rungs[0]
+    out = Path(out)
     with RunFolder(out).lock():
         return _bench(
-            subjects, reference, options or Bench(), load_pack(pack) if pack else None, out, name=out.resolve().name.lower(),
-            seed=seed, dims=dims or {}, progress=progress,
-        )  # fmt: skip
+            subjects,
+            reference,
+            options or Bench(),
+            load_pack(Path(pack)) if pack else None,
+            out,
+            name=slug(out.resolve().name),
+            seed=seed,
+            dims=dims or {},
+            progress=progress,
+        )
 
 
 def run_subjects(folder: RunFolder) -> list[Subject]:
@@ -126,31 +154,40 @@ def run_subjects(folder: RunFolder) -> list[Subject]:
 
 def _distilled(folder: RunFolder, recipe: Recipe, progress: Progress, alone: bool) -> dict[str, Artifact]:
     """Weights and ONNX files of teacher and student, and of the student alone if asked."""
-    _needs_torch()
+    needs_torch()
     from kdbench import data
     from kdbench.steps import train
     from kdbench.steps.export import export
 
     dataset = data.load(recipe.data)
     data_sha256 = sha256(save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed))
-    data_sha256 = fingerprint(pack=data_sha256, x=sha256(dataset.x_train.tobytes()), y=sha256(dataset.y_train.tobytes()))
+    data_sha256 = fingerprint(
+        pack=data_sha256, x=sha256(dataset.x_train.tobytes()), y=sha256(dataset.y_train.tobytes())
+    )
     teacher = train.train(folder, "teacher", recipe.teacher, recipe, dataset, data_sha256, progress)
     weights = {"teacher": teacher}
     if alone:
-        weights["student-alone"] = train.train(folder, "student-alone", recipe.student, recipe, dataset, data_sha256, progress)
+        weights["student-alone"] = train.train(
+            folder, "student-alone", recipe.student, recipe, dataset, data_sha256, progress
+        )
     weights["student"] = train.distill(folder, "student", teacher, recipe, dataset, data_sha256, progress)
-    samples = _calibration_samples(load_pack(folder.pack))
-    artifacts = {}
+    artifacts: dict[str, Artifact] = {}
     for number, (rung, path) in enumerate(weights.items()):
         progress("export", number, len(weights))
         parent = artifacts["teacher"] if rung == "student" else None
 
         def make(out: Path, path: Path = path, rung: str = rung, parent: Artifact | None = parent) -> Artifact:
-            made = export(path, out, samples, rung)
-            lineage = {"parent": parent.rung, "parent_sha256": parent.sha256, "step": "distill"} if parent else {"step": "train"}
+            made = export(path, out, folder.pack, rung)
+            lineage = (
+                {"parent": parent.rung, "parent_sha256": parent.sha256, "step": "distill"}
+                if parent
+                else {"step": "train"}
+            )
             return made.model_copy(update=lineage)
 
-        artifacts[rung] = _kept(folder, rung, make, "export", weights=sha256(path.read_bytes()), parent=parent and parent.sha256)
+        artifacts[rung] = _kept(
+            folder, rung, make, "export", weights=sha256(path.read_bytes()), parent=parent and parent.sha256
+        )
     progress("export", len(weights), len(weights))
     return artifacts
 
@@ -188,14 +225,8 @@ def _kept(folder: RunFolder, rung: str, make: Callable[[Path], Artifact], step: 
     return save_artifact(folder.path, make(path).model_copy(update={"fingerprint": mark}))
 
 
-def _calibration_samples(pack: EvalPack) -> Any:
-    from kdbench.data.preprocess import apply
-
-    assert pack.x_calibration is not None and pack.preprocessing is not None
-    return apply(pack.x_calibration, pack.preprocessing)
-
-
-def _needs_torch() -> None:
+def needs_torch() -> None:
+    """Raises UserError where the training extra is not installed."""
     from importlib.util import find_spec
 
     for package in ("torch", "onnxscript"):
@@ -207,10 +238,19 @@ def _needs_torch() -> None:
 
 
 def _bench(
-    subjects: Sequence[Subject], baseline: str, options: Bench, pack: EvalPack | None, out: Path, *, name: str,
-    seed: int, recipe: Recipe | None = None, dims: Mapping[str, int] | None = None, keep: bool = False,
+    subjects: Sequence[Subject],
+    baseline: str,
+    options: Bench,
+    pack: EvalPack | None,
+    out: Path,
+    *,
+    name: str,
+    seed: int,
+    recipe: Recipe | None = None,
+    dims: Mapping[str, int] | None = None,
+    keep: bool = False,
     progress: Progress = silent,
-) -> Report:  # fmt: skip
+) -> Report:
     """Evaluates and measures all subjects; results are written after every round, and also when interrupted."""
     path = prepare_folder(out) / "results.json"
     cells = plan(subjects, options)
@@ -219,13 +259,23 @@ def _bench(
     )
     machine = describe()
     result = ResultFile(
-        kdbench=__version__, date=datetime.now(UTC).isoformat(timespec="seconds"), name=name, complete=False,
-        machine=machine, recipe=recipe, baseline=baseline, settings=settings, inputs="data" if pack else "generated",
-        artifacts=tuple(subject.artifact for subject in subjects), raw=RawFile(file="", sha256=""),
-    )  # fmt: skip
+        kdbench=__version__,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        name=name,
+        complete=False,
+        machine=machine,
+        recipe=recipe,
+        baseline=baseline,
+        settings=settings,
+        inputs="data" if pack else "generated",
+        artifacts=tuple(subject.artifact for subject in subjects),
+        raw=RawFile(file="", sha256=""),
+    )
     if keep and (earlier := _same_results(path, result, cells)):
         return _report(path, *earlier)
-    feeds = {(cell.subject.artifact.rung, cell.batch): inputs(cell, pack, dims or {}) for cell in cells if not cell.error}
+    feeds = {
+        (cell.subject.artifact.rung, cell.batch): inputs(cell, pack, dims or {}) for cell in cells if not cell.error
+    }
     evaluations, answers = _evaluations(subjects, cells, pack, progress) if pack else ([], Arrays())
     schedule = Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.batch])
 
@@ -256,7 +306,7 @@ def _evaluations(
     for number, (rung, backend, threads) in enumerate(wanted):
         progress("evaluate", number, len(wanted))
         subject = by_rung[rung]
-        record, predicted = evaluate(subject.artifact, subject.model, pack, batch, backend, threads)
+        record, predicted = judge(subject.artifact, subject.model, pack, batch, backend, threads)
         if predicted is not None:
             arrays[f"predictions.{number}"] = predicted.astype("int32")
             record = record.model_copy(update={"raw": str(number)})
@@ -286,11 +336,7 @@ def _same_results(path: Path, wanted: ResultFile, cells: Sequence[Cell]) -> tupl
 def _report(path: Path, result: ResultFile, arrays: Arrays) -> Report:
     """Writes report, CSV and plot beside the results."""
     table = ladder(result, arrays)
-    folder = path.parent
-    plots = save_plot(table, folder)
-    report, csv = folder / "report.md", folder / "report.csv"
-    write_atomic(report, to_markdown([table], plots[0].name if plots else None))
-    write_atomic(csv, to_csv(table.rows))
+    report, *plots, csv = save_report([table], table.rows, path.parent)
     return Report(table, path, report, csv, tuple(plots))
 
 

@@ -1,6 +1,7 @@
 """The data that flows: frozen, validated on reading, versioned. TOML and JSON in, JSON out."""
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,11 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+def slug(text: str) -> str:
+    """`text` as a Name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
 
 
 class Record(BaseModel):
@@ -246,7 +252,9 @@ def parse(kind: type[R], data: Mapping[str, Any], where: str) -> R:
     """`data` as a record of `kind`; raises UserError naming `where` and the first field that is wrong."""
     version = data.get("schema", SCHEMA)
     if issubclass(kind, Versioned) and isinstance(version, int) and version > SCHEMA:
-        raise UserError(f"{where}: written by a newer kdbench (schema {version}, this one reads up to {SCHEMA}): upgrade")
+        raise UserError(
+            f"{where}: written by a newer kdbench (schema {version}, this one reads up to {SCHEMA}): upgrade"
+        )
     try:
         return kind.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +56,17 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def output_file(out: str | Path, *sources: Path) -> Path:
+    """`out` as a file that can be written; raises UserError where it can't, or is one of the `sources`."""
+    out = Path(out)
+    if out.is_dir():
+        raise UserError(f"{out}: a folder: give --out a file name")
+    if any(out.resolve() == source.resolve() for source in sources):
+        raise UserError(f"{out}: is the input itself: choose another --out")
+    prepare_folder(out.parent)
+    return out
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -160,7 +170,7 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"{self.path}: another kdbench is at work there: wait, or choose another --out") from None
+                raise UserError(f"{self.path}: another kdbench is at work there: wait, or choose --out") from None
             for part in self.path.glob(".*.part"):
                 part.unlink(missing_ok=True)
             yield
@@ -236,16 +246,3 @@ def publish(path: Path, results_folder: Path | None = None) -> Path:
     write_atomic(folder / raw.file, (path.parent / result.raw.file).read_bytes())
     write_atomic(folder / f"{stem}.json", result.model_copy(update={"raw": raw}).to_json())
     return folder / f"{stem}.json"
-
-
-def copy_file(source: Path, target: Path) -> None:
-    if source.resolve() != target.resolve():
-        write_atomic(target, source.read_bytes())
-
-
-def temporary_beside(path: Path) -> Path:
-    """A scratch folder on the same disk as `path`, removed by the next lock if its maker was killed."""
-    scratch = path / f".scratch.{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    return scratch

@@ -47,23 +47,46 @@ class Backend:
 
     def request(self, threads: int) -> dict[str, object]:
         """The provider as a worker wants it."""
-        request: dict[str, object] = {"name": self.provider, "device": self.device, "options": dict(self.options(threads)),
-                                      "saves_optimized": self.saves_optimized}  # fmt: skip
+        request: dict[str, object] = {
+            "name": self.provider,
+            "device": self.device,
+            "options": dict(self.options(threads)),
+            "saves_optimized": self.saves_optimized,
+        }
         return request | ({"plugin": self.plugin} if self.plugin else {})
 
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("cpu", "onnxruntime's own CPU provider", runner="ort", provider="CPUExecutionProvider",
-                install="pip install onnxruntime", saves_optimized=True),
-        Backend("openvino", "Intel OpenVINO on the CPU, in fp32 unless the model is quantized", runner="ort",
-                provider="OpenVINOExecutionProvider", plugin="onnxruntime_ep_openvino", options=_openvino_options,
-                needs="the plugin serves Intel CPUs only", install="pip install 'kdbench[openvino]'"),
-        Backend("fake", "no runtime at all, for tests of the schedule", runner="fake", provider="FakeExecutionProvider",
-                install="", hidden=True),
+        Backend(
+            "cpu",
+            "onnxruntime's own CPU provider",
+            runner="ort",
+            provider="CPUExecutionProvider",
+            install="pip install onnxruntime",
+            saves_optimized=True,
+        ),
+        Backend(
+            "openvino",
+            "Intel OpenVINO on the CPU, in fp32 unless the model is quantized",
+            runner="ort",
+            provider="OpenVINOExecutionProvider",
+            plugin="onnxruntime_ep_openvino",
+            options=_openvino_options,
+            needs="the plugin serves Intel CPUs only",
+            install="pip install 'kdbench[openvino]'",
+        ),
+        Backend(
+            "fake",
+            "no runtime at all, for tests of the schedule",
+            runner="fake",
+            provider="FakeExecutionProvider",
+            install="",
+            hidden=True,
+        ),
     )
-}  # fmt: skip
+}
 
 
 def pick_backend(name: str) -> Backend:

@@ -47,8 +47,12 @@ class Worker:
         # A session of its own: Ctrl-C reaches the parent alone, and a kill reaches what the runtime may have started.
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), backend.runner],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, start_new_session=True, bufsize=0,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            start_new_session=True,
+            bufsize=0,
+        )
 
     def __enter__(self) -> "Worker":
         return self

@@ -79,11 +79,17 @@ class Schedule:
                 arrays[f"slices.{raw}"] = np.repeat(np.asarray(record.slices, dtype=np.uint32), lengths)
             measurements.append(
                 Measurement(
-                    rung=cell.subject.artifact.rung, artifact_sha256=cell.subject.artifact.sha256, backend=cell.backend,
+                    rung=cell.subject.artifact.rung,
+                    artifact_sha256=cell.subject.artifact.sha256,
+                    backend=cell.backend,
                     provider_options=dict(pick_backend(cell.backend).options(cell.threads)),
-                    precision=cell.subject.artifact.precision, batch=cell.batch, threads=cell.threads,
-                    processes=tuple(record.processes), raw=raw, error=record.error,
-                )  # fmt: skip
+                    precision=cell.subject.artifact.precision,
+                    batch=cell.batch,
+                    threads=cell.threads,
+                    processes=tuple(record.processes),
+                    raw=raw,
+                    error=record.error,
+                )
             )
         return measurements, arrays
 
@@ -124,7 +130,9 @@ class Schedule:
                 if not error.alive:
                     return []
                 continue
-            record.processes.append(Process(round=number, load_s=load_s, first_run_s=first_run_s, peak_memory_bytes=peak))
+            record.processes.append(
+                Process(round=number, load_s=load_s, first_run_s=first_run_s, peak_memory_bytes=peak)
+            )
             opened.append(record)
         return opened
 

@@ -25,11 +25,13 @@ def load(path: Path, classes: tuple[str, ...] = ()) -> Dataset:
     highest = max(int(found[f"y_{part}"].max(initial=0)) for part in ("train", "test"))
     train = found["x_train"]
     return Dataset(
-        x_train=train, y_train=found["y_train"].astype(np.int64),
-        x_test=found["x_test"], y_test=found["y_test"].astype(np.int64),
+        x_train=train,
+        y_train=found["y_train"].astype(np.int64),
+        x_test=found["x_test"],
+        y_test=found["y_test"].astype(np.int64),
         classes=classes or tuple(str(label) for label in range(highest + 1)),
         preprocessing=fit(train, scale=1 / 255 if train.dtype == np.uint8 else 1.0),
-    )  # fmt: skip
+    )
 
 
 def _channels_first(images: np.ndarray) -> np.ndarray:

@@ -15,5 +15,8 @@ def shift(images: NDArray[Any], pixels: int, generator: np.random.Generator) -> 
     top, left = generator.integers(0, 2 * pixels + 1, size=(2, n))
     rows = top[:, None] + np.arange(height)
     columns = left[:, None] + np.arange(width)
-    return padded[np.arange(n)[:, None, None, None], np.arange(images.shape[1])[None, :, None, None],
-                  rows[:, None, :, None], columns[:, None, None, :]]  # fmt: skip
+    channels = np.arange(images.shape[1])
+    moved: NDArray[Any] = padded[
+        np.arange(n)[:, None, None, None], channels[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
+    ]
+    return moved

@@ -37,9 +37,11 @@ class Dataset:
         train, validation = stratified_split(self.y_train, samples)
         return replace(
             self,
-            x_train=self.x_train[train], y_train=self.y_train[train],
-            x_test=self.x_train[validation], y_test=self.y_train[validation],
-        )  # fmt: skip
+            x_train=self.x_train[train],
+            y_train=self.y_train[train],
+            x_test=self.x_train[validation],
+            y_test=self.y_train[validation],
+        )
 
 
 def stratified_split(labels: NDArray[np.int64], samples: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -21,7 +21,10 @@ def load(test_samples: int = 450) -> Dataset:
         raise UserError(f"data.options.test_samples: should be between 1 and {len(labels) - 1}, not {test_samples}")
     train, test = stratified_split(labels, test_samples)
     return Dataset(
-        x_train=images[train], y_train=labels[train], x_test=images[test], y_test=labels[test],
+        x_train=images[train],
+        y_train=labels[train],
+        x_test=images[test],
+        y_test=labels[test],
         classes=tuple(str(digit) for digit in range(10)),
         preprocessing=fit(images[train], scale=1 / 16),
-    )  # fmt: skip
+    )

@@ -27,7 +27,8 @@ def generate(inputs: Sequence[TensorSpec], batch: int, dims: Mapping[str, int], 
     symbols = {size for spec in inputs for size in spec.shape if isinstance(size, str)}
     for name in dims:
         if name not in symbols:
-            raise UserError(f"--dim {name}: the model has no such dimension: {nearest(name, symbols) if symbols else 'all are fixed'}")
+            known = nearest(name, symbols) if symbols else "all are fixed"
+            raise UserError(f"--dim {name}: the model has no such dimension: {known}")
     generator = np.random.default_rng(seed)
     return {spec.name: _values(spec, _shape(spec, batch, dims), generator) for spec in inputs}
 
@@ -46,7 +47,9 @@ def _shape(spec: TensorSpec, batch: int, dims: Mapping[str, int]) -> tuple[int, 
         else:
             raise UserError(f"input '{spec.name}': dimension '{size}' has no size: add --dim {size}=N")
     if np.prod(shape, dtype=np.float64) > MOST_ELEMENTS:
-        raise UserError(f"input '{spec.name}': {' × '.join(map(str, shape))} elements are too many: choose smaller --dim")
+        raise UserError(
+            f"input '{spec.name}': {' × '.join(map(str, shape))} elements are too many: choose smaller --dim"
+        )
     return tuple(shape)
 
 

@@ -1,4 +1,4 @@
-"""EvalPack: evaluation samples, labels and calibration samples in one `.npz`, for machines with neither torch nor data."""
+"""EvalPack: evaluation samples, labels and calibration samples in one `.npz`, for machines without torch and data."""
 
 import json
 from collections.abc import Sequence
@@ -65,7 +65,9 @@ class EvalPack:
                 f"takes {tuple(size if size is not None else '?' for size in expected)}"
             )
         if not np.can_cast(values.dtype, spec.dtype, "same_kind"):
-            raise UserError(f"{self.name}: '{part}' is {values.dtype}, the model's input '{spec.name}' takes {spec.dtype}")
+            raise UserError(
+                f"{self.name}: '{part}' is {values.dtype}, the model's input '{spec.name}' takes {spec.dtype}"
+            )
         return {spec.name: np.ascontiguousarray(values, dtype=spec.dtype)}
 
 
@@ -75,10 +77,17 @@ def save_pack(path: Path, dataset: Dataset, calibration_samples: int, seed: int)
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset.x_train), count, replace=False))
     meta = PackMeta(classes=dataset.classes, preprocessing=dataset.preprocessing)
     arrays: Arrays = {
-        "x_test": dataset.x_test, "y_test": dataset.y_test, "x_calibration": dataset.x_train[chosen],
+        "x_test": dataset.x_test,
+        "y_test": dataset.y_test,
+        "x_calibration": dataset.x_train[chosen],
         "meta": np.frombuffer(meta.to_json().encode(), dtype=np.uint8),
-    }  # fmt: skip
+    }
     return write_npz(path, arrays)
+
+
+def open_pack(pack: "EvalPack | str | Path | None") -> EvalPack | None:
+    """The pack of a path; a pack as it is."""
+    return load_pack(Path(pack)) if isinstance(pack, str | Path) else pack
 
 
 def load_pack(path: Path) -> EvalPack:
@@ -105,4 +114,6 @@ def load_pack(path: Path) -> EvalPack:
             check_samples(arrays[name], None if name != "x_test" or labels is None else len(labels), f"{path}: {name}")
     if not arrays.keys() & {"x_test", "x_calibration"}:
         raise UserError(f"{path}: neither 'x_test' nor 'x_calibration' in it: not a pack")
-    return EvalPack(str(path), arrays.get("x_test"), labels, arrays.get("x_calibration"), meta.classes, meta.preprocessing)
+    return EvalPack(
+        str(path), arrays.get("x_test"), labels, arrays.get("x_calibration"), meta.classes, meta.preprocessing
+    )

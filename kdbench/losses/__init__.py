@@ -1,7 +1,7 @@
 """Distillation losses. To add one: a module with an `nn.Module`, and its line in LOSSES.
 
-A loss is built as `Loss(student, teacher, **options)` from sample outputs, from which it takes the shapes that it needs,
-and called as `loss(student, teacher, target)`. It owns the parameters that it learns with, such as regressors.
+A loss is built as `Loss(student, teacher, **options)` from sample outputs, which give it the shapes that it needs, and
+called as `loss(student, teacher, target)`. It owns the parameters that it learns with, such as regressors.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,11 @@ class WeightedSum(nn.Module):
     """Σ weight · loss, computed in float32 also under autocast."""
 
     def __init__(
-        self, weights: Mapping[str, float], options: Mapping[str, Mapping[str, float]], student: Outputs, teacher: Outputs
+        self,
+        weights: Mapping[str, float],
+        options: Mapping[str, Mapping[str, float]],
+        student: Outputs,
+        teacher: Outputs,
     ) -> None:
         """Builds each loss of `weights` with its `options`; raises UserError for an unknown name."""
         super().__init__()

@@ -6,16 +6,27 @@ from kdbench.stats import Interval
 NOISY = 0.10
 """Coefficient of variation between processes above which a cell is called noisy (pyperf's bound)."""
 
-INT8_KERNELS = ("QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger",
-                "DynamicQuantizeMatMul")  # fmt: skip
+INT8_KERNELS = (
+    "QLinearConv",
+    "QLinearMatMul",
+    "QGemm",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+)
 FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput")
 
 
 def flags(
-    result: ResultFile, artifact: Artifact, m: Measurement, evaluation: Evaluation | None,
-    against_parent: Interval | None, medians: dict[int, float],
-) -> tuple[str, ...]:  # fmt: skip
+    result: ResultFile,
+    artifact: Artifact,
+    m: Measurement,
+    evaluation: Evaluation | None,
+    against_parent: Interval | None,
+    medians: dict[int, float],
+) -> tuple[str, ...]:
     """What the reader of this cell has to know."""
     found = [
         *artifact.warnings,
@@ -75,8 +86,10 @@ def _slower(artifact: Artifact, evaluation: Evaluation | None, against_parent: I
     int8, floating, conversions = _kernels(evaluation)
     why = ""
     if int8 and not floating:
-        why = (f": all {int8} convolutions and matrix products run as int8 kernels, so what it costs are {conversions} "
-               "conversions and the work that is too small; try more width or a larger batch")  # fmt: skip
+        why = (
+            f": all {int8} convolutions and matrix products run as int8 kernels, so what it costs are {conversions} "
+            "conversions and the work that is too small; try more width or a larger batch"
+        )
     return f"{1 / against_parent.value:.2g}× slower than {artifact.parent}{why}"
 
 

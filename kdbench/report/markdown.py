@@ -1,41 +1,50 @@
 """The report as Markdown."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib.resources import files
+from itertools import zip_longest
 
 import jinja2
 
 from kdbench.report.table import Ladder
-from kdbench.report.text import TextTable, count, details_table, ladder_tables, size, unmeasured
+from kdbench.report.text import TextTable, count, details_table, ladder_tables, mark, size, unmeasured
 
 
-def to_markdown(ladders: Iterable[Ladder], plot: str | None = None) -> str:
-    """A section for each result file; `plot` is the address of an image to show."""
+def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = ()) -> str:
+    """A section for each result file; `plots` are the addresses of their images."""
     template = _environment().from_string(files(__package__).joinpath("report.md.j2").read_text(encoding="utf-8"))
     sections = [
         {
-            "result": ladder.result, "tables": ladder_tables(ladder), "details": details_table(ladder),
+            "result": ladder.result,
+            "tables": ladder_tables(ladder),
+            "details": details_table(ladder),
             "unmeasured": unmeasured(ladder.rows),
+            "plot": plot,
         }
-        for ladder in ladders
-    ]  # fmt: skip
-    return template.render(sections=sections, plot=plot).strip() + "\n"
+        for ladder, plot in zip_longest(ladders, plots)
+    ]
+    return template.render(sections=sections).strip() + "\n"
 
 
 def tables_to_markdown(ladder: Ladder) -> str:
     """Only the ladder's tables with their notes, as the README shows them."""
-    template = _environment().from_string("{% from 'macros' import table %}"
-                                          "{% for t in tables %}**{{ t.title }}**\n\n{{ table(t) }}\n{% endfor %}"
-                                          "{% for line in unmeasured %}{{ line | cell }}\n{% endfor %}")  # fmt: skip
+    template = _environment().from_string(
+        "{% from 'macros' import table %}"
+        "{% for t in tables %}**{{ t.title }}**\n\n{{ table(t) }}\n{% endfor %}"
+        "{% for line in unmeasured %}{{ line | cell }}\n{% endfor %}"
+    )
     return template.render(tables=ladder_tables(ladder), unmeasured=unmeasured(ladder.rows)).strip()
 
 
 def _environment() -> jinja2.Environment:
     macros = files(__package__).joinpath("macros.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(  # noqa: S701 — Markdown, not HTML: `cell` escapes what Markdown reads
-        loader=jinja2.DictLoader({"macros": macros}), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.DictLoader({"macros": macros}),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"cell": _cell, "size": size, "count": count, "rule": _rule}
+    environment.filters |= {"cell": _cell, "size": size, "count": count, "mark": mark, "rule": _rule}
     return environment
 
 
@@ -49,4 +58,6 @@ def _cell(text: object) -> str:
 
 def _rule(table: TextTable) -> str:
     """The line under a table's header: the first column to the left, numbers to the right."""
-    return "|" + "|".join(":---" if name in ("rung", "parent", "backend", "") else "---:" for name in table.header) + "|"
+    return (
+        "|" + "|".join(":---" if name in ("rung", "parent", "backend", "") else "---:" for name in table.header) + "|"
+    )

@@ -13,14 +13,14 @@ COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#C
 MARKERS = "os^DvPX*"
 
 
-def save_plot(ladder: Ladder, folder: Path) -> list[Path]:
-    """`accuracy-latency.svg` and `.png`; nothing where no cell has both numbers."""
+def save_plot(ladder: Ladder, folder: Path, suffix: str = "") -> list[Path]:
+    """`accuracy-latency<suffix>.svg` and `.png`; nothing where no cell has both numbers."""
     rows = [row for row in ladder.rows if row.accuracy is not None and row.latency_p50_s is not None]
     if not rows:
         return []
     paths = []
     for kind in ("svg", "png"):
-        paths.append(folder / f"accuracy-latency.{kind}")
+        paths.append(folder / f"accuracy-latency{suffix}.{kind}")
         write_atomic(paths[-1], _draw(ladder.result.name, rows, kind))
     return paths
 
@@ -42,9 +42,15 @@ def _draw(name: str, rows: Sequence[Row], kind: str) -> bytes:
                 assert row.latency_p50_s is not None and row.accuracy is not None
                 index = rungs.index(row.rung)
                 axis.plot(
-                    row.latency_p50_s * 1e3, 100 * row.accuracy, linestyle="none", markersize=9, alpha=0.85,
-                    color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=row.rung,
-                )  # fmt: skip
+                    row.latency_p50_s * 1e3,
+                    100 * row.accuracy,
+                    linestyle="none",
+                    markersize=9,
+                    alpha=0.85,
+                    color=COLOURS[index % len(COLOURS)],
+                    marker=MARKERS[index % len(MARKERS)],
+                    label=row.rung,
+                )
             axis.set_xscale("log")
             axis.xaxis.set_major_formatter(ScalarFormatter())
             axis.xaxis.set_minor_formatter(NullFormatter())

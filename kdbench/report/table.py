@@ -110,9 +110,17 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
 
 def _row(artifact: Artifact, m: Measurement) -> Row:
     return Row(
-        rung=m.rung, parent=artifact.parent, backend=m.backend, precision=m.precision, batch=m.batch, threads=m.threads,
-        size_bytes=artifact.size_bytes, parameters=artifact.parameters, macs=artifact.macs, error=m.error,
-    )  # fmt: skip
+        rung=m.rung,
+        parent=artifact.parent,
+        backend=m.backend,
+        precision=m.precision,
+        batch=m.batch,
+        threads=m.threads,
+        size_bytes=artifact.size_bytes,
+        parameters=artifact.parameters,
+        macs=artifact.macs,
+        error=m.error,
+    )
 
 
 def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Arrays) -> Row:
@@ -123,19 +131,25 @@ def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Array
     ratio = _ratio(baseline, m, arrays) if baseline and baseline.rung != m.rung else None
     return replace(
         row,
-        latency_p50_s=stats.percentile(latencies, 50.0), latency_p99_s=stats.percentile(latencies, 99.0),
+        latency_p50_s=stats.percentile(latencies, 50.0),
+        latency_p99_s=stats.percentile(latencies, 99.0),
         throughput_per_s=m.batch / float(latencies.mean()),
-        **_interval("speedup", ratio),
+        speedup=ratio.value if ratio else None,
+        speedup_low=ratio.low if ratio else None,
+        speedup_high=ratio.high if ratio else None,
         load_s=float(np.median([process.load_s for process in m.processes])),
         first_run_s=float(np.median([process.first_run_s for process in m.processes])),
         peak_memory_bytes=int(np.median([process.peak_memory_bytes for process in m.processes])),
-    )  # fmt: skip
+    )
 
 
 def _judged(
-    row: Row, correct: dict[tuple[str, str, int], NDArray[np.bool_]], baseline: str,
-    evaluations: dict[tuple[str, str, int], Evaluation], arrays: Arrays,
-) -> Row:  # fmt: skip
+    row: Row,
+    correct: dict[tuple[str, str, int], NDArray[np.bool_]],
+    baseline: str,
+    evaluations: dict[tuple[str, str, int], Evaluation],
+    arrays: Arrays,
+) -> Row:
     """The row with its accuracy, and its paired difference to the baseline through the same backend."""
     key, base = (row.rung, row.backend, row.threads), (baseline, row.backend, row.threads)
     if key not in correct:
@@ -145,13 +159,13 @@ def _judged(
         return row
     answers, expected = (arrays[f"predictions.{evaluations[k].raw}"] for k in (key, base))
     difference = stats.accuracy_difference(correct[key], correct[base])
-    return replace(row, agreement=float(np.mean(answers == expected)), **_interval("accuracy_diff", difference))
-
-
-def _interval(name: str, interval: Interval | None) -> dict[str, float]:
-    if interval is None:
-        return {}
-    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return replace(
+        row,
+        agreement=float(np.mean(answers == expected)),
+        accuracy_diff=difference.value,
+        accuracy_diff_low=difference.low,
+        accuracy_diff_high=difference.high,
+    )
 
 
 def _medians(m: Measurement, arrays: Arrays) -> dict[int, float]:

@@ -5,24 +5,29 @@ from rich.console import Console
 from rich.table import Table
 
 from kdbench.report.table import Ladder
-from kdbench.report.text import ladder_tables, unmeasured
+from kdbench.report.text import ladder_tables, mark, unmeasured
 
 WIDTH = 100
 
 
 def print_ladder(ladder: Ladder) -> None:
     console = Console(width=WIDTH, highlight=False, markup=False)
-    for content in ladder_tables(ladder):
-        table = Table(title=content.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False,
-                      padding=(0, 1, 0, 0))  # fmt: skip
+    for content in ladder_tables(ladder, brief=True):
+        table = Table(
+            title=content.title,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=(0, 1, 0, 0),
+        )
         for name in content.header:
-            table.add_column(name, justify="left" if name in ("rung", "") else "right", overflow="fold")
+            table.add_column(name, justify="left" if name in ("rung", "") else "right", no_wrap=True, overflow="fold")
         for row in content.rows:
             table.add_row(*row)
         console.print(table)
         for number, note in enumerate(content.notes, 1):
-            console.print(f"[{number}] {note}")
-        if content.notes:
-            console.print()
+            console.print(f"{mark(number)} {note}")
+        console.print()
     for line in unmeasured(ladder.rows):
         console.print(line)

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from kdbench.data.generated import generate
+from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.evaluate import Parity, answer, compare
 from kdbench.onnxfile import inspect, portable
 from kdbench.records import Artifact, TensorSpec
-from kdbench.store import save_artifact, write_atomic
+from kdbench.store import output_file, save_artifact, write_atomic
 from kdbench.training import weights
 
 OPSET = 20
@@ -25,26 +26,35 @@ TOLERANCE = 1e-4
 
 
 def export(
-    source: Path, out: Path, samples: NDArray[np.float32] | None = None, rung: str | None = None
+    source: str | Path, out: str | Path, pack: EvalPack | str | Path | None = None, rung: str | None = None
 ) -> Artifact:
     """Writes the model of a weights file to `out` with free batch; its record beside it.
 
-    `samples` [N, C, H, W], preprocessed, are those on which PyTorch and onnxruntime are compared, at batch 1 and at an
-    odd batch; without them generated ones. Raises UserError with the figures where they differ by more than TOLERANCE.
+    PyTorch and onnxruntime are compared on the pack's calibration samples, or on generated ones, at batch 1 and at an
+    odd batch. Raises UserError with the figures where they differ by more than TOLERANCE; nothing is written then.
     """
+    source, out = Path(source), output_file(out, source)
     model, trained = weights.model_of(source)
-    if samples is None:
-        spec = TensorSpec(name="input", dtype="float32", shape=("batch", *trained.input_shape))
-        samples = generate([spec], 64, {})["input"].astype(np.float32)
+    spec = TensorSpec(name="input", dtype="float32", shape=("batch", *trained.input_shape))
+    found = open_pack(pack)
+    inputs = found.calibration_inputs([spec]) if found else generate([spec], 64, {})
+    samples = inputs["input"].astype(np.float32)
     example = torch.from_numpy(np.resize(samples, (2, *trained.input_shape)))
     # The exporter prints and warns about itself; what matters is proven below.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
-            model, (example,), dynamo=True, external_data=False, opset_version=OPSET, verbose=False,
-            input_names=["input"], output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )  # fmt: skip
+            model,
+            (example,),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
     assert program is not None
     content = portable(program.model_proto)
     part = out.with_name(f".{out.stem}.unproven.part")
@@ -56,16 +66,20 @@ def export(
             differences = ", ".join(f"{check.largest_difference:.3g}" for check in checks)
             raise UserError(
                 f"{out}: not written: onnxruntime's outputs differ from PyTorch's by up to {differences} "
-                f"(at batch 1 and {ODD_BATCH}), more than {TOLERANCE:g} of the largest output {checks[0].largest_output:.3g}"
+                f"(at batch 1 and {ODD_BATCH}), more than {TOLERANCE:g} of the largest output"
             )
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
     artifact = inspect(
-        out, rung, step="export", options={"opset": OPSET, "model": trained.model, **trained.options},
-        classes=trained.classes, preprocessing=trained.preprocessing,
+        out,
+        rung,
+        step="export",
+        options={"opset": OPSET, "model": trained.model, **trained.options},
+        classes=trained.classes,
+        preprocessing=trained.preprocessing,
         metrics={"parity_largest_difference": max(check.largest_difference for check in checks)},
-    )  # fmt: skip
+    )
     return save_artifact(out.parent, artifact)
 
 
@@ -73,5 +87,5 @@ def _parity(model: torch.nn.Module, path: Path, samples: NDArray[np.float32], ba
     """PyTorch against onnxruntime on four batches of samples."""
     chosen = np.resize(samples, (4 * batch, *samples.shape[1:]))
     with torch.no_grad():
-        expected = torch.cat([model(part) for part in torch.from_numpy(chosen).split(batch)]).numpy()
+        expected = torch.cat([model(part) for part in torch.split(torch.from_numpy(chosen), batch)]).numpy()
     return compare([next(iter(answer(path, {"input": chosen}, batch).outputs.values()))], [expected])

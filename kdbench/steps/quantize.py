@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdbench.data.generated import batch_size, generate
-from kdbench.data.pack import EvalPack
+from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, first_line
-from kdbench.evaluate import parity
+from kdbench.evaluate import parity_on
 from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import QUANTIZED, known_artifact, load_model, portable
 from kdbench.records import Artifact, Quantize
 from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
-from kdbench.store import Arrays, save_artifact, write_atomic
+from kdbench.store import Arrays, output_file, save_artifact, write_atomic
 
 if TYPE_CHECKING:
     import onnx
@@ -28,15 +28,20 @@ GENERATED_WARNING = "calibrated on generated inputs: its accuracy is a matter of
 
 
 def quantize(
-    model: Path, out: Path, pack: EvalPack | None = None, options: Quantize | None = None, rung: str | None = None,
+    model: str | Path,
+    out: str | Path,
+    pack: EvalPack | str | Path | None = None,
+    options: Quantize | None = None,
+    rung: str | None = None,
     dims: Mapping[str, int] | None = None,
-) -> Artifact:  # fmt: skip
+) -> Artifact:
     """Writes the int8 model to `out`, its record beside it.
 
     Activations are calibrated on the pack's calibration samples; without a pack on generated inputs, which the record
     says as a warning. Raises UserError where the model is quantized already or nothing in it can be.
     """
-    options = options or Quantize()
+    model, out = Path(model), output_file(out, model)
+    pack, options = open_pack(pack), options or Quantize()
     parent = known_artifact(model)
     if parent.precision == "int8":
         raise UserError(f"{model}: is quantized already: give its fp32 parent")
@@ -47,7 +52,9 @@ def quantize(
         else generate(parent.inputs, batch_size(parent.inputs) or GENERATED_SAMPLES, dims or {})
     )
     with tempfile.TemporaryDirectory() as scratch:
-        quantized = _quantize_static(_with_flat_biases(graph), inputs, batch_size(parent.inputs) or BATCH, options, Path(scratch), model)
+        quantized = _quantize_static(
+            _with_flat_biases(graph), inputs, batch_size(parent.inputs) or BATCH, options, Path(scratch), model
+        )
     if not any(node.op_type in QUANTIZED for node in quantized.graph.node):
         kinds = ", ".join(sorted({node.op_type for node in quantized.graph.node})[:8])
         raise UserError(f"{model}: nothing in it can be quantized (operators: {kinds}): ship it as it is")
@@ -55,7 +62,7 @@ def quantize(
     write_atomic(part, portable(quantized))
     try:
         compared, batch = comparison_inputs(parent, pack, dims or {})
-        check = parity(part, model, compared, batch)
+        check = parity_on(part, model, compared, batch)
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
@@ -96,7 +103,13 @@ def _quantize_static(
     model: "onnx.ModelProto", inputs: Arrays, batch: int, options: Quantize, scratch: Path, path: Path
 ) -> "onnx.ModelProto":
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -106,8 +119,11 @@ def _quantize_static(
         def get_next(self) -> Arrays | None:
             return next(self.batches, None)
 
-    methods = {"minmax": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy,
-               "percentile": CalibrationMethod.Percentile}  # fmt: skip
+    methods = {
+        "minmax": CalibrationMethod.MinMax,
+        "entropy": CalibrationMethod.Entropy,
+        "percentile": CalibrationMethod.Percentile,
+    }
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     prepared = scratch / "prepared.onnx"
     logging.disable(logging.WARNING)  # its advice is to do what has just been done
@@ -117,14 +133,16 @@ def _quantize_static(
         if not prepared.is_file():
             onnx.save(model, str(prepared))
         quantize_static(
-            str(prepared), str(scratch / "int8.onnx"), Reader(),
+            str(prepared),
+            str(scratch / "int8.onnx"),
+            Reader(),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8 if options.activations == "uint8" else QuantType.QInt8,
             weight_type=QuantType.QInt8,
             per_channel=options.per_channel and opset >= PER_CHANNEL_OPSET,
             reduce_range=saturates_in_int8(),
             calibrate_method=methods[options.calibration],
-        )  # fmt: skip
+        )
     except Exception as error:  # the quantizer raises what it likes
         raise UserError(f"{path}: onnxruntime can't quantize it: {first_line(error, 200)}") from None
     finally:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kdbench.data.generated import batch_size, generate
-from kdbench.data.pack import EvalPack
+from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, first_line
-from kdbench.evaluate import Parity, parity
+from kdbench.evaluate import Parity, parity_on
 from kdbench.onnxfile import inspect, known_artifact, load_model, portable
 from kdbench.records import Artifact
-from kdbench.store import Arrays, save_artifact, write_atomic
+from kdbench.store import Arrays, output_file, save_artifact, write_atomic
 
 if TYPE_CHECKING:
     import onnx
@@ -25,20 +25,25 @@ MOST_PASSES = 5
 
 
 def slim(
-    model: Path, out: Path, rung: str | None = None, pack: EvalPack | None = None, dims: Mapping[str, int] | None = None
+    model: str | Path,
+    out: str | Path,
+    rung: str | None = None,
+    pack: EvalPack | str | Path | None = None,
+    dims: Mapping[str, int] | None = None,
 ) -> Artifact:
     """Writes the slimmed model to `out`, its record beside it.
 
     Outputs are compared on the pack's calibration samples, or on generated ones; raises UserError with the figures,
     and writes nothing, where one moves by more than TOLERANCE.
     """
+    model, out = Path(model), output_file(out, model)
     parent = known_artifact(model)
     slimmed = slimmed_graph(load_model(model), model)
-    inputs, batch = comparison_inputs(parent, pack, dims or {})
+    inputs, batch = comparison_inputs(parent, open_pack(pack), dims or {})
     part = out.with_name(f".{out.stem}.unproven.part")
     write_atomic(part, portable(slimmed))
     try:
-        check = parity(part, model, inputs, batch)
+        check = parity_on(part, model, inputs, batch)
         if not check.largest_difference <= TOLERANCE * max(check.largest_output, 1.0):
             raise UserError(
                 f"{out}: not written: slimming moved an output by {check.largest_difference:.3g}, more than "
@@ -81,12 +86,25 @@ def comparison_inputs(artifact: Artifact, pack: EvalPack | None, dims: Mapping[s
 
 
 def derived(
-    out: Path, rung: str | None, parent: Artifact, step: str, options: dict[str, object], check: Parity,
+    out: Path,
+    rung: str | None,
+    parent: Artifact,
+    step: str,
+    options: dict[str, object],
+    check: Parity,
     warnings: tuple[str, ...] = (),
-) -> Artifact:  # fmt: skip
+) -> Artifact:
     """The record of a file made from `parent`, which hands down what the file itself can't tell."""
     metrics = {"parity_largest_difference": check.largest_difference, "parity_agreement": check.agreement}
     return inspect(
-        out, rung, step=step, options=options, parent=parent.rung, parent_sha256=parent.sha256, classes=parent.classes,
-        preprocessing=parent.preprocessing, metrics=metrics, warnings=(*parent.warnings, *warnings),
-    )  # fmt: skip
+        out,
+        rung,
+        step=step,
+        options=options,
+        parent=parent.rung,
+        parent_sha256=parent.sha256,
+        classes=parent.classes,
+        preprocessing=parent.preprocessing,
+        metrics=metrics,
+        warnings=(*parent.warnings, *warnings),
+    )

@@ -18,44 +18,82 @@ from kdbench.training.weights import Trained
 
 
 def train(
-    run: RunFolder, rung: str, network: Network, recipe: Recipe, dataset: Dataset, data_sha256: str,
+    run: RunFolder,
+    rung: str,
+    network: Network,
+    recipe: Recipe,
+    dataset: Dataset,
+    data_sha256: str,
     progress: Progress = silent,
-) -> Path:  # fmt: skip
+) -> Path:
     """Trains `network` on the labels alone; the weights file of `rung`. Kept where it is already there."""
     return _weights(run, rung, network, recipe, dataset, data_sha256, {"cross_entropy": 1.0}, None, progress)
 
 
 def distill(
-    run: RunFolder, rung: str, teacher: Path, recipe: Recipe, dataset: Dataset, data_sha256: str,
+    run: RunFolder,
+    rung: str,
+    teacher: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    data_sha256: str,
     progress: Progress = silent,
-) -> Path:  # fmt: skip
+) -> Path:
     """Trains the recipe's student by its distillation losses under the teacher of a weights file."""
     return _weights(run, rung, recipe.student, recipe, dataset, data_sha256, recipe.distill.losses, teacher, progress)
 
 
 def _weights(
-    run: RunFolder, rung: str, network: Network, recipe: Recipe, dataset: Dataset, data_sha256: str,
-    losses: dict[str, float], teacher: Path | None, progress: Progress,
-) -> Path:  # fmt: skip
+    run: RunFolder,
+    rung: str,
+    network: Network,
+    recipe: Recipe,
+    dataset: Dataset,
+    data_sha256: str,
+    losses: dict[str, float],
+    teacher: Path | None,
+    progress: Progress,
+) -> Path:
     options: dict[str, dict[str, float]] = {"kd": {"temperature": recipe.distill.temperature}} if teacher else {}
     facts = {
-        "network": network.model_dump(), "losses": losses, "loss_options": options, "seed": recipe.seed,
-        "threads": recipe.threads, "shift_px": recipe.data.shift_px, "data": data_sha256, "kdbench": __version__,
+        "network": network.model_dump(),
+        "losses": losses,
+        "loss_options": options,
+        "seed": recipe.seed,
+        "threads": recipe.threads,
+        "shift_px": recipe.data.shift_px,
+        "data": data_sha256,
+        "kdbench": __version__,
         "versions": {name: versions().get(name) for name in ("torch", "numpy")},
         "teacher": sha256(teacher.read_bytes()) if teacher else None,
-    }  # fmt: skip
+    }
     path, checkpoint = run.weights(rung), run.checkpoint(rung)
     started = Trained(
-        model=network.model, options=network.options, input_shape=dataset.x_train.shape[1:], classes=dataset.classes,
-        preprocessing=dataset.preprocessing, fingerprint=fingerprint(**facts), epoch=0,
-    )  # fmt: skip
+        model=network.model,
+        options=network.options,
+        input_shape=dataset.x_train.shape[1:],
+        classes=dataset.classes,
+        preprocessing=dataset.preprocessing,
+        fingerprint=fingerprint(**facts),
+        epoch=0,
+    )
     if weights.load_matching(path, started.fingerprint) is None:
         model = initial(network, dataset, recipe.seed, f"{rung}: {network.model}")
         trained = fit(
-            model, dataset, network.training, losses, options, started, checkpoint,
-            teacher=_answers(teacher) if teacher else None, seed=recipe.seed, threads=recipe.threads,
-            shift_px=recipe.data.shift_px, label=rung, progress=progress,
-        )  # fmt: skip
+            model,
+            dataset,
+            network.training,
+            losses,
+            options,
+            started,
+            checkpoint,
+            teacher=_answers(teacher) if teacher else None,
+            seed=recipe.seed,
+            threads=recipe.threads,
+            shift_px=recipe.data.shift_px,
+            label=rung,
+            progress=progress,
+        )
         weights.save(path, model.state_dict(), trained)
     checkpoint.unlink(missing_ok=True)
     return path

@@ -76,9 +76,12 @@ def fit(
         loss = WeightedSum(losses, loss_options, logits, logits)
         parameters = [*model.parameters(), *loss.parameters()]
         optimizer = torch.optim.SGD(
-            parameters, lr=training.learning_rate, momentum=training.momentum,
-            nesterov=training.momentum > 0, weight_decay=training.weight_decay,
-        )  # fmt: skip
+            parameters,
+            lr=training.learning_rate,
+            momentum=training.momentum,
+            nesterov=training.momentum > 0,
+            weight_decay=training.weight_decay,
+        )
         done, history = _resume(checkpoint, started.fingerprint, model, optimizer)
         for epoch in range(done, training.epochs):
             progress(label, epoch, training.epochs)
@@ -86,16 +89,24 @@ def fit(
             history.append({"loss": mean_loss, "learning_rate": optimizer.param_groups[0]["lr"]})
             tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
             tensors |= {f"momentum.{name}": tensor for name, tensor in weights.momentum_buffers(optimizer).items()}
-            weights.save(checkpoint, tensors, started.model_copy(update={"epoch": epoch + 1, "history": tuple(history)}))
+            so_far = started.model_copy(update={"epoch": epoch + 1, "history": tuple(history)})
+            weights.save(checkpoint, tensors, so_far)
         progress(label, training.epochs, training.epochs)
     model.eval()
     return started.model_copy(update={"epoch": training.epochs, "history": tuple(history)})
 
 
 def _epoch(
-    model: nn.Module, loss: WeightedSum, optimizer: torch.optim.Optimizer, dataset: Dataset, training: Training,
-    teacher: Teacher | None, seed: int, epoch: int, shift_px: int,
-) -> float:  # fmt: skip
+    model: nn.Module,
+    loss: WeightedSum,
+    optimizer: torch.optim.Optimizer,
+    dataset: Dataset,
+    training: Training,
+    teacher: Teacher | None,
+    seed: int,
+    epoch: int,
+    shift_px: int,
+) -> float:
     """One pass over the training set in an order that depends on seed and epoch alone; the mean loss."""
     generator = np.random.default_rng([seed, epoch])
     samples = len(dataset.y_train)

@@ -84,4 +84,3 @@ def momentum_buffers(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         for index, state in optimizer.state_dict()["state"].items()
         if state.get("momentum_buffer") is not None
     }
-

@@ -13,6 +13,7 @@ import platform
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -44,7 +45,7 @@ def write_message(stream: BinaryIO, header: dict[str, Any], arrays: Arrays) -> N
 def peak_memory_bytes() -> int:
     """Peak resident memory of this process. Not ru_maxrss: it starts at the parent's size."""
     try:
-        with open("/proc/self/status") as status:
+        with Path("/proc/self/status").open() as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
         import resource
@@ -85,7 +86,7 @@ class Server:
     def slice(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Runs a slot's inputs until `seconds` or `runs` are over; answers with each run's latency."""
         feed, run, clock = self.feeds[request["slot"]], self.runner.run, time.perf_counter
-        latencies = []
+        latencies: list[float] = []
         end = clock() + request["seconds"]
         while len(latencies) < request["runs"]:
             start = clock()

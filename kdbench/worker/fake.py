@@ -36,7 +36,8 @@ def explain() -> dict[str, Any]:
 def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
     batch = next(iter(feed.values())).shape[0]
     if batch == _behaviour.get("crash_at_batch"):
-        print("fake: about to crash", file=sys.stderr, flush=True)
+        sys.stderr.write("fake: about to crash\n")
+        sys.stderr.flush()
         os.abort()
     if batch == _behaviour.get("hang_at_batch"):
         time.sleep(3600)

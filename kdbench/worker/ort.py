@@ -64,7 +64,8 @@ def explain() -> dict[str, Any]:
 
 
 def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return _session.run(None, feed)
+    outputs: list[np.ndarray] = _session.run(None, feed)
+    return outputs
 
 
 def output_names() -> list[str]:

@@ -1,0 +1,67 @@
+"""The command line: parse, call, print. One file a command, imported when it is called."""
+
+import sys
+from importlib import import_module
+
+import click
+
+from kdbench import __version__
+from kdbench.errors import UserError, nearest
+
+COMMANDS = ("run", "distill", "export", "slim", "quantize", "evaluate", "bench", "report", "backends", "zoo")
+"""In the order of the work; each is a module beside this one with a click command of its name."""
+
+
+class Commands(click.Group):
+    """Loads a command when it is called, and answers an unknown one with the nearest."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"kdbench.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UserError(f"unknown command '{args[0]}': {nearest(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="kdbench")
+def cli() -> None:
+    """Make a classifier smaller and faster, and prove on every backend what each step gains and costs.
+
+    \b
+    kdbench run digits                        the whole ladder on real data, in about 80 s
+    kdbench bench a.onnx b.onnx               which is faster here, and is the difference real?
+    kdbench quantize a.onnx --out b.onnx      static int8
+    """
+
+
+def main() -> None:
+    """Runs the command line. A mistake of the user's is one line and exit status 2; Ctrl-C is 130."""
+    try:
+        status = cli(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), 2)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" (see '{context.command_path} --help')" if context else ""
+        _fail(" ".join(error.format_message().split()) + hint, 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> None:
+    click.echo(f"kdbench: {message}", err=True)
+    sys.exit(status)

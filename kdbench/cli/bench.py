@@ -1,0 +1,78 @@
+"""`kdbench bench`."""
+
+from pathlib import Path
+
+import click
+
+from kdbench.cli import options
+from kdbench.progress import bars
+
+
+@click.command(short_help="Measure ONNX files, or a run, against a baseline.")
+@click.argument("models", type=options.FILE, nargs=-1, required=True, metavar="MODEL.onnx... | RUN_DIR")
+@click.option(
+    "--baseline",
+    type=options.FILE,
+    metavar="TEACHER.onnx",
+    help="What the others are compared with.  [default: the run's teacher, or the first model]",
+)
+@click.option("--backend", "backends", multiple=True, default=("cpu",), show_default=True, help="May be repeated.")
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="May be repeated.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True, help="May be repeated."
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for all cells together; each gets at least one slice in each process.",
+)
+@click.option("--pack", type=options.FILE, help="Measure accuracy on this .npz too.  [default: the run's]")
+@options.dims
+@click.option(
+    "--out", type=options.FILE, default=Path("bench"), show_default=True, help="Folder for results and report."
+)
+@click.option("--publish", is_flag=True, help="Also copy the results to results/<machine>/<date>-<name>.json.")
+def bench(
+    models: tuple[Path, ...],
+    baseline: Path | None,
+    backends: tuple[str, ...],
+    batches: tuple[int, ...],
+    threads: tuple[int, ...],
+    budget: float,
+    pack: Path | None,
+    dims: dict[str, int],
+    out: Path,
+    publish: bool,
+) -> None:
+    """Measure ONNX models, or all rungs of a run, against a baseline.
+
+    Every artifact runs in five fresh processes on every backend and thread count; the cells take turns in random
+    order. A ratio whose 95 % interval covers 1 reads “no difference”. What can't be measured says why.
+
+    \b
+    kdbench bench fp32.onnx int8.onnx --batch 1 --batch 32
+    kdbench bench runs/digits --backend cpu --backend openvino --threads 1 --threads 2 --out threads
+    kdbench bench bert.onnx --dim sequence=128 --budget 60
+    """
+    from kdbench import pipeline, store
+    from kdbench.cli.show import show_report
+    from kdbench.records import Bench, parse
+
+    wanted = {"backends": backends, "batches": batches, "threads": threads, "budget_s": budget}
+    options_ = parse(Bench, wanted, "options")
+    with bars() as progress:
+        report = pipeline.bench(models, options_, baseline=baseline, pack=pack, dims=dims, out=out, progress=progress)
+    if publish:
+        store.publish(report.results)
+    show_report(report)

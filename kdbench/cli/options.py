@@ -1,0 +1,60 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+
+
+def _pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        name, equals, text = value.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"'{value}' should read NAME=VALUE", ctx, parameter)
+        pairs[name.strip()] = text.strip()
+    return pairs
+
+
+def _sizes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
+    sizes = {}
+    for name, text in _pairs(ctx, parameter, values).items():
+        if not text.isdecimal() or int(text) < 1:
+            raise click.BadParameter(f"'{name}={text}' should be a size of 1 or more", ctx, parameter)
+        sizes[name] = int(text)
+    return sizes
+
+
+def overrides(command: F) -> F:
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        callback=_pairs,
+        metavar="FIELD=VALUE",
+        help="Override a field of the recipe, such as distill.temperature=2. May be repeated.",
+    )(command)
+
+
+def dims(command: F) -> F:
+    return click.option(
+        "--dim",
+        "dims",
+        multiple=True,
+        callback=_sizes,
+        metavar="NAME=SIZE",
+        help="Size of a symbolic dimension of generated inputs. May be repeated.",
+    )(command)
+
+
+def run_folder(command: F) -> F:
+    return click.option("--out", type=FILE, help="Folder of the run.  [default: runs/NAME]")(command)
+
+
+def out_file(command: F) -> F:
+    return click.option("--out", type=FILE, required=True, metavar="FILE", help="The ONNX file to write.")(command)

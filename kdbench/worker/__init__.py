@@ -1,0 +1,1 @@
+"""Started by path, imported by nobody: see `__main__`."""

@@ -1,0 +1,92 @@
+"""Statistics against values computed by hand, by simulation, and by the definition."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdbench import stats
+
+
+def test_percentile_is_withheld_below_its_smallest_sample_count():
+    assert stats.percentile(np.arange(10), 50.0) is None
+    assert stats.percentile(np.arange(11), 50.0) == 5.0
+    assert stats.percentile(np.arange(661), 99.0) is None
+    assert stats.percentile(np.arange(662), 99.0) == pytest.approx(0.99 * 661)
+
+
+def test_speedup_by_hand():
+    # log ratios: log 2, log 2, log 8 → mean (5/3) log 2; deviation (2/√3) log 2; t(0.975, 2) = 4.302653
+    ratio = stats.speedup([2.0, 4.0, 8.0], [1.0, 2.0, 1.0])
+    half = 4.302653 * (2 / math.sqrt(3)) * math.log(2) / math.sqrt(3)
+    assert ratio.value == pytest.approx(2 ** (5 / 3))
+    assert ratio.low == pytest.approx(math.exp(5 / 3 * math.log(2) - half), rel=1e-6)
+    assert ratio.high == pytest.approx(math.exp(5 / 3 * math.log(2) + half), rel=1e-6)
+    assert stats.no_difference(ratio)
+
+
+def test_speedup_needs_two_processes():
+    assert stats.speedup([1.0], [2.0]) is None
+    with pytest.raises(ValueError, match="pairs"):
+        stats.speedup([1.0, 2.0], [1.0])
+
+
+def test_speedup_interval_covers_the_true_ratio_in_95_of_100_simulated_runs():
+    generator = np.random.default_rng(0)
+    runs, true_ratio = 2000, 1.1
+    covered = 0
+    for _ in range(runs):
+        # Effects that differ from process to process, and a drift that both arms of a round share.
+        drift = generator.normal(0, 0.2, 5)
+        slow = true_ratio * np.exp(drift + generator.normal(0, 0.05, 5))
+        fast = np.exp(drift + generator.normal(0, 0.05, 5))
+        ratio = stats.speedup(slow, fast)
+        covered += ratio.low <= true_ratio <= ratio.high
+    assert 0.93 <= covered / runs <= 0.97
+
+
+@given(st.lists(st.tuples(st.floats(1e-6, 1e3), st.floats(1e-6, 1e3)), min_size=2, max_size=8))
+def test_swapping_the_arms_inverts_the_ratio(pairs):
+    slow, fast = zip(*pairs, strict=True)
+    there, back = stats.speedup(slow, fast), stats.speedup(fast, slow)
+    assert there.value == pytest.approx(1 / back.value, rel=1e-6)
+    assert there.low == pytest.approx(1 / back.high, rel=1e-6)
+    assert there.low <= there.value <= there.high
+
+
+def test_accuracy_difference_equals_the_bootstrap_that_resamples_one_by_one():
+    generator = np.random.default_rng(3)
+    ours, theirs = generator.random(200) < 0.9, generator.random(200) < 0.8
+    found = stats.accuracy_difference(ours, theirs)
+    differences = ours.astype(int) - theirs.astype(int)
+    resampled = differences[generator.integers(0, 200, (20_000, 200))].mean(axis=1)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    assert found.value == pytest.approx(differences.mean())
+    assert found.low == pytest.approx(low, abs=0.006)
+    assert found.high == pytest.approx(high, abs=0.006)
+
+
+def test_accuracy_difference_of_equal_answers_is_zero():
+    same = np.array([True, False, True])
+    assert stats.accuracy_difference(same, same) == stats.Interval(0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="same samples"):
+        stats.accuracy_difference(same, same[:2])
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (3, 0), (5, 1), (2, 2), (10, 4)])
+def test_mcnemar_by_counting_all_outcomes(won, lost):
+    n = won + lost
+    ours = np.array([True] * won + [False] * lost + [True] * 4, dtype=bool)
+    theirs = np.array([False] * won + [True] * lost + [True] * 4, dtype=bool)
+    # Two-sided exact test: all coin sequences at most as likely as the one seen.
+    likely = [sum(1 for _ in combinations(range(n), k)) for k in range(n + 1)]
+    expected = sum(ways for ways in likely if ways <= likely[won]) / 2**n
+    assert stats.mcnemar(ours, theirs) == pytest.approx(expected)
+
+
+def test_process_medians_by_round():
+    latencies, rounds = np.array([1.0, 2.0, 9.0, 5.0]), np.array([0, 0, 0, 3])
+    assert stats.process_medians(latencies, rounds) == {0: 2.0, 3: 5.0}

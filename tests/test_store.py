@@ -1,0 +1,110 @@
+"""Writes are whole or absent, archives are safe to read, results fit their raw values."""
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from kdbench import store
+from kdbench.errors import UserError
+from tests.conftest import environment
+
+
+def test_equal_arrays_give_equal_bytes():
+    arrays = {"a": np.arange(5), "b": np.ones((2, 2))}
+    first = store.npz_bytes(arrays)
+    time.sleep(2.1)  # a zip's clock ticks every two seconds
+    assert store.npz_bytes(arrays) == first
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not an archive", b"\x93NUMPY\x01\x00"])
+def test_damaged_archives_are_user_errors(tmp_path, content):
+    path = tmp_path / "x.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.npz: "):
+        store.read_npz(path)
+
+
+def test_pickled_objects_are_refused(tmp_path):
+    np.savez(tmp_path / "evil.npz", a=np.array([{"run": "me"}], dtype=object))
+    with pytest.raises(UserError, match="not a readable"):
+        store.read_npz(tmp_path / "evil.npz")
+
+
+def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    code = (
+        "import sys; from pathlib import Path; from kdbench.store import write_atomic\n"
+        "while True: write_atomic(Path(sys.argv[1]), b'x' * 50_000_000)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, str(path)], env=environment())
+    sizes = set()
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        sizes.add(path.stat().st_size)
+    writer.kill()
+    writer.wait()
+    sizes.add(path.stat().st_size)
+    assert sizes <= {3, 50_000_000}
+    with store.RunFolder(tmp_path).lock():
+        assert not list(tmp_path.glob(".*.part"))
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    with (
+        store.RunFolder(tmp_path).lock(),
+        pytest.raises(UserError, match="another kdbench is at work"),
+        store.RunFolder(tmp_path).lock(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("path", ["/dev/null/out", "/proc/out"])
+def test_a_folder_that_cannot_be_written_is_named(path):
+    with pytest.raises(UserError, match=f"{path}: cannot be written to"):
+        store.prepare_folder(store.Path(path))
+
+
+def test_published_results_are_never_overwritten(tiny_run, tmp_path):
+    first = store.publish(tiny_run / "results.json", tmp_path)
+    second = store.publish(tiny_run / "results.json", tmp_path)
+    assert first != second
+    assert first.parent.name == store.load_result(first)[0].machine.name
+    for path in (first, second):
+        assert set(store.load_result(path)[1]) == set(store.load_result(tiny_run / "results.json")[1])
+
+
+def test_results_with_other_raw_values_are_refused(tiny_run, tmp_path):
+    path = store.publish(tiny_run / "results.json", tmp_path)
+    raw = path.with_suffix(".npz")
+    arrays = store.read_npz(raw)
+    arrays["latencies.0"] = arrays["latencies.0"] / 2
+    raw.write_bytes(store.npz_bytes(arrays))
+    with pytest.raises(UserError, match="sha256 differs"):
+        store.load_result(path)
+
+
+def test_artifacts_cannot_point_outside_their_folder(tiny_run, tmp_path):
+    text = (tiny_run / "student.artifact.json").read_text().replace('"student.onnx"', '"../student.onnx"')
+    (tmp_path / "student.artifact.json").write_text(text)
+    with pytest.raises(UserError, match="plain name"):
+        store.load_artifact(tmp_path / "student.artifact.json")
+
+
+def test_the_zoo_is_found():
+    assert "digits" in store.zoo_recipes()
+    with pytest.raises(UserError, match="did you mean 'digits'"):
+        store.load_recipe("digist")
+
+
+def test_read_only_file_names_the_path(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="a folder: give --out a file name"):
+        store.output_file(tmp_path / "folder")
+    with pytest.raises(UserError, match="is the input itself"):
+        store.output_file(tmp_path / "a.onnx", tmp_path / "a.onnx")
+    assert os.listdir(tmp_path) == ["folder"]
