@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kdbench.errors import UserError
-    from kdbench.evaluate import evaluate, parity
+    from kdbench.evaluation import evaluate, parity
     from kdbench.pipeline import bench, distill, run
     from kdbench.report.table import load_results
     from kdbench.steps.export import export
@@ -22,10 +22,10 @@ _HOMES = {
     "UserError": "errors",
     "bench": "pipeline",
     "distill": "pipeline",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "export": "steps.export",
     "load_results": "report.table",
-    "parity": "evaluate",
+    "parity": "evaluation",
     "quantize": "steps.quantize",
     "run": "pipeline",
     "slim": "steps.slim",

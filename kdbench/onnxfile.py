@@ -31,6 +31,11 @@ QUANTIZED = (
 
 def load_model(path: Path) -> "onnx.ModelProto":
     """The whole model, external data included; raises UserError for everything that is not a sound ONNX file."""
+    return _complete(_read(path), path)
+
+
+def _read(path: Path) -> "onnx.ModelProto":
+    """The model without its external data, all of which is there."""
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -56,6 +61,13 @@ def load_model(path: Path) -> "onnx.ModelProto":
             raise UserError(f"{path}: its external data '{location}' leads outside its folder")
         if not file.is_file():
             raise UserError(f"{path}: its external data '{location}' is missing: put it beside the model")
+    return model
+
+
+def _complete(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
+    """The model with its external data, checked."""
+    import onnx
+
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model if model.ByteSize() < 2**31 else str(path))
@@ -73,12 +85,10 @@ def external_files(model: "onnx.ModelProto") -> set[str]:
 
 def inspect(path: Path, rung: str | None = None, **lineage: Any) -> Artifact:
     """The record of an ONNX file, read from the file itself; `lineage` fills the fields that the file can't tell."""
-    import onnx
-
-    locations = sorted(external_files(onnx.load(str(path), load_external_data=False))) if path.is_file() else []
-    model = load_model(path)
-    files = [path, *(path.parent / location for location in locations)]
-    contents = [file.read_bytes() for file in files]
+    model = _read(path)
+    locations = sorted(external_files(model))
+    contents = [file.read_bytes() for file in (path, *(path.parent / location for location in locations))]
+    model = _complete(model, path)
     initializers = {tensor.name for tensor in model.graph.initializer}
     operators = Counter(node.op_type for node in model.graph.node)
     fields: dict[str, Any] = {

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from kdbench import __version__
-from kdbench.bench.cells import Cell, Subject, inputs, plan
-from kdbench.bench.schedule import SLICE_RUNS, SLICE_S, Schedule
+from kdbench.benchmark.cells import Cell, Subject, check_backends, inputs, plan
+from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
 from kdbench.data.pack import EvalPack, load_pack, save_pack
 from kdbench.errors import UserError
-from kdbench.evaluate import judge
+from kdbench.evaluation import judge
 from kdbench.machine import describe, versions
 from kdbench.onnxfile import known_artifact
 from kdbench.progress import Progress, silent
@@ -62,6 +63,7 @@ def run(
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or RUNS / recipe.name))
+    check_backends(recipe.bench.backends)
     with folder.lock():
         _distilled(folder, recipe, progress, alone=True)
         _compressed(folder, recipe.quantize, progress)
@@ -160,6 +162,7 @@ def _distilled(folder: RunFolder, recipe: Recipe, progress: Progress, alone: boo
     from kdbench.steps.export import export
 
     dataset = data.load(recipe.data)
+    train.check(recipe, dataset)
     data_sha256 = sha256(save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed))
     data_sha256 = fingerprint(
         pack=data_sha256, x=sha256(dataset.x_train.tobytes()), y=sha256(dataset.y_train.tobytes())
@@ -227,11 +230,11 @@ def _kept(folder: RunFolder, rung: str, make: Callable[[Path], Artifact], step: 
 
 def needs_torch() -> None:
     """Raises UserError where the training extra is not installed."""
-    from importlib.util import find_spec
-
     for package in ("torch", "onnxscript"):
-        if find_spec(package) is None:
-            raise UserError(f"training needs {package}, which is not installed: pip install 'kdbench[train]'")
+        try:
+            import_module(package)
+        except ImportError:
+            raise UserError(f"training needs {package}, which is not installed: pip install 'kdbench[train]'") from None
 
 
 # --- the benchmark ----------------------------------------------------------------------------------------------------

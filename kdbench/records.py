@@ -83,6 +83,8 @@ class Quantize(Record):
     activations: Literal["uint8", "int8"] = "uint8"
     per_channel: bool = True
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    operators: tuple[str, ...] = ()
+    """Operators to quantize, such as Conv and MatMul; all that onnxruntime can where none is named."""
 
 
 class Bench(Record):
@@ -258,7 +260,9 @@ def parse(kind: type[R], data: Mapping[str, Any], where: str) -> R:
     try:
         return kind.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(kind, error.errors()[0])}") from None
+        # A misspelt key is also a missing one: the misspelling is what helps.
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise UserError(f"{where}: {_described(kind, problems[0])}") from None
 
 
 def from_json(kind: type[R], text: str, where: str) -> R:
@@ -307,7 +311,7 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {reason}") from None
 
 
-def _first_problem(kind: type[BaseModel], error: ErrorDetails) -> str:
+def _described(kind: type[BaseModel], error: ErrorDetails) -> str:
     field = ".".join(str(part) for part in error["loc"]) or "file"
     match error["type"]:
         case "extra_forbidden":

@@ -85,7 +85,8 @@ def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
 def read_npz(path: Path) -> Arrays:
     """All arrays of the file; raises UserError where it is missing, damaged or holds pickled objects."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:  # numpy itself leaves a damaged file open
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path}: a single array, not an .npz archive: save it with numpy.savez")
             return {name: archive[name] for name in archive.files}

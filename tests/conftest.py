@@ -27,10 +27,16 @@ TINY = {
 """The digits recipe, small enough to be walked in a few seconds."""
 
 
-def kdbench(*arguments: str | Path, cwd: Path, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def kdbench(
+    *arguments: str | Path, cwd: Path, check: bool = True, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """The command line as a user calls it."""
     done = subprocess.run(
-        [sys.executable, "-m", "kdbench", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-m", "kdbench", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,5 @@
 """Writes are whole or absent, archives are safe to read, results fit their raw values."""
 
-import os
 import subprocess
 import sys
 import time
@@ -107,4 +106,4 @@ def test_read_only_file_names_the_path(tmp_path):
         store.output_file(tmp_path / "folder")
     with pytest.raises(UserError, match="is the input itself"):
         store.output_file(tmp_path / "a.onnx", tmp_path / "a.onnx")
-    assert os.listdir(tmp_path) == ["folder"]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

@@ -32,9 +32,23 @@ from kdbench.cli import options
     help="uint8 is the fast one on x86.",
 )
 @click.option("--per-channel/--per-tensor", default=True, show_default=True, help="Scales of the weights.")
+@click.option(
+    "--operator",
+    "operators",
+    multiple=True,
+    metavar="NAME",
+    help="Quantize this kind of operator only. May be repeated.  [default: all that onnxruntime can]",
+)
 @options.dims
 def quantize(
-    model: Path, pack: Path | None, out: Path, method: str, activations: str, per_channel: bool, dims: dict[str, int]
+    model: Path,
+    pack: Path | None,
+    out: Path,
+    method: str,
+    activations: str,
+    per_channel: bool,
+    operators: tuple[str, ...],
+    dims: dict[str, int],
 ) -> None:
     """Quantize an ONNX MODEL to static int8: slimmed first, then in QDQ format with signed int8 weights.
 
@@ -45,5 +59,5 @@ def quantize(
     from kdbench.records import Quantize, parse
     from kdbench.steps.quantize import quantize as quantize_step
 
-    chosen = {"activations": activations, "per_channel": per_channel, "calibration": method}
+    chosen = {"activations": activations, "per_channel": per_channel, "calibration": method, "operators": operators}
     show_artifact(quantize_step(model, out, pack, parse(Quantize, chosen, "options"), dims=dims), out)

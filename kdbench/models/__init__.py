@@ -29,3 +29,5 @@ def build(name: str, options: dict[str, Any], in_channels: int, classes: int, fi
             known = [n for n in function.__annotations__ if n not in ("return", "in_channels", "classes")]
             raise UserError(f"{field}.options: unknown key '{option}': {nearest(option, known)}") from None
         raise UserError(f"{field}.options.{option}: {problem['msg']}") from None
+    except ValueError as error:
+        raise UserError(f"{field}.options: {error}") from None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kdbench.data.generated import generate
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
-from kdbench.evaluate import Parity, answer, compare
+from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import inspect, portable
 from kdbench.records import Artifact, TensorSpec
 from kdbench.store import output_file, save_artifact, write_atomic

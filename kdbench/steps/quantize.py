@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from kdbench.data.generated import batch_size, generate
 from kdbench.data.pack import EvalPack, open_pack
-from kdbench.errors import UserError, first_line
-from kdbench.evaluate import parity_on
+from kdbench.errors import UserError, first_line, nearest
+from kdbench.evaluation import parity_on
 from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import QUANTIZED, known_artifact, load_model, portable
 from kdbench.records import Artifact, Quantize
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 BATCH = 32
 GENERATED_SAMPLES = 128
 PER_CHANNEL_OPSET = 13
+
+LEAST_AGREEMENT = 0.95
+"""With its parent, on the samples that the two are compared on; below it the record carries a warning."""
 
 GENERATED_WARNING = "calibrated on generated inputs: its accuracy is a matter of luck, give --calibration PACK"
 
@@ -66,8 +69,13 @@ def quantize(
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
-    used = options.model_dump() | {"format": "qdq", "reduce_range": saturates_in_int8()} | notes
     warnings = () if pack is not None else (GENERATED_WARNING,)
+    if check.agreement < LEAST_AGREEMENT:
+        warnings += (
+            f"answers otherwise than {parent.rung} in {1 - check.agreement:.0%} of {check.samples} compared samples: "
+            "quantize fewer operators, such as --operator Conv --operator Gemm --operator MatMul",
+        )
+    used = options.model_dump() | {"format": "qdq", "reduce_range": saturates_in_int8()} | notes
     return save_artifact(out.parent, derived(out, rung, parent, "quantize", used, check, warnings))
 
 
@@ -125,6 +133,10 @@ def _quantize_static(
         "percentile": CalibrationMethod.Percentile,
     }
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    present = {node.op_type for node in model.graph.node}
+    for operator in options.operators:
+        if operator not in present:
+            raise UserError(f"{path}: has no operator '{operator}': {nearest(operator, present)}")
     prepared = scratch / "prepared.onnx"
     logging.disable(logging.WARNING)  # its advice is to do what has just been done
     try:
@@ -139,6 +151,7 @@ def _quantize_static(
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8 if options.activations == "uint8" else QuantType.QInt8,
             weight_type=QuantType.QInt8,
+            op_types_to_quantize=list(options.operators) or None,
             per_channel=options.per_channel and opset >= PER_CHANNEL_OPSET,
             reduce_range=saturates_in_int8(),
             calibrate_method=methods[options.calibration],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kdbench.data.generated import batch_size, generate
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, first_line
-from kdbench.evaluate import Parity, parity_on
+from kdbench.evaluation import Parity, parity_on
 from kdbench.onnxfile import inspect, known_artifact, load_model, portable
 from kdbench.records import Artifact
 from kdbench.store import Arrays, output_file, save_artifact, write_atomic
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Largest change of an output, as a share of the largest output."""
 
-SAMPLES = 32
+SAMPLES = 128
+"""On which outputs are compared, at most."""
+
+BATCH = 32
 MOST_PASSES = 5
 
 
@@ -81,8 +84,8 @@ def comparison_inputs(artifact: Artifact, pack: EvalPack | None, dims: Mapping[s
     batch = batch_size(artifact.inputs)
     if pack is not None:
         inputs = pack.calibration_inputs(artifact.inputs)
-        return {name: values[:SAMPLES] for name, values in inputs.items()}, batch or SAMPLES
-    return generate(artifact.inputs, batch or SAMPLES, dims), batch or SAMPLES
+        return {name: values[:SAMPLES] for name, values in inputs.items()}, batch or BATCH
+    return generate(artifact.inputs, batch or BATCH, dims), batch or BATCH
 
 
 def derived(

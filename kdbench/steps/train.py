@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 from kdbench import __version__
 from kdbench.data.dataset import Dataset
+from kdbench.data.preprocess import apply
+from kdbench.errors import UserError, first_line
+from kdbench.losses import WeightedSum
+from kdbench.losses.outputs import Outputs
 from kdbench.machine import versions
 from kdbench.models import build
 from kdbench.progress import Progress, silent
@@ -15,6 +19,23 @@ from kdbench.store import RunFolder, fingerprint, sha256
 from kdbench.training import weights
 from kdbench.training.loop import Teacher, deterministic, fit
 from kdbench.training.weights import Trained
+
+
+def check(recipe: Recipe, dataset: Dataset) -> None:
+    """Builds everything that training needs, and trains nothing; raises UserError that names what doesn't fit."""
+    networks = {"teacher": recipe.teacher, "student": recipe.student}
+    outputs = {}
+    for name, network in networks.items():
+        model = initial(network, dataset, recipe.seed, name).eval()
+        try:
+            with torch.no_grad():
+                outputs[name] = Outputs(model(torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))))
+        except RuntimeError as error:
+            shape = dataset.x_train.shape[1:]
+            raise UserError(
+                f"{name}: {network.model} can't take samples of shape {shape}: {first_line(error)}"
+            ) from None
+    WeightedSum(recipe.distill.losses, _loss_options(recipe), outputs["student"], outputs["teacher"])
 
 
 def train(
@@ -54,7 +75,7 @@ def _weights(
     teacher: Path | None,
     progress: Progress,
 ) -> Path:
-    options: dict[str, dict[str, float]] = {"kd": {"temperature": recipe.distill.temperature}} if teacher else {}
+    options = _loss_options(recipe) if teacher else {}
     facts = {
         "network": network.model_dump(),
         "losses": losses,
@@ -78,7 +99,7 @@ def _weights(
         epoch=0,
     )
     if weights.load_matching(path, started.fingerprint) is None:
-        model = initial(network, dataset, recipe.seed, f"{rung}: {network.model}")
+        model = initial(network, dataset, recipe.seed, rung)
         trained = fit(
             model,
             dataset,
@@ -104,6 +125,10 @@ def initial(network: Network, dataset: Dataset, seed: int, field: str) -> nn.Mod
     with deterministic(1), torch.random.fork_rng():
         torch.manual_seed(seed)
         return build(network.model, network.options, dataset.x_train.shape[1], len(dataset.classes), field)
+
+
+def _loss_options(recipe: Recipe) -> dict[str, dict[str, float]]:
+    return {"kd": {"temperature": recipe.distill.temperature}}
 
 
 def _answers(path: Path) -> Teacher:

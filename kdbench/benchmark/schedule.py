@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker, WorkerError
-from kdbench.bench.cells import Cell
+from kdbench.benchmark.cells import Cell
 from kdbench.progress import Progress, silent
 from kdbench.records import BenchSettings, Measurement, Process
 from kdbench.store import Arrays

@@ -32,10 +32,18 @@ class Cell:
     error: str | None = None
 
 
+def check_backends(names: Sequence[str]) -> None:
+    """Raises UserError for an unknown backend, and where none of them is available."""
+    for name in names:
+        pick_backend(name)
+    reasons = [f"{name}: {why_unavailable(name)}" for name in names if why_unavailable(name)]
+    if len(reasons) == len(names):
+        raise UserError(f"no backend is available: {'; '.join(reasons)}")
+
+
 def plan(subjects: Sequence[Subject], bench: Bench) -> list[Cell]:
     """Every artifact × backend × threads × batch; raises UserError where no cell of them can run."""
-    for name in bench.backends:
-        pick_backend(name)
+    check_backends(bench.backends)
     for field in ("backends", "batches", "threads"):
         values = getattr(bench, field)
         if len(set(values)) != len(values):

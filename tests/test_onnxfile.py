@@ -1,0 +1,145 @@
+"""Any ONNX file: what is in it, counted by hand; and what is no ONNX file, named."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from kdbench.errors import UserError
+from kdbench.onnxfile import inspect, known_artifact, load_model, portable
+from kdbench.store import save_artifact
+from tests.conftest import save_mlp
+
+
+def test_facts_of_a_hand_made_model(small_model):
+    artifact = inspect(small_model)
+    assert (artifact.parameters, artifact.macs, artifact.precision, artifact.opset) == (67, 56, "fp32", 17)
+    assert artifact.inputs[0].shape == ("batch", 4)
+    assert artifact.operators == {"Gemm": 2, "Relu": 1}
+    assert artifact.size_bytes == small_model.stat().st_size
+
+
+def test_macs_of_one_sample_do_not_depend_on_a_fixed_batch(tmp_path):
+    assert inspect(save_mlp(tmp_path / "fixed.onnx", batch=8)).macs == 56
+
+
+def test_macs_of_a_convolution(tmp_path):
+    # 3×3 over 2 → 6 channels in 2 groups, 8×8 without padding: 6·6 outputs × 6 channels × (1·3·3) = 1,944
+    weight = numpy_helper.from_array(np.ones((6, 1, 3, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], group=2)],
+        "conv",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "channels", "h", "w"])],
+        [weight],
+    )
+    path = tmp_path / "conv.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    assert inspect(path).macs == 36 * 6 * 9
+
+
+def test_macs_are_unknown_where_shapes_are(tmp_path):
+    weight = numpy_helper.from_array(np.ones((1, 1, 3, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "conv",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, "height", "width"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "channels", "h", "w"])],
+        [weight],
+    )
+    path = tmp_path / "conv.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    assert inspect(path).macs is None
+
+
+def make_bad(kind, folder):
+    path = folder / "bad.onnx"
+    good = save_mlp(folder / "good.onnx").read_bytes()
+    match kind:
+        case "missing":
+            pass
+        case "empty":
+            path.write_bytes(b"")
+        case "folder":
+            path.mkdir()
+        case "text":
+            path.write_text("this is no model")
+        case "noise":
+            path.write_bytes(np.random.default_rng(0).bytes(2000))
+        case "half":
+            path.write_bytes(good[: len(good) // 2])
+        case "external":
+            model = onnx.load_from_string(good)
+            onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+            (folder / "weights.bin").unlink()
+        case "outside":
+            model = onnx.load_from_string(good)
+            onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+            model = onnx.load(path, load_external_data=False)
+            for tensor in model.graph.initializer:
+                for entry in tensor.external_data:
+                    if entry.key == "location":
+                        entry.value = "../weights.bin"
+            path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "no such file"),
+        ("empty", "an empty file"),
+        ("folder", "a folder, not an ONNX file"),
+        ("text", "not an ONNX model"),
+        ("noise", "not an ONNX model"),
+        ("half", "not a"),
+        ("external", "'weights.bin' is missing"),
+        ("outside", "leads outside its folder"),
+    ],
+)
+def test_what_is_no_model_is_named(kind, message, tmp_path):
+    path = make_bad(kind, tmp_path)
+    for read in (load_model, inspect):
+        with pytest.raises(UserError) as error:
+            read(path)
+        assert str(error.value).startswith(f"{path}: ")
+        assert message in str(error.value)
+
+
+def test_every_cut_of_a_model_is_a_user_error(small_model, tmp_path):
+    content = small_model.read_bytes()
+    path = tmp_path / "cut.onnx"
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError):
+            load_model(path)
+
+
+def test_external_data_is_part_of_hash_and_size(tmp_path):
+    model = onnx.load(save_mlp(tmp_path / "good.onnx"))
+    path = tmp_path / "split.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    before = inspect(path)
+    assert before.parameters == 67
+    assert before.size_bytes == path.stat().st_size + (tmp_path / "weights.bin").stat().st_size
+    data = bytearray((tmp_path / "weights.bin").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "weights.bin").write_bytes(data)
+    assert inspect(path).sha256 != before.sha256
+
+
+def test_a_record_beside_another_file_is_not_believed(small_model):
+    recorded = inspect(small_model).model_copy(update={"parent": "teacher"})
+    save_artifact(small_model.parent, recorded)
+    assert known_artifact(small_model).parent == "teacher"
+    save_mlp(small_model, scale=2.0)
+    assert known_artifact(small_model).parent is None
+
+
+def test_portable_bytes_hold_no_path_of_the_machine(small_model):
+    model = onnx.load(small_model)
+    model.graph.node[0].metadata_props.add(key="stack", value="/home/somebody/train.py")
+    model.graph.node[0].doc_string = "/home/somebody/train.py"
+    model.graph.value_info.add(name="h").doc_string = "/home/somebody"
+    assert b"/home" in model.SerializeToString()
+    assert b"/home" not in portable(model)

@@ -1,0 +1,197 @@
+"""The real ladder on a reduced recipe: what it leaves, and that no kill and no repetition changes it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from kdbench import UserError, load_results, slim
+from kdbench.onnxfile import inspect
+from kdbench.pipeline import LADDER
+from kdbench.records import Artifact as ArtifactRecord
+from kdbench.records import from_json
+from kdbench.store import find_results, load_result
+from tests.conftest import REPOSITORY, TINY, kdbench, overrides
+
+PARENTS = {
+    "teacher": None,
+    "teacher-int8": "teacher",
+    "student-alone": None,
+    "student": "teacher",
+    "student-slim": "student",
+    "student-int8": "student-slim",
+}
+
+
+def artifact_files(run: Path) -> dict[str, bytes]:
+    """Everything but what measuring changes: weights, models, their records, the pack."""
+    kinds = ("*.safetensors", "*.onnx", "*.artifact.json", "pack.npz")
+    return {path.name: path.read_bytes() for kind in kinds for path in run.glob(kind)}
+
+
+def test_every_rung_has_file_record_and_parent(tiny_run):
+    for rung in LADDER:
+        artifact = from_json(ArtifactRecord, (tiny_run / f"{rung}.artifact.json").read_text(), rung)
+        assert artifact.parent == PARENTS[rung]
+        assert artifact.sha256 == inspect(tiny_run / f"{rung}.onnx").sha256
+        assert artifact.precision == ("int8" if rung.endswith("int8") else "fp32")
+        assert artifact.classes == tuple("0123456789")
+        if artifact.parent:
+            parent = inspect(tiny_run / f"{artifact.parent}.onnx")
+            assert artifact.parent_sha256 == parent.sha256
+
+
+def test_the_table_has_a_row_for_every_cell(tiny_run):
+    rows = load_results(tiny_run)
+    assert [row.rung for row in rows] == list(LADDER)
+    for row in rows:
+        assert row.error is None
+        assert row.accuracy > 0.15
+        assert row.latency_p50_s > 0
+        assert (row.speedup is None) == (row.rung == "teacher")
+
+
+def test_accuracy_is_what_onnxruntime_says_on_the_pack(tiny_run):
+    from kdbench.data.pack import load_pack
+
+    pack = load_pack(tiny_run / "pack.npz")
+    for row in load_results(tiny_run):
+        session = ort.InferenceSession(tiny_run / f"{row.rung}.onnx", providers=["CPUExecutionProvider"])
+        x = pack.test_inputs(inspect(tiny_run / f"{row.rung}.onnx").inputs)["input"]
+        assert row.accuracy == np.mean(session.run(None, {"input": x})[0].argmax(1) == pack.y_test)
+
+
+def test_int8_files_hold_int8_weights_and_stay_close(tiny_run):
+    model = onnx.load(tiny_run / "student-int8.onnx")
+    kinds = {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) > 30}
+    assert onnx.TensorProto.INT8 in kinds
+    assert onnx.TensorProto.FLOAT not in kinds
+    accuracies = {row.rung: row.accuracy for row in load_results(tiny_run)}
+    assert abs(accuracies["student-int8"] - accuracies["student"]) < 0.05
+
+
+def test_files_hold_no_path_of_this_machine(tiny_run):
+    for name, content in artifact_files(tiny_run).items():
+        for path in (str(REPOSITORY), str(tiny_run.parent), sys.prefix, str(Path.home()) + "/"):
+            assert path.encode() not in content, (name, path)
+
+
+def test_exported_models_take_any_batch(tiny_run):
+    session = ort.InferenceSession(tiny_run / "student.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 3, 33):
+        assert session.run(None, {"input": np.zeros((batch, 1, 8, 8), np.float32)})[0].shape == (batch, 10)
+
+
+def test_the_same_recipe_gives_the_same_bytes_and_a_second_call_reuses_them(tiny_run, tmp_path):
+    kdbench("run", "digits", *overrides(), "--out", tmp_path / "again", cwd=tmp_path)
+    again = tmp_path / "again"
+    assert artifact_files(again) == artifact_files(tiny_run)
+    measured = (again / "results.json").read_bytes()
+    kdbench("run", "digits", *overrides(), "--out", again, cwd=tmp_path)
+    assert (again / "results.json").read_bytes() == measured
+    kdbench("run", "digits", *overrides(TINY | {"distill.temperature": "2"}), "--out", again, cwd=tmp_path)
+    changed = {name for name, content in artifact_files(again).items() if content != artifact_files(tiny_run)[name]}
+    assert changed == {
+        f"{rung}{suffix}"
+        for rung in ("student", "student-slim", "student-int8")
+        for suffix in (".onnx", ".artifact.json", ".safetensors")
+        if (again / f"{rung}{suffix}").exists()
+    }
+
+
+KILLED_WHEN = [
+    "pack.npz",
+    "teacher.checkpoint.safetensors",
+    "teacher.safetensors",
+    "student.checkpoint.safetensors",
+    "student.safetensors",
+    "teacher.onnx",
+    "teacher-int8.onnx",
+    "results.json",
+]
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_artifacts(tiny_run, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "kdbench", "run", "digits", *overrides(), "--out", str(out)]
+    for name in KILLED_WHEN:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 60
+        while not (out / name).exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (out / name).exists(), f"{name} never came"
+        whole = artifact_files(tiny_run)
+        for file, content in artifact_files(out).items():
+            if "checkpoint" not in file and not file.endswith(".artifact.json"):
+                assert content == whole[file], f"{file} is not whole after a kill at {name}"
+        for file in out.glob("*.json"):
+            json.loads(file.read_text())
+    assert not load_result(out / "results.json")[0].complete
+    kdbench("run", "digits", *overrides(), "--out", out, cwd=tmp_path)
+    assert artifact_files(out) == artifact_files(tiny_run)
+    assert load_result(out / "results.json")[0].complete
+    assert not list(out.glob(".*.part"))
+
+
+def test_ctrl_c_ends_within_a_second_and_keeps_what_was_measured(tiny_run, tmp_path):
+    out = tmp_path / "bench"
+    command = [sys.executable, "-m", "kdbench", "bench", str(tiny_run), "--budget", "60", "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "results.json").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert "interrupted" in said
+    (path,) = find_results(out)
+    result, arrays = load_result(path)
+    assert not result.complete
+    assert len(arrays["latencies.0"]) > 0
+    assert "**Interrupted**" in (out / "report.md").read_text()
+
+
+def test_ctrl_c_while_training_leaves_no_traceback(tmp_path):
+    out = tmp_path / "run"
+    longer = TINY | {"teacher.training.epochs": "500"}
+    command = [sys.executable, "-m", "kdbench", "run", "digits", *overrides(longer), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "teacher.checkpoint.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert (process.returncode, said.strip()) == (130, "kdbench: interrupted")
+
+
+def test_an_export_that_differs_is_refused_with_the_figures(tiny_run, tmp_path, monkeypatch):
+    from kdbench.steps import export
+
+    monkeypatch.setattr(export, "TOLERANCE", 0.0)
+    with pytest.raises(UserError, match=r"not written: onnxruntime's outputs differ from PyTorch's by up to \d"):
+        export.export(tiny_run / "student.safetensors", tmp_path / "out.onnx", tiny_run / "pack.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slimming_that_moves_an_output_is_refused(small_model, tmp_path, monkeypatch):
+    from kdbench.steps import slim as step
+
+    def broken(model, path):
+        weights = next(tensor for tensor in model.graph.initializer if tensor.name == "w2")
+        weights.raw_data = (onnx.numpy_helper.to_array(weights) * 1.5).tobytes()
+        return model
+
+    monkeypatch.setattr(step, "slimmed_graph", broken)
+    with pytest.raises(UserError, match="slimming moved an output by"):
+        slim(small_model, tmp_path / "slim.onnx")
+    assert not (tmp_path / "slim.onnx").exists()

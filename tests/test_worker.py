@@ -1,0 +1,104 @@
+"""Real worker processes: what they answer, and what is said of one that fails."""
+
+import json
+
+import numpy as np
+import pytest
+
+from kdbench.backends import BACKENDS, pick_backend
+from kdbench.backends.client import Worker, WorkerError, why_unavailable
+from kdbench.errors import UserError
+
+X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+
+
+def available():
+    return [
+        pytest.param(
+            name, marks=pytest.mark.skipif(why_unavailable(name) is not None, reason=str(why_unavailable(name)))
+        )
+        for name, backend in BACKENDS.items()
+        if backend.runner == "ort"
+    ]
+
+
+def fake(tmp_path, **behaviour):
+    path = tmp_path / "fake.json"
+    path.write_text(json.dumps(behaviour))
+    return path
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_backend_answers_as_numpy_does(name, small_model):
+    import onnx
+    from onnx import numpy_helper
+
+    w = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(small_model).graph.initializer}
+    expected = np.maximum(X @ w["w1"] + w["b1"], 0) @ w["w2"] + w["b2"]
+    with Worker(pick_backend(name), threads=1) as worker:
+        assert "onnxruntime" in worker.hello()
+        assert worker.load(small_model, explain=True) > 0
+        placement, optimized = worker.explain()
+        assert set(placement) == {pick_backend(name).provider}
+        assert sum(placement[pick_backend(name).provider].values()) == 3
+        if optimized:
+            optimized.unlink()
+        first_run_s, peak = worker.feed("5", {"x": X})
+        assert first_run_s > 0
+        assert peak > 10_000_000
+        latencies = worker.slice("5", seconds=5, runs=20)
+        assert latencies.shape == (20,)
+        assert (latencies > 0).all()
+        np.testing.assert_allclose(worker.predict({"x": X})["logits"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_slice_ends_with_its_time(tmp_path):
+    with Worker(pick_backend("fake"), 1) as worker:
+        worker.load(fake(tmp_path, latency_s=0.05))
+        worker.feed("1", {"x": X[:1]})
+        assert 2 <= len(worker.slice("1", seconds=0.12, runs=1000)) <= 3
+
+
+def test_a_refusal_leaves_the_worker_usable(small_model):
+    with Worker(pick_backend("cpu"), 1) as worker:
+        worker.load(small_model)
+        with pytest.raises(WorkerError, match="x") as error:
+            worker.predict({"y": X})
+        assert error.value.alive
+        assert worker.predict({"x": X})["logits"].shape == (5, 3)
+
+
+def test_a_model_that_cannot_be_loaded_says_why(tmp_path):
+    (tmp_path / "bad.onnx").write_bytes(b"noise")
+    with Worker(pick_backend("cpu"), 1) as worker, pytest.raises(WorkerError, match=r"bad\.onnx|protobuf"):
+        worker.load(tmp_path / "bad.onnx")
+
+
+def test_a_crash_names_signal_and_last_words(tmp_path):
+    with Worker(pick_backend("fake"), 1) as worker:
+        worker.load(fake(tmp_path, crash_at_batch=5))
+        with pytest.raises(WorkerError, match=r"crashed during 'feed' \(killed by signal 6\): fake: about to crash"):
+            worker.feed("5", {"x": X})
+
+
+def test_a_hang_is_noticed_and_killed(tmp_path):
+    with Worker(pick_backend("fake"), 1, patience_s=0.5) as worker:
+        worker.patience_s = 30
+        worker.load(fake(tmp_path, hang_at_batch=5))
+        worker.patience_s = 0.5
+        with pytest.raises(WorkerError, match="hung: no answer to 'feed'"):
+            worker.feed("5", {"x": X})
+
+
+def test_unknown_and_missing_backends_are_named(monkeypatch):
+    with pytest.raises(UserError, match="unknown backend 'cup': did you mean 'cpu'"):
+        pick_backend("cup")
+    with pytest.raises(UserError) as error:
+        pick_backend("zzz")
+    assert "fake" not in str(error.value)
+
+
+def test_large_inputs_pass_the_pipe(tmp_path):
+    with Worker(pick_backend("fake"), 1) as worker:
+        worker.load(fake(tmp_path))
+        assert worker.predict({"x": np.zeros((200, 300, 300), np.float32)})["logits"].shape == (200, 2)
