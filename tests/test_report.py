@@ -79,7 +79,7 @@ def arrays(speed=2.0, noise=0.0):
     jitter = np.repeat(1 + noise * np.array([-1, 1, -1, 1, 0]), 3)
     return {
         "latencies.0": teacher, "latencies.1": teacher / speed * jitter, "rounds.0": ROUNDS, "rounds.1": ROUNDS,
-        "labels": np.array([0, 1, 2, 3]), "predictions.0": np.array([0, 1, 2, 0]), "predictions.1": np.array([0, 1, 0, 0]),
+        "labels": np.arange(4), "predictions.0": np.array([0, 1, 2, 0]), "predictions.1": np.array([0, 1, 0, 0]),
     }  # fmt: skip
 
 

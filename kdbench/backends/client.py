@@ -183,4 +183,4 @@ def why_unavailable(name: str) -> str | None:
             found = worker.devices()
     except WorkerError as error:
         return str(error)
-    return None if found else f"{backend.provider} finds no device here{': ' + backend.needs if backend.needs else ''}"
+    return None if found else f"no device for it here{': ' + backend.needs if backend.needs else ''}"

@@ -21,11 +21,11 @@ def save_plot(ladder: Ladder, folder: Path, suffix: str = "") -> list[Path]:
     paths = []
     for kind in ("svg", "png"):
         paths.append(folder / f"accuracy-latency{suffix}.{kind}")
-        write_atomic(paths[-1], _draw(ladder.result.name, rows, kind))
+        write_atomic(paths[-1], _draw(ladder.result.name, ladder.result.baseline, rows, kind))
     return paths
 
 
-def _draw(name: str, rows: Sequence[Row], kind: str) -> bytes:
+def _draw(name: str, baseline: str, rows: Sequence[Row], kind: str) -> bytes:
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -41,10 +41,12 @@ def _draw(name: str, rows: Sequence[Row], kind: str) -> bytes:
             for row in panel:
                 assert row.latency_p50_s is not None and row.accuracy is not None
                 index = rungs.index(row.rung)
-                axis.plot(
+                axis.errorbar(
                     row.latency_p50_s * 1e3,
                     100 * row.accuracy,
+                    yerr=_bar(row),
                     linestyle="none",
+                    capsize=3,
                     markersize=9,
                     alpha=0.85,
                     color=COLOURS[index % len(COLOURS)],
@@ -62,11 +64,19 @@ def _draw(name: str, rows: Sequence[Row], kind: str) -> bytes:
         axes[0].set_ylabel("accuracy, %")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False)
-        figure.suptitle(f"{name}: accuracy against latency", fontsize=11)
+        figure.suptitle(f"{name}: accuracy (bars: 95 % of its difference to {baseline}) against latency", fontsize=11)
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
+
+
+def _bar(row: Row) -> tuple[list[float], list[float]] | None:
+    """Points below and above the accuracy that the interval of its paired difference reaches."""
+    if row.accuracy_diff is None or row.accuracy_diff_low is None or row.accuracy_diff_high is None:
+        return None
+    below, above = row.accuracy_diff - row.accuracy_diff_low, row.accuracy_diff_high - row.accuracy_diff
+    return [100 * max(below, 0.0)], [100 * max(above, 0.0)]
 
 
 def _ticks() -> list[float]:
