@@ -10,8 +10,8 @@ from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable, count, details_table, ladder_tables, mark, size, unmeasured
 
 
-def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = ()) -> str:
-    """A section for each result file; `plots` are the addresses of their images."""
+def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), heading: str = "#") -> str:
+    """A section for each result file, its title led by `heading`; `plots` are the addresses of their images."""
     template = _environment().from_string(files(__package__).joinpath("report.md.j2").read_text(encoding="utf-8"))
     sections = [
         {
@@ -23,7 +23,7 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = ()) -> 
         }
         for ladder, plot in zip_longest(ladders, plots)
     ]
-    return template.render(sections=sections).strip() + "\n"
+    return template.render(sections=sections, heading=heading).strip() + "\n"
 
 
 def tables_to_markdown(ladder: Ladder) -> str:
