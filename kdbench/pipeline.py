@@ -16,7 +16,18 @@ from kdbench.evaluation import judge
 from kdbench.machine import describe, versions
 from kdbench.onnxfile import known_artifact
 from kdbench.progress import Progress, silent
-from kdbench.records import Artifact, Bench, BenchSettings, Evaluation, Quantize, RawFile, Recipe, ResultFile, slug
+from kdbench.records import (
+    Artifact,
+    Bench,
+    BenchSettings,
+    Evaluation,
+    Quantize,
+    RawFile,
+    Recipe,
+    ResultFile,
+    parse,
+    slug,
+)
 from kdbench.report.files import save_report
 from kdbench.report.table import Ladder, ladder
 from kdbench.store import (
@@ -95,9 +106,12 @@ def distill(recipe: Recipe | str, out: str | Path | None = None, *, progress: Pr
 
 def bench(
     models: Sequence[str | Path],
-    options: Bench | None = None,
     *,
     baseline: str | Path | None = None,
+    backends: Sequence[str] = ("cpu",),
+    batches: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    budget_s: float = 30.0,
     pack: str | Path | None = None,
     dims: Mapping[str, int] | None = None,
     out: str | Path = "bench",
@@ -109,6 +123,8 @@ def bench(
     The baseline is, if not given, the run's teacher or the first model. With a `pack` (a run folder has its own)
     accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions.
     """
+    wanted = {"backends": backends, "batches": batches, "threads": threads, "budget_s": budget_s}
+    options = parse(Bench, wanted, "bench")
     paths = [Path(model) for model in models]
     folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
     if folder:
@@ -129,7 +145,7 @@ def bench(
         return _bench(
             subjects,
             reference,
-            options or Bench(),
+            options,
             load_pack(Path(pack)) if pack else None,
             out,
             name=slug(out.resolve().name),

@@ -1,5 +1,6 @@
 """What the tests share: real runs of the ladder, made once, and the data that may lie beside the checkout."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -49,10 +50,15 @@ def overrides(fields: Mapping[str, str] = TINY) -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the reduced digits recipe, walked without interruption. Not to be written to."""
-    folder = tmp_path_factory.mktemp("tiny")
-    kdbench("run", "digits", *overrides(), "--out", "run", cwd=folder)
-    return folder / "run"
+    """A finished run of the reduced digits recipe, walked once without interruption. Not to be written to."""
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (folder / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "tiny" / "finished").is_file():
+            kdbench("run", "digits", *overrides(), "--out", "tiny", cwd=folder)
+            (folder / "tiny" / "finished").touch()
+    return folder / "tiny"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from kdbench.cli import COMMANDS
+from kdbench.cli import COMMANDS, main
 from kdbench.store import write_npz
 from tests.conftest import environment, kdbench, overrides, save_mlp
 
@@ -134,14 +134,18 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_line_that_names_it(command, place):
+def test_a_mistake_is_one_line_that_names_it(command, place, monkeypatch, capfd):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["kdbench", *command.split()])
     before = sorted(place.rglob("*"))
-    done = kdbench(*command.split(), cwd=place, check=False)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stderr.startswith("kdbench: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert MISTAKES[command] in done.stderr
-    assert done.stdout == ""
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed, said = capfd.readouterr()
+    assert end.value.code == 2, printed + said
+    assert said.startswith("kdbench: ")
+    assert said.count("\n") == 1, said
+    assert MISTAKES[command] in said
+    assert printed == ""
     written = [
         p for p in sorted(place.rglob("*")) if p not in before and p.name not in (".lock", "bench", "runs", "digits")
     ]

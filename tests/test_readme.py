@@ -1,4 +1,4 @@
-"""The README does what it says: its commands run, its generated parts are current, and the digits keep their promises."""
+"""The README does what it says: its commands run, its generated parts are current, the digits keep their promises."""
 
 import re
 import shlex
@@ -66,7 +66,9 @@ def test_the_make_targets_exist():
     for line in "".join(blocks("console")).splitlines():
         words = shlex.split(line[2:], comments=True)
         if words[0] == "make":
-            done = subprocess.run(["make", "-n", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True)
+            done = subprocess.run(
+                [shutil.which("make"), "-n", *words[1:]], cwd=REPOSITORY, capture_output=True, text=True
+            )
             assert done.returncode == 0, done.stderr
 
 

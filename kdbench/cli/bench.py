@@ -67,12 +67,20 @@ def bench(
     """
     from kdbench import pipeline, store
     from kdbench.cli.show import show_report
-    from kdbench.records import Bench, parse
 
-    wanted = {"backends": backends, "batches": batches, "threads": threads, "budget_s": budget}
-    options_ = parse(Bench, wanted, "options")
     with bars() as progress:
-        report = pipeline.bench(models, options_, baseline=baseline, pack=pack, dims=dims, out=out, progress=progress)
+        report = pipeline.bench(
+            models,
+            baseline=baseline,
+            backends=backends,
+            batches=batches,
+            threads=threads,
+            budget_s=budget,
+            pack=pack,
+            dims=dims,
+            out=out,
+            progress=progress,
+        )
     if publish:
         store.publish(report.results)
     show_report(report)

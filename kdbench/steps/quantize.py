@@ -69,7 +69,7 @@ def quantize(
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
-    warnings = () if pack is not None else (GENERATED_WARNING,)
+    warnings: tuple[str, ...] = () if pack is not None else (GENERATED_WARNING,)
     if check.agreement < LEAST_AGREEMENT:
         warnings += (
             f"answers otherwise than {parent.rung} in {1 - check.agreement:.0%} of {check.samples} compared samples: "
