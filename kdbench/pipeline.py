@@ -311,7 +311,7 @@ def _bench(
         for _ in schedule.rounds(progress):
             save(complete=False)
     except KeyboardInterrupt:
-        _report(path, *save(complete=False))
+        save(complete=False)
         raise
     return _report(path, *save(complete=True))
 

@@ -152,6 +152,38 @@ def test_a_mistake_is_one_line_that_names_it(command, place, monkeypatch, capfd)
     assert written == []
 
 
+DROPPED = """
+import os, signal, sys, time, weakref
+import kdbench.store
+
+class Thing:
+    pass
+
+def strike(_):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.05)
+
+def recipes():
+    thing = Thing()
+    reference = weakref.ref(thing, strike)
+    del thing
+    time.sleep(30)
+
+kdbench.store.zoo_recipes = recipes
+sys.argv = ["kdbench", "zoo"]
+from kdbench.cli import main
+main()
+"""
+
+
+def test_ctrl_c_is_not_lost_where_python_drops_it():
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED], capture_output=True, text=True, env=environment(), timeout=20
+    )
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+
+
 def test_what_bench_prints(tmp_path):
     for name, scale in (("teacher", 1.0), ("student", 2.0)):
         save_mlp(tmp_path / f"{name}.onnx", scale=scale)
