@@ -1,6 +1,8 @@
 """Accuracy, agreement and parity of ONNX files, through a backend: what is timed is what is judged."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from kdbench.backends.client import Worker, WorkerError
 from kdbench.data.generated import batch_size, generate
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
-from kdbench.onnxfile import known_artifact, operators_of
+from kdbench.onnxfile import input_names, known_artifact, operators_of
 from kdbench.progress import Progress, silent
 from kdbench.records import Artifact, Evaluation
 from kdbench.store import Arrays
@@ -29,7 +31,9 @@ class Answers:
 
     def labels(self) -> NDArray[np.int64]:
         """The predicted class of each sample: the largest entry of the first output, or the output if it is a class."""
-        first = next(iter(self.outputs.values()))
+        name, first = next(iter(self.outputs.items()))
+        if first.ndim == 1 and not np.issubdtype(first.dtype, np.integer):
+            raise UserError(f"output '{name}' is one number a sample, not class scores: accuracy can't be told from it")
         return (first if first.ndim == 1 else first.reshape(len(first), -1).argmax(axis=1)).astype(np.int64)
 
 
@@ -61,23 +65,37 @@ def answer(
 ) -> Answers:
     """Runs all samples (first axis of every input) in batches; the last one is filled up and cut again.
 
-    Raises WorkerError where the backend refuses, crashes or hangs.
+    Raises WorkerError where the backend refuses, crashes or hangs, UserError for a model without input or whose
+    outputs have no batch axis.
     """
+    names = input_names(model)
+    inputs = {name: values for name, values in inputs.items() if name in names}
+    if not inputs:
+        raise UserError(f"{model}: takes no input, so there is nothing to compare or to evaluate")
     samples = len(next(iter(inputs.values())))
     collected: dict[str, list[NDArray[Any]]] = {}
-    with Worker(pick_backend(backend), threads) as worker:
-        worker.load(model, explain=True)
-        placement, optimized = worker.explain()
-        operators = operators_of(optimized) if optimized else {}
-        if optimized:
-            optimized.unlink(missing_ok=True)
+    with _explained(model, backend, threads) as (worker, placement, operators):
         for start in range(0, samples, batch):
             index = np.minimum(np.arange(start, start + batch), samples - 1)
             kept = min(batch, samples - start)
             for name, output in worker.predict({name: values[index] for name, values in inputs.items()}).items():
+                if not output.ndim or len(output) != batch:
+                    raise UserError(f"{model}: output '{name}' of shape {output.shape} has no batch axis first")
                 collected.setdefault(name, []).append(output[:kept])
             progress("answering", start + kept, samples)
     return Answers({name: np.concatenate(parts) for name, parts in collected.items()}, placement, operators)
+
+
+@contextmanager
+def _explained(
+    model: Path, backend: str, threads: int
+) -> Iterator[tuple[Worker, dict[str, dict[str, int]], dict[str, int]]]:
+    """A worker with the model, its nodes by provider, and the operators of the graph that runs, where it can tell."""
+    row = pick_backend(backend)
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(row, threads) as worker:
+        optimized = Path(scratch, "optimized.onnx") if row.saves_optimized else None
+        worker.load(model, explain=True, optimized=optimized)
+        yield worker, worker.explain(), operators_of(optimized) if optimized else {}
 
 
 def evaluate(
@@ -94,20 +112,22 @@ def evaluate(
 
 
 def judge(
-    artifact: Artifact, model: Path, pack: EvalPack, batch: int, backend: str, threads: int
+    artifact: Artifact, model: Path, pack: EvalPack | None, batch: int, backend: str, threads: int
 ) -> tuple[Evaluation, NDArray[np.int64] | None]:
-    """Predicted classes of all evaluation samples; an Evaluation with the reason where the backend can't.
+    """Where the model's nodes run and, with a pack, the predicted classes of all its evaluation samples.
 
-    Raises UserError where the pack doesn't fit the model.
+    An Evaluation with the reason where the backend can't; raises UserError where the pack doesn't fit the model.
     """
-    inputs = pack.test_inputs(artifact.inputs)
-    pack.labels(artifact.outputs)
     batch = batch_size(artifact.inputs) or batch
     record = Evaluation(
         rung=artifact.rung, artifact_sha256=artifact.sha256, backend=backend, threads=threads, batch=batch
     )
     try:
-        answers = answer(model, inputs, batch, backend, threads)
+        if pack is None:
+            with _explained(model, backend, threads) as (_, placement, operators):
+                return record.model_copy(update={"placement": placement, "optimized_operators": operators}), None
+        pack.labels(artifact.outputs)
+        answers = answer(model, pack.test_inputs(artifact.inputs), batch, backend, threads)
     except WorkerError as error:
         return record.model_copy(update={"error": str(error)}), None
     found = {"placement": answers.placement, "optimized_operators": answers.optimized_operators}
@@ -159,7 +179,14 @@ def compare(ours: list[NDArray[Any]], theirs: list[NDArray[Any]]) -> Parity:
     first, second = (output.reshape(samples, -1).argmax(axis=1) for output in pairs[0])
     return Parity(
         samples=samples,
-        largest_difference=max(float(np.abs(a - b).max(initial=0)) for a, b in pairs),
-        largest_output=max(float(np.abs(b).max(initial=0)) for _, b in pairs),
+        largest_difference=max(_largest_difference(a, b) for a, b in pairs),
+        largest_output=max(float(np.abs(b[np.isfinite(b)]).max(initial=0)) for _, b in pairs),
         agreement=float(np.mean(first == second)),
     )
+
+
+def _largest_difference(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """0 where both are the same NaN or infinity, infinite where only one of them is."""
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        return float(np.nan_to_num(np.abs(a - b)[~same], nan=np.inf, posinf=np.inf).max(initial=0))

@@ -1,6 +1,7 @@
 """Reading an ONNX file that anybody made: is it sound, and what is in it?"""
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +40,8 @@ def _read(path: Path) -> "onnx.ModelProto":
     import onnx
     from google.protobuf.message import DecodeError
 
+    if any("\udc80" <= sign <= "\udcff" for sign in str(path)):
+        raise UserError(f"{str(path)!a}: its name is not valid UTF-8: rename it")
     if path.is_dir():
         raise UserError(f"{path}: a folder, not an ONNX file")
     try:
@@ -101,10 +104,22 @@ def inspect(path: Path, rung: str | None = None, **lineage: Any) -> Artifact:
         "precision": _precision(model, operators),
         "inputs": tuple(_spec(value) for value in model.graph.input if value.name not in initializers),
         "outputs": tuple(_spec(value) for value in model.graph.output),
-        "opset": next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        "opset": opset_of(model),
+        "ir_version": model.ir_version,
         "operators": dict(sorted(operators.items())),
     }
     return Artifact(**(fields | lineage))
+
+
+def opset_of(model: "onnx.ModelProto") -> int:
+    """Version of the standard operators; 0 for a model that uses none of them."""
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def input_names(path: Path) -> set[str]:
+    """Names of the inputs that have to be fed."""
+    model = _read(path)
+    return {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
 
 
 def known_artifact(path: Path) -> Artifact:
@@ -122,41 +137,30 @@ def count_parameters(model: "onnx.ModelProto") -> int:
     """Elements of floating-point and quantized weights; scales, zero points, shapes and indices are not counted."""
     from onnx import TensorProto
 
-    quantization = {
-        name
-        for node in model.graph.node
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
-        for name in node.input[1:]
-    }
-    shapes = {
-        name
-        for node in model.graph.node
-        if node.op_type in ("Reshape", "Pad", "Slice", "Gather")
-        for name in node.input[1:]
-    }
-    kinds = {
-        TensorProto.FLOAT,
-        TensorProto.FLOAT16,
-        TensorProto.BFLOAT16,
-        TensorProto.DOUBLE,
-        TensorProto.INT8,
-        TensorProto.UINT8,
-        TensorProto.INT32,
-    }
-    return sum(
-        prod(tensor.dims)
-        for tensor in model.graph.initializer
-        if tensor.data_type in kinds and tensor.name not in quantization | shapes
-    )
+    kinds = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8,
+             TensorProto.UINT8, TensorProto.INT32}  # fmt: skip
+    arguments = ("QuantizeLinear", "DequantizeLinear", "Reshape", "Pad", "Slice", "Gather")
+    total = 0
+    for graph in _graphs(model.graph):
+        spent = {name for node in graph.node if node.op_type in arguments for name in node.input[1:]}
+        total += sum(prod(t.dims) for t in _tensors(graph) if t.data_type in kinds and t.name not in spent)
+    return total
 
 
 def count_macs(model: "onnx.ModelProto") -> int | None:
-    """Multiply-accumulates of one sample in Conv, Gemm and MatMul nodes; None where a shape can't be inferred."""
+    """Multiply-accumulates of one sample in Conv, ConvTranspose, Gemm and MatMul nodes.
+
+    None where a shape can't be inferred, or where an operator does such work in a way that is not counted here.
+    """
     import onnx
 
+    if any(_counts_otherwise(node) for node in model.graph.node):
+        return None
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
-    for value in fixed.graph.input:
+    weights = {tensor.name for tensor in _tensors(fixed.graph)}
+    inputs = [value for value in fixed.graph.input if value.name not in weights]
+    for value in inputs:
         dims = value.type.tensor_type.shape.dim
         if dims and not dims[0].dim_value:
             dims[0].dim_value = 1
@@ -167,31 +171,77 @@ def count_macs(model: "onnx.ModelProto") -> int | None:
         fixed = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError):
         return None
-    graph = fixed.graph
-    shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
+    shapes: dict[str, tuple[int, ...]] = {tensor.name: tuple(tensor.dims) for tensor in _tensors(fixed.graph)}
+    for value in (*fixed.graph.input, *fixed.graph.value_info, *fixed.graph.output):
         tensor = value.type.tensor_type
         if tensor.HasField("shape") and all(dim.dim_value > 0 for dim in tensor.shape.dim):
             shapes.setdefault(value.name, tuple(dim.dim_value for dim in tensor.shape.dim))
-    total = 0
+    counted = [_macs(node, shapes) for node in fixed.graph.node]
+    batch = next((shape[0] for value in inputs if (shape := shapes.get(value.name))), 1)
+    return None if None in counted else sum(filter(None, counted)) // max(batch, 1)
+
+
+def _macs(node: "onnx.NodeProto", shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return 0
+    data, weight, output = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
+    if data is None or weight is None or output is None:
+        return None
+    match node.op_type:
+        case "Conv":
+            return prod(output) * prod(weight[1:])
+        case "ConvTranspose":
+            return prod(data) * prod(weight[1:])
+        case "Gemm":
+            flipped = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+            return prod(output) * data[0 if flipped else 1]
+        case _:
+            return prod(output) * data[-1]
+
+
+def _counts_otherwise(node: "onnx.NodeProto") -> bool:
+    """Whether a node holds a graph of its own, or multiplies matrices under another name."""
+    heavy = (
+        "LSTM",
+        "GRU",
+        "RNN",
+        "Einsum",
+        "ConvInteger",
+        "MatMulInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "Attention",
+    )
+    return node.op_type in heavy or node.domain == "com.microsoft" or any(True for _ in _subgraphs(node))
+
+
+def _subgraphs(node: "onnx.NodeProto") -> "Iterator[onnx.GraphProto]":
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _graphs(graph: "onnx.GraphProto") -> "Iterator[onnx.GraphProto]":
+    """The graph and all graphs inside its nodes."""
+    yield graph
     for node in graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-            continue
-        data, weight, output = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
-        if data is None or weight is None or output is None:
-            return None
-        match node.op_type:
-            case "Conv":
-                total += prod(output) * prod(weight[1:])
-            case "ConvTranspose":
-                total += prod(data) * prod(weight[1:])
-            case "Gemm":
-                flipped = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-                total += prod(output) * data[0 if flipped else 1]
-            case _:
-                total += prod(output) * data[-1]
-    batch = next((shape[0] for value in graph.input if (shape := shapes.get(value.name))), 1)
-    return total // max(batch, 1)
+        for inner in _subgraphs(node):
+            yield from _graphs(inner)
+
+
+def _tensors(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
+    """Initializers, and the values of Constant nodes under the name of their output."""
+    import onnx
+
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                constant = onnx.TensorProto()
+                constant.CopyFrom(attribute.t)
+                constant.name = node.output[0]
+                yield constant
 
 
 def _precision(model: "onnx.ModelProto", operators: Counter[str]) -> Literal["fp32", "fp16", "int8"]:

@@ -1,7 +1,9 @@
 """One recipe, rung by rung, each kept while what it was made from is the same; and the benchmark of any artifacts."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -13,8 +15,8 @@ from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
 from kdbench.data.pack import EvalPack, load_pack, save_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import judge
-from kdbench.machine import describe, versions
-from kdbench.onnxfile import known_artifact
+from kdbench.machine import describe, saturates_in_int8, versions
+from kdbench.onnxfile import inspect, known_artifact
 from kdbench.progress import Progress, silent
 from kdbench.records import (
     Artifact,
@@ -31,12 +33,15 @@ from kdbench.records import (
 from kdbench.report.files import save_report
 from kdbench.report.table import Ladder, ladder
 from kdbench.store import (
+    PARTIAL_FILE,
+    RESULTS_FILE,
     Arrays,
     RunFolder,
     fingerprint,
     load_recipe,
     load_result,
     prepare_folder,
+    remove_results,
     save_artifact,
     save_results,
     sha256,
@@ -61,6 +66,7 @@ class Report:
     report: Path
     csv: Path
     plots: tuple[Path, ...]
+    published: Path | None = None
 
 
 def run(
@@ -95,7 +101,7 @@ def run(
             progress=progress,
         )
         if publish:
-            publish_results(report.results)
+            report = replace(report, published=publish_results(report.results))
     return report
 
 
@@ -118,6 +124,7 @@ def bench(
     pack: str | Path | None = None,
     dims: Mapping[str, int] | None = None,
     out: str | Path = "bench",
+    publish: bool = False,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Report:
@@ -145,7 +152,7 @@ def bench(
         reference = "teacher" if folder and "teacher" in rungs else rungs[0]
     out = Path(out)
     with RunFolder(out).lock():
-        return _bench(
+        report = _bench(
             subjects,
             reference,
             options,
@@ -156,6 +163,7 @@ def bench(
             dims=dims or {},
             progress=progress,
         )
+    return replace(report, published=publish_results(report.results)) if publish else report
 
 
 def run_subjects(folder: RunFolder) -> list[Subject]:
@@ -165,8 +173,14 @@ def run_subjects(folder: RunFolder) -> list[Subject]:
     rungs = sorted(artifacts, key=lambda rung: (order.get(rung, len(order)), rung))
     subjects = [Subject(artifacts[rung], folder.path / artifacts[rung].file) for rung in rungs]
     for subject in subjects:
-        if known_artifact(subject.model).sha256 != subject.artifact.sha256:
+        parent = artifacts.get(subject.artifact.parent or "")
+        if inspect(subject.model).sha256 != subject.artifact.sha256:
             raise UserError(f"{subject.model}: not the file that its record describes (sha256 differs): make it again")
+        if parent and parent.sha256 != subject.artifact.parent_sha256:
+            raise UserError(
+                f"{subject.model}: made from another {parent.rung} than the one beside it: "
+                "'kdbench run' with the same recipe makes it again"
+            )
     return subjects
 
 
@@ -182,9 +196,12 @@ def _distilled(folder: RunFolder, recipe: Recipe, progress: Progress, alone: boo
 
     dataset = data.load(recipe.data)
     train.check(recipe, dataset)
-    data_sha256 = sha256(save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed))
+    save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed)
     data_sha256 = fingerprint(
-        pack=data_sha256, x=sha256(dataset.x_train.tobytes()), y=sha256(dataset.y_train.tobytes())
+        x=sha256(dataset.x_train.tobytes()),
+        y=sha256(dataset.y_train.tobytes()),
+        preprocessing=dataset.preprocessing.to_json(),
+        classes=dataset.classes,
     )
     teacher = train.train(folder, "teacher", recipe.teacher, recipe, dataset, data_sha256, progress)
     weights = {"teacher": teacher}
@@ -220,7 +237,11 @@ def _compressed(folder: RunFolder, options: Quantize, progress: Progress) -> Non
     from kdbench.steps.slim import slim
 
     pack = load_pack(folder.pack)
-    facts: dict[str, Any] = {"pack": sha256(folder.pack.read_bytes()), "options": options.model_dump()}
+    facts: dict[str, Any] = {
+        "pack": sha256(folder.pack.read_bytes()),
+        "options": options.model_dump(),
+        "saturates": saturates_in_int8(),
+    }
 
     def quantized(parent: str, rung: str) -> Callable[[Path], Artifact]:
         return lambda out: quantize(folder.onnx(parent), out, pack, options, rung)
@@ -241,14 +262,17 @@ def _kept(folder: RunFolder, rung: str, make: Callable[[Path], Artifact], step: 
     mark = fingerprint(step=step, versions=versions() | {"kdbench": __version__}, **facts)
     path = folder.onnx(rung)
     if path.is_file():
-        artifact = known_artifact(path)
-        if artifact.fingerprint == mark:
-            return artifact
+        with suppress(UserError):  # a damaged file or record is made again
+            artifact = known_artifact(path)
+            if artifact.fingerprint == mark:
+                return artifact
     return save_artifact(folder.path, make(path).model_copy(update={"fingerprint": mark}))
 
 
 def needs_torch() -> None:
-    """Raises UserError where the training extra is not installed."""
+    """Imports torch as training wants it; raises UserError where the training extra is not installed."""
+    # Spinning OpenMP threads that share a core can slow small steps down fifty times. Read once, when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for package in TRAINING.split():
         try:
             import_module(package)
@@ -274,7 +298,8 @@ def _bench(
     progress: Progress = silent,
 ) -> Report:
     """Evaluates and measures all subjects; results are written after every round, and also when interrupted."""
-    path = prepare_folder(out) / "results.json"
+    path = prepare_folder(out) / RESULTS_FILE
+    partial = out / PARTIAL_FILE
     cells = plan(subjects, options)
     settings = BenchSettings(
         seed=seed, processes=options.processes, budget_s=options.budget_s, slice_s=SLICE_S, slice_runs=SLICE_RUNS
@@ -290,6 +315,7 @@ def _bench(
         baseline=baseline,
         settings=settings,
         inputs="data" if pack else "generated",
+        inputs_sha256=sha256(Path(pack.name).read_bytes()) if pack else None,
         artifacts=tuple(subject.artifact for subject in subjects),
         raw=RawFile(file="", sha256=""),
     )
@@ -298,26 +324,28 @@ def _bench(
     feeds = {
         (cell.subject.artifact.rung, cell.batch): inputs(cell, pack, dims or {}) for cell in cells if not cell.error
     }
-    evaluations, answers = _evaluations(subjects, cells, pack, progress) if pack else ([], Arrays())
+    evaluations, answers = _evaluations(subjects, cells, pack, progress)
     schedule = Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.batch])
 
-    def save(complete: bool) -> tuple[ResultFile, Arrays]:
+    def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
         measurements, raw = schedule.records()
         found = {"measurements": tuple(measurements), "evaluations": tuple(evaluations), "complete": complete}
         arrays = raw | answers
-        return save_results(path, result.model_copy(update=found), arrays), arrays
+        return save_results(target, result.model_copy(update=found), arrays), arrays
 
     try:
         for _ in schedule.rounds(progress):
-            save(complete=False)
+            save(partial, complete=False)
     except KeyboardInterrupt:
-        save(complete=False)
+        save(partial, complete=False)
         raise
-    return _report(path, *save(complete=True))
+    report = _report(path, *save(path, complete=True))
+    remove_results(partial)
+    return report
 
 
 def _evaluations(
-    subjects: Sequence[Subject], cells: Sequence[Cell], pack: EvalPack, progress: Progress
+    subjects: Sequence[Subject], cells: Sequence[Cell], pack: EvalPack | None, progress: Progress
 ) -> tuple[list[Evaluation], Arrays]:
     """Every subject's answers through each backend and thread count of which a cell can run."""
     batch = max(cell.batch for cell in cells)
@@ -329,11 +357,11 @@ def _evaluations(
         progress("evaluate", number, len(wanted))
         subject = by_rung[rung]
         record, predicted = judge(subject.artifact, subject.model, pack, batch, backend, threads)
-        if predicted is not None:
+        if pack is not None and predicted is not None:
             arrays[f"predictions.{number}"] = predicted.astype("int32")
+            arrays["labels"] = pack.labels(subject.artifact.outputs).astype("int32")
             record = record.model_copy(update={"raw": str(number)})
         evaluations.append(record)
-        arrays["labels"] = pack.labels(subject.artifact.outputs).astype("int32")
     progress("evaluate", len(wanted), len(wanted))
     return evaluations, arrays
 
@@ -348,7 +376,7 @@ def _same_results(path: Path, wanted: ResultFile, cells: Sequence[Cell]) -> tupl
         return None
     same = found.complete and all(
         getattr(found, field) == getattr(wanted, field)
-        for field in ("kdbench", "name", "machine", "baseline", "settings", "inputs")
+        for field in ("kdbench", "name", "machine", "recipe", "baseline", "settings", "inputs", "inputs_sha256")
     )
     measured = [(m.artifact_sha256, m.backend, m.threads, m.batch) for m in found.measurements]
     planned = [(c.subject.artifact.sha256, c.backend, c.threads, c.batch) for c in cells]

@@ -16,8 +16,8 @@ SCHEMA = 1
 """Version of every file format below. History: 1, the first."""
 
 Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
@@ -58,7 +58,8 @@ class Data(Record):
 class Training(Record):
     epochs: Count
     learning_rate: Positive
-    batch_size: Count = 64
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """At least two: batch norm learns nothing from a single sample."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NotNegative = 5e-4
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -144,6 +145,7 @@ class Artifact(Versioned):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     opset: int
+    ir_version: int
     operators: dict[str, int]
     task: Literal["classification"] = "classification"
     classes: tuple[str, ...] = ()
@@ -181,8 +183,10 @@ class Process(Record):
 
     round: int
     load_s: float
-    first_run_s: float
-    peak_memory_bytes: int
+    first_run_s: float | None = None
+    """Of the batch that this process ran first; None for its later ones, which find it warm."""
+    peak_memory_bytes: int | None = None
+    """After load and first run, likewise."""
 
 
 class Measurement(Record):
@@ -241,6 +245,8 @@ class ResultFile(Versioned):
     baseline: str
     settings: BenchSettings
     inputs: Literal["data", "generated"]
+    inputs_sha256: str | None = None
+    """Of the pack."""
     artifacts: tuple[Artifact, ...]
     evaluations: tuple[Evaluation, ...] = ()
     measurements: tuple[Measurement, ...] = ()

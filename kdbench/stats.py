@@ -52,19 +52,22 @@ def no_difference(ratio: Interval) -> bool:
 
 
 def accuracy_difference(correct: NDArray[np.bool_], baseline_correct: NDArray[np.bool_]) -> Interval:
-    """Accuracy of the candidate minus the baseline's on the same samples, with a paired bootstrap interval.
+    """Accuracy of the candidate minus the baseline's on the same samples, with an interval for paired proportions.
 
-    A sample's difference is −1, 0 or 1, so drawing samples with replacement is drawing the three counts from a
-    multinomial: the same distribution as resampling one by one, at a cost that does not grow with the samples.
+    Bonett and Price (2012, Journal of Educational and Behavioral Statistics 37): a Wald interval with one sample added
+    to each kind of disagreement. Unlike a bootstrap, which shrinks to a point where the two never disagree, it keeps
+    its coverage for the few disagreements that a good student leaves.
     """
+    from scipy import stats
+
     if correct.shape != baseline_correct.shape or correct.size == 0:
         raise ValueError("both need answers to the same samples")
     n = correct.size
     won = int(np.sum(correct & ~baseline_correct))
     lost = int(np.sum(~correct & baseline_correct))
-    counts = np.random.default_rng(0).multinomial(n, [won / n, lost / n, (n - won - lost) / n], size=20_000)
-    low, high = np.percentile((counts[:, 0] - counts[:, 1]) / n, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Interval((won - lost) / n, float(low), float(high))
+    p, q = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * ((p + q - (p - q) ** 2) / (n + 2)) ** 0.5
+    return Interval((won - lost) / n, max(p - q - half, -1.0), min(p - q + half, 1.0))
 
 
 def mcnemar(correct: NDArray[np.bool_], baseline_correct: NDArray[np.bool_]) -> float:

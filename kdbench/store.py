@@ -7,6 +7,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench.errors import UserError, nearest
+from kdbench.errors import UserError, first_line, nearest
 from kdbench.records import Artifact, RawFile, Recipe, ResultFile, from_json, read_text, recipe_from_toml
 
 Arrays = dict[str, NDArray[Any]]
@@ -26,6 +27,10 @@ RESULTS = Path("results")
 
 SIDECAR = ".artifact.json"
 
+RESULTS_FILE = "results.json"
+PARTIAL_FILE = "results.partial.json"
+"""Of a measurement under way or interrupted: a complete one is never replaced by it."""
+
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
@@ -34,7 +39,7 @@ def prepare_folder(path: Path) -> Path:
     """Makes `path` a folder that can be written to; raises UserError where it can't be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe.{os.getpid()}.part"
+        probe = part_of(path / "probe")
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -42,10 +47,15 @@ def prepare_folder(path: Path) -> Path:
     return path
 
 
+def part_of(path: Path, kind: str = "") -> Path:
+    """Where a file is made before it gets its name: beside it, and cleared by the next run if its maker was killed."""
+    return path.with_name(f".kdbench-{path.name}{kind}.{os.getpid()}.part")
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Writes a whole file or nothing: a reader never sees a part of it, also after a kill or a power cut."""
     content = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         with part.open("wb") as file:
             file.write(content)
@@ -78,7 +88,8 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **dict(arrays))
+    named: dict[str, Any] = dict(arrays)
+    np.savez_compressed(buffer, **named)
     return buffer.getvalue()
 
 
@@ -92,8 +103,8 @@ def read_npz(path: Path) -> Arrays:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npz archive ({str(error).splitlines()[0]})") from None
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a readable .npz archive ({first_line(error, 100)})") from None
 
 
 def sha256(content: bytes) -> str:
@@ -143,10 +154,6 @@ class RunFolder:
     def pack(self) -> Path:
         return self.path / "pack.npz"
 
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
     def onnx(self, rung: str) -> Path:
         return self.path / f"{rung}.onnx"
 
@@ -172,8 +179,9 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"{self.path}: another kdbench is at work there: wait, or choose --out") from None
-            for part in self.path.glob(".*.part"):
-                part.unlink(missing_ok=True)
+            for part in self.path.glob(".kdbench-*.part"):
+                if not Path("/proc", part.name.split(".")[-2]).exists():
+                    part.unlink(missing_ok=True)
             yield
 
 
@@ -211,6 +219,13 @@ def save_results(path: Path, result: ResultFile, arrays: Arrays) -> ResultFile:
     return result
 
 
+def remove_results(path: Path) -> None:
+    """Removes a result file and its raw arrays."""
+    path.unlink(missing_ok=True)
+    for raw in path.parent.glob(f"{path.stem}.????????.npz"):
+        raw.unlink()
+
+
 def load_result(path: Path) -> tuple[ResultFile, Arrays]:
     """A result file and its raw arrays; raises UserError where either was cut off, edited or is missing."""
     result = from_json(ResultFile, read_text(path), str(path))
@@ -218,14 +233,20 @@ def load_result(path: Path) -> tuple[ResultFile, Arrays]:
     arrays = read_npz(raw)
     if sha256(raw.read_bytes()) != result.raw.sha256:
         raise UserError(f"{raw}: not the file that {path.name} was written with (sha256 differs): restore both")
+    rungs = {artifact.rung for artifact in result.artifacts}
+    named = [(m.rung, m.raw, f"latencies.{m.raw}") for m in result.measurements]
+    named += [(e.rung, e.raw, f"predictions.{e.raw}") for e in result.evaluations]
+    for rung, number, array in named:
+        if rung not in rungs or (number is not None and array not in arrays):
+            raise UserError(f"{path}: a cell of '{rung}' has no artifact or no raw values: was it edited?")
     return result, arrays
 
 
 def find_results(path: Path) -> list[Path]:
     """Result files in a run folder, a results folder, or the file itself."""
     if path.is_dir():
-        found = [path / "results.json"] if (path / "results.json").is_file() else sorted(path.glob("**/*.json"))
-        found = [file for file in found if not file.name.endswith(SIDECAR)]
+        run = [file for file in (path / RESULTS_FILE, path / PARTIAL_FILE) if file.is_file()][:1]
+        found = run or [file for file in sorted(path.glob("**/*.json")) if _may_be_result(file)]
         if not found:
             raise UserError(f"{path}: no result files in it: run 'kdbench bench' first")
         return found
@@ -234,10 +255,25 @@ def find_results(path: Path) -> list[Path]:
     return [path]
 
 
+def _may_be_result(path: Path) -> bool:
+    """Whether a JSON file in a folder is a result file, or one that was cut off: others are not looked at."""
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError:
+        return True
+    return isinstance(data, dict) and {"kdbench", "schema"} <= data.keys()
+
+
 def publish(path: Path, results_folder: Path | None = None) -> Path:
-    """Copies a run's result pair to `results/<machine>/<date>-<name>.json`; never overwrites an earlier one."""
+    """Copies a run's result pair to `results/<machine>/<date>-<name>.json`; its path.
+
+    Never overwrites an earlier one; results that are published already stay where they are.
+    """
     result, _ = load_result(path)
     folder = prepare_folder((results_folder or RESULTS) / result.machine.name)
+    for published in sorted(folder.glob("*.json")):
+        if load_result(published)[0].raw.sha256 == result.raw.sha256:
+            return published
     day = re.sub(r"T.*", "", result.date)
     stem, number = f"{day}-{result.name}", 1
     while (folder / f"{stem}.json").exists():

@@ -41,7 +41,8 @@ ROUNDS = np.repeat(np.arange(5, dtype=np.uint16), 3)
 def artifact(rung, parent=None, precision="fp32", **changes):
     fields = {
         "rung": rung, "file": f"{rung}.onnx", "sha256": rung, "size_bytes": 1000, "parameters": 10, "macs": 100,
-        "precision": precision, "inputs": (), "outputs": (), "opset": 17, "operators": {}, "parent": parent,
+        "precision": precision, "inputs": (), "outputs": (), "opset": 17, "ir_version": 8,
+        "operators": {}, "parent": parent, "parent_sha256": parent,
     }  # fmt: skip
     return Artifact(**(fields | changes))
 
@@ -148,6 +149,11 @@ def test_int8_that_did_not_fuse_is_flagged():
         evaluation("student", "1", optimized_operators=graph),
     )
     assert "int8 did not fuse: 2 of 8" in found
+
+
+def test_the_parent_of_a_cell_is_the_file_that_it_was_made_from():
+    unrelated = artifact("student", "teacher", "int8", parent_sha256="another file of that name")
+    assert "slower than" not in flags_of(cell("student", "1", "int8"), unrelated, raw=arrays(speed=0.5))
 
 
 def test_int8_that_is_slower_says_so_and_what_runs():

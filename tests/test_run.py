@@ -114,7 +114,7 @@ KILLED_WHEN = [
     "student.safetensors",
     "teacher.onnx",
     "teacher-int8.onnx",
-    "results.json",
+    "results.partial.json",
 ]
 
 
@@ -135,18 +135,19 @@ def test_a_run_killed_again_and_again_ends_with_the_same_artifacts(tiny_run, tmp
                 assert content == whole[file], f"{file} is not whole after a kill at {name}"
         for file in out.glob("*.json"):
             json.loads(file.read_text())
-    assert not load_result(out / "results.json")[0].complete
+    assert not load_result(out / "results.partial.json")[0].complete
     kdbench("run", "digits", *overrides(), "--out", out, cwd=tmp_path)
     assert artifact_files(out) == artifact_files(tiny_run)
     assert load_result(out / "results.json")[0].complete
     assert not list(out.glob(".*.part"))
+    assert not list(out.glob("results.partial*"))
 
 
 def test_ctrl_c_ends_within_a_second_and_keeps_what_was_measured(tiny_run, tmp_path):
     out = tmp_path / "bench"
     command = [sys.executable, "-m", "kdbench", "bench", str(tiny_run), "--budget", "60", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (out / "results.json").exists():
+    while not (out / "results.partial.json").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

@@ -25,6 +25,7 @@ def subject(tmp_path, rung, batch="batch", **behaviour):
         inputs=(TensorSpec(name="x", dtype="float32", shape=(batch, 4)),),
         outputs=(),
         opset=17,
+        ir_version=8,
         operators={},
     )
     return Subject(artifact, path)
@@ -55,7 +56,11 @@ def test_every_cell_gets_five_fresh_processes_and_all_its_raw_values(tmp_path):
     for m in measurements:
         assert m.error is None
         assert [process.round for process in m.processes] == [0, 1, 2, 3, 4]
-        assert all(process.peak_memory_bytes > 1e6 and process.load_s > 0 for process in m.processes)
+        assert all(process.load_s > 0 for process in m.processes)
+        # The two batches take turns in going first: only then are first run and memory their own.
+        first = [process for process in m.processes if process.first_run_s is not None]
+        assert len(first) == {1: 3, 2: 2}[m.batch]
+        assert all(process.first_run_s > 0 and process.peak_memory_bytes > 1e6 for process in first)
         assert set(arrays[f"rounds.{m.raw}"]) == {0, 1, 2, 3, 4}
         assert len(arrays[f"latencies.{m.raw}"]) == len(arrays[f"slices.{m.raw}"]) >= 15
 
@@ -139,3 +144,13 @@ def test_a_plan_without_a_cell_that_can_run_is_refused(tmp_path):
         plan([subject(tmp_path, "free")], Bench(backends=("fkae",)))
     with pytest.raises(UserError, match="each one once"):
         plan([subject(tmp_path, "free")], Bench(backends=("fake", "fake")))
+
+
+def test_a_file_that_changes_while_it_is_measured_is_an_error(tmp_path):
+    schedule = Schedule(cells_of([subject(tmp_path, "a"), subject(tmp_path, "b")]), settings(), feeds)
+    for number in schedule.rounds():
+        if number == 1:
+            subject(tmp_path, "a", latency_s=0.001)
+    errors = [m.error for m in schedule.records()[0]]
+    assert "was changed while it was measured" in errors[0]
+    assert errors[1] is None

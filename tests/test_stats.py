@@ -57,21 +57,37 @@ def test_swapping_the_arms_inverts_the_ratio(pairs):
     assert there.low <= there.value <= there.high
 
 
-def test_accuracy_difference_equals_the_bootstrap_that_resamples_one_by_one():
+def test_accuracy_difference_is_the_bootstraps_where_there_are_many_disagreements():
     generator = np.random.default_rng(3)
-    ours, theirs = generator.random(200) < 0.9, generator.random(200) < 0.8
+    ours, theirs = generator.random(500) < 0.9, generator.random(500) < 0.8
     found = stats.accuracy_difference(ours, theirs)
     differences = ours.astype(int) - theirs.astype(int)
-    resampled = differences[generator.integers(0, 200, (20_000, 200))].mean(axis=1)
+    resampled = differences[generator.integers(0, 500, (20_000, 500))].mean(axis=1)
     low, high = np.percentile(resampled, [2.5, 97.5])
     assert found.value == pytest.approx(differences.mean())
     assert found.low == pytest.approx(low, abs=0.006)
     assert found.high == pytest.approx(high, abs=0.006)
 
 
-def test_accuracy_difference_of_equal_answers_is_zero():
-    same = np.array([True, False, True])
-    assert stats.accuracy_difference(same, same) == stats.Interval(0.0, 0.0, 0.0)
+@pytest.mark.parametrize(("won", "lost"), [(0.004, 0.0), (0.001, 0.003), (0.001, 0.0), (0.01, 0.01), (0.05, 0.02)])
+def test_accuracy_interval_covers_the_true_difference(won, lost):
+    generator = np.random.default_rng(1)
+    n, runs = 450, 1000
+    covered = 0
+    for counts in generator.multinomial(n, [won, lost, 1 - won - lost], runs):
+        ours = np.repeat([True, False, True], counts)
+        theirs = np.repeat([False, True, True], counts)
+        found = stats.accuracy_difference(ours, theirs)
+        covered += found.low <= won - lost <= found.high
+    assert covered / runs >= 0.94
+
+
+def test_accuracy_difference_of_equal_answers_is_zero_but_not_certain():
+    same = np.array([True, False] * 225)
+    found = stats.accuracy_difference(same, same)
+    assert found.value == 0
+    assert found.low == pytest.approx(-found.high)
+    assert 0.005 < found.high < 0.008
     with pytest.raises(ValueError, match="same samples"):
         stats.accuracy_difference(same, same[:2])
 

@@ -27,6 +27,17 @@ def test_damaged_archives_are_user_errors(tmp_path, content):
         store.read_npz(path)
 
 
+def test_an_archive_with_flipped_bytes_is_a_user_error(tmp_path):
+    good = store.npz_bytes({"a": np.random.default_rng(0).random(500), "b": np.arange(300)})
+    path = tmp_path / "x.npz"
+    for start in range(30, len(good) - 60, 97):
+        content = bytearray(good)
+        content[start : start + 60] = bytes(255 - byte for byte in content[start : start + 60])
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"x\.npz: "):
+            store.read_npz(path)
+
+
 def test_pickled_objects_are_refused(tmp_path):
     np.savez(tmp_path / "evil.npz", a=np.array([{"run": "me"}], dtype=object))
     with pytest.raises(UserError, match="not a readable"):
@@ -50,7 +61,7 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
     sizes.add(path.stat().st_size)
     assert sizes <= {3, 50_000_000}
     with store.RunFolder(tmp_path).lock():
-        assert not list(tmp_path.glob(".*.part"))
+        assert not list(tmp_path.glob(".kdbench-*.part"))
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
@@ -70,11 +81,15 @@ def test_a_folder_that_cannot_be_written_is_named(path):
 
 def test_published_results_are_never_overwritten(tiny_run, tmp_path):
     first = store.publish(tiny_run / "results.json", tmp_path)
-    second = store.publish(tiny_run / "results.json", tmp_path)
-    assert first != second
-    assert first.parent.name == store.load_result(first)[0].machine.name
+    assert store.publish(tiny_run / "results.json", tmp_path) == first
+    result, arrays = store.load_result(tiny_run / "results.json")
+    assert first.parent.name == result.machine.name
+    (tmp_path / "again").mkdir()
+    store.save_results(tmp_path / "again" / "results.json", result, arrays | {"latencies.0": arrays["latencies.0"] * 2})
+    second = store.publish(tmp_path / "again" / "results.json", tmp_path)
+    assert second.name == first.name.replace(".json", "-2.json")
     for path in (first, second):
-        assert set(store.load_result(path)[1]) == set(store.load_result(tiny_run / "results.json")[1])
+        assert set(store.load_result(path)[1]) == set(arrays)
 
 
 def test_results_with_other_raw_values_are_refused(tiny_run, tmp_path):
@@ -107,3 +122,16 @@ def test_read_only_file_names_the_path(tmp_path):
     with pytest.raises(UserError, match="is the input itself"):
         store.output_file(tmp_path / "a.onnx", tmp_path / "a.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_result_file_whose_cells_point_nowhere_is_named(tiny_run, tmp_path):
+    path = store.publish(tiny_run / "results.json", tmp_path)
+    whole = path.read_text()
+    for edit in (
+        ('"rung": "student",\n   "artifact_sha256"', '"rung": "nobody",\n   "artifact_sha256"'),
+        ('"raw": "1"', '"raw": "77"'),
+    ):
+        assert edit[0] in whole
+        path.write_text(whole.replace(*edit))
+        with pytest.raises(UserError, match="was it edited"):
+            store.load_result(path)

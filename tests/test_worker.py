@@ -1,13 +1,18 @@
 """Real worker processes: what they answer, and what is said of one that fails."""
 
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 
 from kdbench.backends import BACKENDS, pick_backend
 from kdbench.backends.client import Worker, WorkerError, why_unavailable
 from kdbench.errors import UserError
+from tests.conftest import environment
 
 X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 
@@ -38,11 +43,9 @@ def test_a_backend_answers_as_numpy_does(name, small_model):
     with Worker(pick_backend(name), threads=1) as worker:
         assert "onnxruntime" in worker.hello()
         assert worker.load(small_model, explain=True) > 0
-        placement, optimized = worker.explain()
+        placement = worker.explain()
         assert set(placement) == {pick_backend(name).provider}
         assert sum(placement[pick_backend(name).provider].values()) == 3
-        if optimized:
-            optimized.unlink()
         first_run_s, peak = worker.feed("5", {"x": X})
         assert first_run_s > 0
         assert peak > 10_000_000
@@ -102,3 +105,27 @@ def test_large_inputs_pass_the_pipe(tmp_path):
     with Worker(pick_backend("fake"), 1) as worker:
         worker.load(fake(tmp_path))
         assert worker.predict({"x": np.zeros((200, 300, 300), np.float32)})["logits"].shape == (200, 2)
+
+
+def test_a_worker_ends_with_its_parent_also_in_the_middle_of_a_run(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from kdbench.backends import pick_backend\n"
+        "from kdbench.backends.client import Worker; import numpy as np\n"
+        "worker = Worker(pick_backend('fake'), 1); worker.load(Path(sys.argv[1]))\n"
+        "print(worker._process.pid, flush=True)\n"
+        "worker.feed('5', {'x': np.zeros((5, 4), np.float32)})"
+    )
+    model = fake(tmp_path, hang_at_batch=5)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(model)], env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    pid = int(parent.stdout.readline())
+    time.sleep(0.3)
+    assert psutil.pid_exists(pid)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    end = time.monotonic() + 5
+    while psutil.pid_exists(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not psutil.pid_exists(pid)

@@ -51,7 +51,6 @@ class Backend:
             "name": self.provider,
             "device": self.device,
             "options": dict(self.options(threads)),
-            "saves_optimized": self.saves_optimized,
         }
         return request | ({"plugin": self.plugin} if self.plugin else {})
 

@@ -80,16 +80,21 @@ class Worker:
         """What the backend could run on; empty where nothing is found."""
         return list(self.ask("devices", provider=self.backend.request(self.threads))[0]["devices"])
 
-    def load(self, model: Path, explain: bool = False) -> float:
-        """Opens a session on the model; seconds. With `explain`, `explain()` can be asked afterwards."""
+    def load(self, model: Path, explain: bool = False, optimized: Path | None = None) -> float:
+        """Opens a session on the model; seconds.
+
+        With `explain`, `explain()` can be asked afterwards; the graph that runs is written to `optimized`.
+        """
         provider = self.backend.request(self.threads)
-        reply, _ = self.ask("load", model=str(model), provider=provider, threads=self.threads, explain=explain)
+        written = str(optimized) if optimized else None
+        reply, _ = self.ask(
+            "load", model=str(model), provider=provider, threads=self.threads, explain=explain, optimized=written
+        )
         return float(reply["load_s"])
 
-    def explain(self) -> tuple[dict[str, dict[str, int]], Path | None]:
-        """Nodes by provider and operator, and a file with the optimized graph: the caller removes it."""
-        reply, _ = self.ask("explain")
-        return reply["placement"], Path(reply["optimized"]) if reply["optimized"] else None
+    def explain(self) -> dict[str, dict[str, int]]:
+        """Nodes by provider and operator, before the provider fuses them."""
+        return dict(self.ask("explain")[0]["placement"])
 
     def feed(self, slot: str, inputs: Arrays) -> tuple[float, int]:
         """Keeps inputs under `slot` and runs them once: seconds, and the process's peak memory so far in bytes."""

@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from kdbench.backends import pick_backend
 from kdbench.backends.client import why_unavailable
-from kdbench.data.generated import batch_size, generate
+from kdbench.data.generated import batch_size, check_elements, generate
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
+from kdbench.onnxfile import MAX_IR, MAX_OPSET
 from kdbench.records import Artifact, Bench
 from kdbench.store import Arrays
 
@@ -65,6 +68,11 @@ def _why_not(artifact: Artifact, backend: str, batch: int) -> str | None:
     unavailable = why_unavailable(backend)
     if unavailable:
         return f"{backend}: {unavailable}"
+    if artifact.ir_version > MAX_IR or artifact.opset > MAX_OPSET:
+        return (
+            f"{artifact.rung} has IR {artifact.ir_version} and opset {artifact.opset}, "
+            f"onnxruntime reads up to {MAX_IR} and {MAX_OPSET}: save it with these"
+        )
     fixed = batch_size(artifact.inputs)
     if fixed is not None and fixed != batch:
         return f"{artifact.rung} has a fixed batch of {fixed}: use --batch {fixed}, or export it with a free one"
@@ -75,7 +83,6 @@ def inputs(cell: Cell, pack: EvalPack | None, dims: Mapping[str, int]) -> Arrays
     """What the cell is timed on: the pack's first samples, repeated where the batch is larger, or generated ones."""
     if pack is None:
         return generate(cell.subject.artifact.inputs, cell.batch, dims)
-    return {
-        name: values[[row % len(values) for row in range(cell.batch)]]
-        for name, values in pack.test_inputs(cell.subject.artifact.inputs).items()
-    }
+    shapes = pack.test_inputs(cell.subject.artifact.inputs)
+    check_elements({name: (cell.batch, *values.shape[1:]) for name, values in shapes.items()})
+    return {name: values[np.arange(cell.batch) % len(values)] for name, values in shapes.items()}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +52,14 @@ class Schedule:
         self._records = [_Record(cell, cell.error) for cell in cells]
         self._random = random.Random(settings.seed)  # noqa: S311 — an order, not a secret
         self._slices = 0
+        self._files = {cell.subject.model: _identity(cell.subject.model) for cell in cells}
 
     def rounds(self, progress: Progress = silent) -> Iterator[int]:
         """Measures round by round, and yields the number of each that is done."""
         start = time.monotonic()
-        groups = [list(group) for _, group in groupby(self._records, key=lambda r: (r.cell.backend, r.cell.threads))]
+        by_place = groupby(self._records, key=lambda record: (record.cell.backend, record.cell.threads))
+        groups = [list(group) for _, group in by_place]
+        groups = [group for group in groups if any(record.error is None for record in group)]
         total = self.settings.processes * len(groups)
         done = 0
         progress("bench", done, total)
@@ -121,16 +125,26 @@ class Schedule:
                 yield spent_s / share_s
 
     def _open(self, number: int, worker: Worker, records: list[_Record]) -> list[_Record]:
-        """Loads the model and runs each batch once, small ones first, for peak memory only grows; those that ran."""
+        """Loads the model and runs each batch once; those that ran.
+
+        Another batch goes first in each round: only the first one tells what a first run and its memory cost.
+        """
         opened: list[_Record] = []
+        model = records[0].cell.subject.model
+        if _identity(model) != self._files[model]:
+            for record in records:
+                record.error = f"{model} was changed while it was measured: bench again"
+            return []
+        records = sorted(records, key=lambda record: record.cell.batch)
+        turned = number % len(records)
         try:
             worker.hello()
-            load_s = worker.load(records[0].cell.subject.model)
+            load_s = worker.load(model)
         except WorkerError as error:
             for record in records:
                 record.error = str(error)
             return []
-        for record in sorted(records, key=lambda record: record.cell.batch):
+        for place, record in enumerate(records[turned:] + records[:turned]):
             try:
                 first_run_s, peak = worker.feed(str(record.cell.batch), self.feeds(record.cell))
             except WorkerError as error:
@@ -138,9 +152,8 @@ class Schedule:
                 if not error.alive:
                     return []
                 continue
-            record.processes.append(
-                Process(round=number, load_s=load_s, first_run_s=first_run_s, peak_memory_bytes=peak)
-            )
+            first = {"first_run_s": first_run_s, "peak_memory_bytes": peak} if place == 0 else {}
+            record.processes.append(Process.model_validate({"round": number, "load_s": load_s, **first}))
             opened.append(record)
         return opened
 
@@ -163,3 +176,12 @@ class Schedule:
                 record.slices.append(self._slices)
             self._slices += 1
         return [(record, worker) for record, worker in ready if record.error is None and worker not in dead]
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Changes when the file is replaced or written to; None where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -10,7 +10,7 @@ from importlib import import_module
 import click
 
 from kdbench import __version__
-from kdbench.errors import UserError, nearest
+from kdbench.errors import UserError, first_line, nearest
 
 COMMANDS = ("run", "distill", "export", "slim", "quantize", "evaluate", "bench", "report", "backends", "zoo")
 """In the order of the work; each is a module beside this one with a click command of its name."""
@@ -53,6 +53,7 @@ def main() -> None:
     try:
         with _ctrl_c_is_never_lost():
             status = cli(standalone_mode=False)
+            sys.stdout.flush()
     except UserError as error:
         _fail(str(error), 2)
     except click.ClickException as error:
@@ -65,8 +66,9 @@ def main() -> None:
         # Everything is written and every worker ended; unloading torch would take another second.
         os._exit(130)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+        os._exit(1)  # whoever read the output has gone
+    except (OSError, UnicodeEncodeError) as error:
+        _fail(f"cannot go on: {first_line(error)}", 2)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -74,6 +76,7 @@ def main() -> None:
 def _ctrl_c_is_never_lost() -> Iterator[None]:
     """Python drops a KeyboardInterrupt that strikes in a weak reference's callback or a finalizer: raise it again."""
     hook, alarm = sys.unraisablehook, signal.signal(signal.SIGALRM, signal.default_int_handler)
+    terminate = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that scratch files are cleared
 
     def raise_again(dropped: "sys.UnraisableHookArgs") -> None:
         if dropped.exc_type is KeyboardInterrupt:
@@ -87,6 +90,7 @@ def _ctrl_c_is_never_lost() -> Iterator[None]:
     finally:
         sys.unraisablehook = hook
         signal.signal(signal.SIGALRM, alarm)
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def _fail(message: str, status: int) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from kdbench.cli import options
+from kdbench.errors import UserError
 from kdbench.progress import bars
 
 
@@ -65,7 +66,7 @@ def bench(
     kdbench bench runs/digits --backend cpu --backend openvino --threads 1 --threads 2 --out threads
     kdbench bench bert.onnx --dim sequence=128 --budget 60
     """
-    from kdbench import pipeline, store
+    from kdbench import pipeline
     from kdbench.cli.show import show_report
 
     with bars() as progress:
@@ -79,8 +80,10 @@ def bench(
             pack=pack,
             dims=dims,
             out=out,
+            publish=publish,
             progress=progress,
         )
-    if publish:
-        store.publish(report.results)
     show_report(report)
+    errors = [row.error for row in report.ladder.rows]
+    if all(errors):
+        raise UserError("nothing was measured: every cell failed, each for the reason in the table")

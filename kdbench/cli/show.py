@@ -20,7 +20,8 @@ def show_artifact(artifact: "Artifact", path: Path) -> None:
     if artifact.macs is not None:
         facts.insert(1, f"{count(artifact.macs)} MACs")
     if parity is not None:
-        facts.append(f"outputs within {parity:.2g} of {artifact.parent or 'PyTorch'}'s")
+        other = artifact.parent if artifact.step in ("slim", "quantize") else "PyTorch"
+        facts.append(f"outputs within {parity:.2g} of {other}'s")
     click.echo(f"{path}: {', '.join(facts)}\n{sidecar(path)}")
     for warning in artifact.warnings:
         click.secho(f"WARNING: {warning}", fg="yellow", bold=True, err=True)
@@ -36,3 +37,5 @@ def show_report(report: "Report") -> None:
         click.echo(f"plot     {path}")
     click.echo(f"table    {report.csv}")
     click.echo(f"results  {report.results}")
+    if report.published:
+        click.echo(f"published {report.published}")

@@ -6,7 +6,7 @@ from pydantic import ValidationError, validate_call
 
 from kdbench.data import arrays, digits
 from kdbench.data.dataset import Dataset
-from kdbench.errors import UserError, pick
+from kdbench.errors import UserError, nearest, pick
 from kdbench.records import Data
 
 SOURCES: dict[str, Callable[..., Dataset]] = {
@@ -21,7 +21,11 @@ def load(data: Data) -> Dataset:
     try:
         dataset = validate_call(source)(**data.options)
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(f"data.options.{problem['loc'][-1] if problem['loc'] else ''}: {problem['msg']}") from None
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "unexpected_keyword_argument")
+        option = str(problems[0]["loc"][-1])
+        if problems[0]["type"] == "unexpected_keyword_argument":
+            known = [name for name in source.__annotations__ if name != "return"]
+            raise UserError(f"data.options: unknown key '{option}': {nearest(option, known)}") from None
+        raise UserError(f"data.options.{option}: {problems[0]['msg']}") from None
     dataset.check()
     return dataset.with_validation(data.validation_samples) if data.split == "validation" else dataset

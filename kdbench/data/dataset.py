@@ -29,6 +29,10 @@ class Dataset:
         for part in ("train", "test"):
             check_labels(getattr(self, f"y_{part}"), len(self.classes), f"y_{part}")
             check_samples(getattr(self, f"x_{part}"), len(getattr(self, f"y_{part}")), f"x_{part}")
+        if self.x_train.shape[1:] != self.x_test.shape[1:]:
+            raise UserError(
+                f"x_test: samples of shape {self.x_test.shape[1:]}, those of x_train {self.x_train.shape[1:]}"
+            )
 
     def with_validation(self, samples: int) -> "Dataset":
         """The training set cut in two, its second part in the place of the test split."""

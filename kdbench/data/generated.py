@@ -29,8 +29,18 @@ def generate(inputs: Sequence[TensorSpec], batch: int, dims: Mapping[str, int], 
         if name not in symbols:
             known = nearest(name, symbols) if symbols else "all are fixed"
             raise UserError(f"--dim {name}: the model has no such dimension: {known}")
+    shapes = {spec.name: _shape(spec, batch, dims) for spec in inputs}
+    check_elements(shapes)
     generator = np.random.default_rng(seed)
-    return {spec.name: _values(spec, _shape(spec, batch, dims), generator) for spec in inputs}
+    return {spec.name: _values(spec, shapes[spec.name], generator) for spec in inputs}
+
+
+def check_elements(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UserError for inputs that no machine should be asked to hold."""
+    for name, shape in shapes.items():
+        if np.prod(shape, dtype=np.float64) > MOST_ELEMENTS:
+            elements = " × ".join(map(str, shape))
+            raise UserError(f"input '{name}': {elements} elements are too many: choose a smaller --batch or --dim")
 
 
 def _shape(spec: TensorSpec, batch: int, dims: Mapping[str, int]) -> tuple[int, ...]:
@@ -46,10 +56,6 @@ def _shape(spec: TensorSpec, batch: int, dims: Mapping[str, int]) -> tuple[int, 
             raise UserError(f"input '{spec.name}': dimension {axis} has neither size nor name: give data instead")
         else:
             raise UserError(f"input '{spec.name}': dimension '{size}' has no size: add --dim {size}=N")
-    if np.prod(shape, dtype=np.float64) > MOST_ELEMENTS:
-        raise UserError(
-            f"input '{spec.name}': {' × '.join(map(str, shape))} elements are too many: choose smaller --dim"
-        )
     return tuple(shape)
 
 

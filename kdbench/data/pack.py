@@ -44,7 +44,7 @@ class EvalPack:
         """The labels, checked against the number of classes that the model answers with."""
         if self.y_test is None:
             raise UserError(f"{self.name}: no array 'y_test' in it: needed for accuracy")
-        width = outputs[0].shape[-1] if outputs and outputs[0].shape else None
+        width = outputs[0].shape[1] if outputs and len(outputs[0].shape) == 2 else None
         check_labels(self.y_test, width if isinstance(width, int) else None, f"{self.name}: y_test")
         return self.y_test
 
@@ -64,7 +64,7 @@ class EvalPack:
                 f"{self.name}: '{part}' has samples of shape {values.shape[1:]}, the model's input '{spec.name}' "
                 f"takes {tuple(size if size is not None else '?' for size in expected)}"
             )
-        if not np.can_cast(values.dtype, spec.dtype, "same_kind"):
+        if spec.dtype == "object" or not np.can_cast(values.dtype, spec.dtype, "same_kind"):
             raise UserError(
                 f"{self.name}: '{part}' is {values.dtype}, the model's input '{spec.name}' takes {spec.dtype}"
             )

@@ -24,7 +24,7 @@ def flags(
     artifact: Artifact,
     m: Measurement,
     evaluation: Evaluation | None,
-    against_parent: Interval | None,
+    against_parent: tuple[str, Interval | None] | None,
     medians: dict[int, float],
 ) -> tuple[str, ...]:
     """What the reader of this cell has to know."""
@@ -80,8 +80,11 @@ def _not_fused(artifact: Artifact, evaluation: Evaluation | None) -> str | None:
     return f"int8 did not fuse: {floating} of {int8 + floating} convolutions and matrix products run in float"
 
 
-def _slower(artifact: Artifact, evaluation: Evaluation | None, against_parent: Interval | None) -> str | None:
-    if artifact.precision != "int8" or against_parent is None or against_parent.high >= 1:
+def _slower(
+    artifact: Artifact, evaluation: Evaluation | None, against_parent: tuple[str, Interval | None] | None
+) -> str | None:
+    parent, ratio = against_parent or ("", None)
+    if artifact.precision != "int8" or ratio is None or ratio.high >= 1:
         return None
     int8, floating, conversions = _kernels(evaluation)
     why = ""
@@ -90,7 +93,7 @@ def _slower(artifact: Artifact, evaluation: Evaluation | None, against_parent: I
             f": all {int8} convolutions and matrix products run as int8 kernels, so what it costs are {conversions} "
             "conversions and the work that is too small; try more width or a larger batch"
         )
-    return f"{1 / against_parent.value:.2g}× slower than {artifact.parent}{why}"
+    return f"{1 / ratio.value:.2g}× slower than {parent}{why}"
 
 
 def _few_processes(result: ResultFile, m: Measurement, medians: dict[int, float]) -> str | None:

@@ -6,8 +6,10 @@ from itertools import zip_longest
 
 import jinja2
 
+from kdbench.records import Recipe
 from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable, count, details_table, ladder_tables, mark, size, unmeasured
+from kdbench.store import load_recipe, zoo_recipes
 
 
 def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), heading: str = "#") -> str:
@@ -20,6 +22,7 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
             "details": details_table(ladder),
             "unmeasured": unmeasured(ladder.rows),
             "plot": plot,
+            "again": _again(ladder.result.recipe),
         }
         for ladder, plot in zip_longest(ladders, plots)
     ]
@@ -34,6 +37,13 @@ def tables_to_markdown(ladder: Ladder) -> str:
         "{% for line in unmeasured %}{{ line | cell }}\n{% endfor %}"
     )
     return template.render(tables=ladder_tables(ladder), unmeasured=unmeasured(ladder.rows)).strip()
+
+
+def _again(recipe: Recipe | None) -> str | None:
+    """The command that runs a recipe of the zoo again, if it was run as it stands there."""
+    if recipe is None or recipe.name not in zoo_recipes() or load_recipe(recipe.name) != recipe:
+        return None
+    return f"kdbench run {recipe.name}"
 
 
 def _environment() -> jinja2.Environment:

@@ -1,6 +1,6 @@
 """The table model: one row a cell, computed from raw values on reading."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from kdbench import stats
 from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
 from kdbench.report.flags import flags
 from kdbench.stats import Interval
-from kdbench.store import Arrays, find_results, load_result
+from kdbench.store import PARTIAL_FILE, RESULTS_FILE, Arrays, find_results, load_result
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,14 @@ def load_results(*paths: str | Path) -> list[Row]:
     return [
         replace(row, rung=f"{lead}/{row.rung}", parent=f"{lead}/{row.parent}" if row.parent else None)
         for file, table in found
-        for lead in [f"{table.result.machine.name}/{file.stem}"]
+        for lead in [f"{table.result.machine.name}/{_name_of(file)}"]
         for row in table.rows
     ]
+
+
+def _name_of(file: Path) -> str:
+    """What tells a result file from others: its folder for a run's, else its own name."""
+    return file.resolve().parent.name if file.name in (RESULTS_FILE, PARTIAL_FILE) else file.stem
 
 
 def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
@@ -94,16 +99,18 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         for key, e in evaluations.items()
         if e.raw is not None and labels is not None
     }
+    rungs = {artifact.sha256: artifact.rung for artifact in result.artifacts}
     measurements = {(m.rung, m.backend, m.threads, m.batch): m for m in result.measurements}
     rows = []
     for m in result.measurements:
         artifact = artifacts[m.rung]
         baseline = measurements.get((result.baseline, m.backend, m.threads, m.batch))
-        parent = measurements.get((artifact.parent or "", m.backend, m.threads, m.batch))
+        parent_rung = rungs.get(artifact.parent_sha256 or "", "")
+        parent = measurements.get((parent_rung, m.backend, m.threads, m.batch))
         evaluation = evaluations.get((m.rung, m.backend, m.threads))
         row = _timed(_row(artifact, m), m, baseline, arrays)
         row = _judged(row, correct, result.baseline, evaluations, arrays)
-        against_parent = _ratio(parent, m, arrays) if parent else None
+        against_parent = (parent_rung, _ratio(parent, m, arrays)) if parent else None
         rows.append(replace(row, flags=flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays))))
     return Ladder(result, tuple(rows), _mcnemar(correct, result.baseline))
 
@@ -128,6 +135,7 @@ def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Array
     if m.error is not None or m.raw is None:
         return row
     latencies = arrays[f"latencies.{m.raw}"].astype(np.float64)
+    peak = _median([process.peak_memory_bytes for process in m.processes])
     ratio = _ratio(baseline, m, arrays) if baseline and baseline.rung != m.rung else None
     return replace(
         row,
@@ -137,10 +145,15 @@ def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Array
         speedup=ratio.value if ratio else None,
         speedup_low=ratio.low if ratio else None,
         speedup_high=ratio.high if ratio else None,
-        load_s=float(np.median([process.load_s for process in m.processes])),
-        first_run_s=float(np.median([process.first_run_s for process in m.processes])),
-        peak_memory_bytes=int(np.median([process.peak_memory_bytes for process in m.processes])),
+        load_s=_median([process.load_s for process in m.processes]),
+        first_run_s=_median([process.first_run_s for process in m.processes]),
+        peak_memory_bytes=None if peak is None else int(peak),
     )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
 
 
 def _judged(

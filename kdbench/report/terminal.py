@@ -8,6 +8,7 @@ from kdbench.report.table import Ladder
 from kdbench.report.text import ladder_tables, mark, unmeasured
 
 WIDTH = 100
+LONGEST_NAME = 16
 
 
 def print_ladder(ladder: Ladder) -> None:
@@ -24,10 +25,15 @@ def print_ladder(ladder: Ladder) -> None:
         for name in content.header:
             table.add_column(name, justify="left" if name in ("rung", "") else "right", no_wrap=True, overflow="fold")
         for row in content.rows:
-            table.add_row(*row)
+            table.add_row(_shortened(row[0]), *row[1:])
         console.print(table)
         for number, note in enumerate(content.notes, 1):
             console.print(f"{mark(number)} {note}")
         console.print()
     for line in unmeasured(ladder.rows):
         console.print(line)
+
+
+def _shortened(name: str) -> str:
+    """The ends of a name that is too long for the table."""
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2 - 1]}…{name[-LONGEST_NAME // 2 :]}"

@@ -16,7 +16,7 @@ from kdbench.errors import UserError
 from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import inspect, portable
 from kdbench.records import Artifact, TensorSpec
-from kdbench.store import output_file, save_artifact, write_atomic
+from kdbench.store import output_file, part_of, save_artifact, write_atomic
 from kdbench.training import weights
 
 OPSET = 20
@@ -33,7 +33,7 @@ def export(
     PyTorch and onnxruntime are compared on the pack's calibration samples, or on generated ones, at batch 1 and at an
     odd batch. Raises UserError with the figures where they differ by more than TOLERANCE; nothing is written then.
     """
-    source, out = Path(source), output_file(out, source)
+    source, out = Path(source), Path(out)
     model, trained = weights.model_of(source)
     spec = TensorSpec(name="input", dtype="float32", shape=("batch", *trained.input_shape))
     found = open_pack(pack)
@@ -57,7 +57,7 @@ def export(
         )
     assert program is not None
     content = portable(program.model_proto)
-    part = out.with_name(f".{out.stem}.unproven.part")
+    part = part_of(output_file(out, source), "-unproven")
     write_atomic(part, content)
     try:
         checks = [_parity(model, part, samples, batch) for batch in (1, ODD_BATCH)]

@@ -7,15 +7,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from kdbench.data.generated import batch_size, generate
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, first_line, nearest
 from kdbench.evaluation import parity_on
 from kdbench.machine import saturates_in_int8
-from kdbench.onnxfile import QUANTIZED, known_artifact, load_model, portable
+from kdbench.onnxfile import QUANTIZED, known_artifact, load_model, opset_of, portable
 from kdbench.records import Artifact, Quantize
 from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
-from kdbench.store import Arrays, output_file, save_artifact, write_atomic
+from kdbench.store import Arrays, output_file, part_of, save_artifact, write_atomic
 
 if TYPE_CHECKING:
     import onnx
@@ -43,11 +45,12 @@ def quantize(
     Activations are calibrated on the pack's calibration samples; without a pack on generated inputs, which the record
     says as a warning. Raises UserError where the model is quantized already or nothing in it can be.
     """
-    model, out = Path(model), output_file(out, model)
+    model, out = Path(model), Path(out)
     pack, options = open_pack(pack), options or Quantize()
     parent = known_artifact(model)
-    if parent.precision == "int8":
-        raise UserError(f"{model}: is quantized already: give its fp32 parent")
+    if parent.precision != "fp32":
+        state = "quantized already" if parent.precision == "int8" else "in half precision"
+        raise UserError(f"{model}: is {state}: give its fp32 parent")
     graph, notes = _upgraded(slimmed_graph(load_model(model), model), model, options)
     inputs = (
         pack.calibration_inputs(parent.inputs)
@@ -61,11 +64,13 @@ def quantize(
     if not any(node.op_type in QUANTIZED for node in quantized.graph.node):
         kinds = ", ".join(sorted({node.op_type for node in quantized.graph.node})[:8])
         raise UserError(f"{model}: nothing in it can be quantized (operators: {kinds}): ship it as it is")
-    part = out.with_name(f".{out.stem}.unproven.part")
+    part = part_of(output_file(out, model), "-unproven")
     write_atomic(part, portable(quantized))
     try:
         compared, batch = comparison_inputs(parent, pack, dims or {})
         check = parity_on(part, model, compared, batch)
+        if not np.isfinite(check.largest_difference):
+            raise UserError(f"{out}: not written: its outputs, or those of {model}, are NaN or infinite")
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
@@ -83,7 +88,7 @@ def _upgraded(model: "onnx.ModelProto", path: Path, options: Quantize) -> tuple[
     """The model at an opset that knows per-channel scales, where it can be converted; what was changed for it."""
     from onnx import version_converter
 
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     if opset >= PER_CHANNEL_OPSET:
         return model, {}
     try:
@@ -132,7 +137,7 @@ def _quantize_static(
         "entropy": CalibrationMethod.Entropy,
         "percentile": CalibrationMethod.Percentile,
     }
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    opset = opset_of(model)
     present = {node.op_type for node in model.graph.node}
     for operator in options.operators:
         if operator not in present:

@@ -12,7 +12,7 @@ from kdbench.errors import UserError, first_line
 from kdbench.evaluation import Parity, parity_on
 from kdbench.onnxfile import inspect, known_artifact, load_model, portable
 from kdbench.records import Artifact
-from kdbench.store import Arrays, output_file, save_artifact, write_atomic
+from kdbench.store import Arrays, output_file, part_of, save_artifact, write_atomic
 
 if TYPE_CHECKING:
     import onnx
@@ -39,11 +39,11 @@ def slim(
     Outputs are compared on the pack's calibration samples, or on generated ones; raises UserError with the figures,
     and writes nothing, where one moves by more than TOLERANCE.
     """
-    model, out = Path(model), output_file(out, model)
+    model, out = Path(model), Path(out)
     parent = known_artifact(model)
     slimmed = slimmed_graph(load_model(model), model)
     inputs, batch = comparison_inputs(parent, open_pack(pack), dims or {})
-    part = out.with_name(f".{out.stem}.unproven.part")
+    part = part_of(output_file(out, model), "-unproven")
     write_atomic(part, portable(slimmed))
     try:
         check = parity_on(part, model, inputs, batch)

@@ -1,13 +1,9 @@
 """The training loop: deterministic, and resumed from its last finished epoch."""
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-# Spinning OpenMP threads that share a core can slow small steps down fifty times. Read once, when torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch

@@ -23,14 +23,14 @@ def devices(provider: dict[str, Any]) -> list[str]:
     return ["FAKE: none"]
 
 
-def load(model: str, provider: dict[str, Any], threads: int, explain: bool) -> None:
+def load(model: str, provider: dict[str, Any], threads: int, explain: bool, optimized: str | None) -> None:
     _behaviour.update(json.loads(Path(model).read_text()))
     if "fail_load" in _behaviour:
         raise RuntimeError(_behaviour["fail_load"])
 
 
 def explain() -> dict[str, Any]:
-    return {"placement": {"FakeExecutionProvider": {"Conv": 1}}, "optimized": None}
+    return {"placement": {"FakeExecutionProvider": {"Conv": 1}}}
 
 
 def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:

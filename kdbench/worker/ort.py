@@ -1,15 +1,12 @@
 """onnxruntime sessions, on built-in and plugin execution providers."""
 
 import importlib
-import os
-import tempfile
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 _session: Any = None
-_optimized: str | None = None
 
 
 def versions() -> dict[str, str]:
@@ -23,9 +20,9 @@ def devices(provider: dict[str, Any]) -> list[str]:
     return [f"{device.device.type.name}: {device.device.vendor}" for device in _plugin_devices(provider)]
 
 
-def load(model: str, provider: dict[str, Any], threads: int, explain: bool) -> None:
-    """Opens the session. With `explain` it also keeps what `explain()` tells, at the cost of a slower load."""
-    global _session, _optimized
+def load(model: str, provider: dict[str, Any], threads: int, explain: bool, optimized: str | None) -> None:
+    """Opens the session; slower with `explain`, for `explain()`, and `optimized`, a file for the graph that runs."""
+    global _session
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -34,10 +31,8 @@ def load(model: str, provider: dict[str, Any], threads: int, explain: bool) -> N
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if explain:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if provider["saves_optimized"]:
-            handle, _optimized = tempfile.mkstemp(suffix=".onnx")
-            os.close(handle)
-            options.optimized_model_filepath = _optimized
+    if optimized:
+        options.optimized_model_filepath = optimized
     if "plugin" in provider:
         found = _plugin_devices(provider)
         if not found:
@@ -54,13 +49,13 @@ def load(model: str, provider: dict[str, Any], threads: int, explain: bool) -> N
 
 
 def explain() -> dict[str, Any]:
-    """Nodes by provider and operator, and the file of the optimized graph, for the caller to read and remove."""
+    """Nodes by provider and operator, as assigned before the provider fuses them."""
     placement: dict[str, dict[str, int]] = {}
     for subgraph in _session.get_provider_graph_assignment_info():
         operators = placement.setdefault(subgraph.ep_name, {})
         for node in subgraph.get_nodes():
             operators[node.op_type] = operators.get(node.op_type, 0) + 1
-    return {"placement": placement, "optimized": _optimized}
+    return {"placement": placement}
 
 
 def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
