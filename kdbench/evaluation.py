@@ -102,6 +102,10 @@ def judge(
     """
     inputs = pack.test_inputs(artifact.inputs)
     pack.labels(artifact.outputs)
+    if pack.task == "multi_label":
+        raise UserError(
+            f"{pack.name}: several labels a sample: no accuracy by the largest output; compare with --against, without a pack"
+        )
     batch = batch_size(artifact.inputs) or batch
     record = Evaluation(
         rung=artifact.rung, artifact_sha256=artifact.sha256, backend=backend, threads=threads, batch=batch

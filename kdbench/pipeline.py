@@ -180,9 +180,8 @@ def _distilled(folder: RunFolder, recipe: Recipe, progress: Progress, alone: boo
     dataset = data.load(recipe.data)
     train.check(recipe, dataset)
     data_sha256 = sha256(save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed))
-    data_sha256 = fingerprint(
-        pack=data_sha256, x=sha256(dataset.x_train.tobytes()), y=sha256(dataset.y_train.tobytes())
-    )
+    labels = b"" if dataset.y_train is None else dataset.y_train.tobytes()
+    data_sha256 = fingerprint(pack=data_sha256, x=sha256(dataset.x_train.tobytes()), y=sha256(labels))
     teacher = train.train(folder, "teacher", recipe.teacher, recipe, dataset, data_sha256, progress)
     weights = {"teacher": teacher}
     if alone:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdbench import data
-from kdbench.data import augment, preprocess
+from kdbench.data import preprocess
 from kdbench.data.generated import generate
 from kdbench.data.pack import load_pack, save_pack
 from kdbench.errors import UserError
@@ -56,15 +56,6 @@ def test_preprocessing_normalises_the_training_set_by_channel():
 def test_preprocessing_by_hand():
     values = preprocess.apply(np.array([[8]], dtype=np.uint8), Preprocessing(scale=0.5, mean=(1.0,), std=(2.0,)))
     assert values.tolist() == [[1.5]]
-
-
-def test_shift_moves_each_image_as_a_whole():
-    image = np.zeros((64, 1, 5, 5), dtype=np.uint8)
-    image[:, 0, 2, 2] = 7
-    moved = augment.shift(image, 1, np.random.default_rng(0))
-    assert (moved.sum(axis=(1, 2, 3)) == 7).all()
-    assert len(np.unique(moved.reshape(64, -1).argmax(axis=1))) == 9
-    assert augment.shift(image, 0, np.random.default_rng(0)) is image
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int32", "int64", "uint8", "bool"])
@@ -155,7 +146,7 @@ def test_arrays_of_ones_own(tmp_path):
         ({}, "data.options.path"),
         ({"path": "/nowhere/x.npz"}, "no such file"),
         ({"path": "PACK", "classes": ["one"]}, "out of range"),
-        ({"file": "x"}, "data.options."),
+        ({"file": "x"}, "data.options"),
     ],
 )
 def test_options_of_a_source_that_do_not_fit_are_named(tmp_path, options, message):

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from pydantic import ValidationError, validate_call
 
-from kdbench.data import arrays, digits
+from kdbench.data import arrays, augment, digits
 from kdbench.data.dataset import Dataset
-from kdbench.errors import UserError, pick
+from kdbench.errors import UserError, nearest, pick
 from kdbench.records import Data
 
 SOURCES: dict[str, Callable[..., Dataset]] = {
@@ -22,6 +22,11 @@ def load(data: Data) -> Dataset:
         dataset = validate_call(source)(**data.options)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(f"data.options.{problem['loc'][-1] if problem['loc'] else ''}: {problem['msg']}") from None
+        option = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "unexpected_keyword_argument":
+            known = [name for name in source.__annotations__ if name != "return"]
+            raise UserError(f"data.options: unknown key '{option}': {nearest(option, known)}") from None
+        raise UserError(f"data.options.{option}: {problem['msg']}") from None
     dataset.check()
+    augment.check(data.augment, dataset.x_train)
     return dataset.with_validation(data.validation_samples) if data.split == "validation" else dataset
