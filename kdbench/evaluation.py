@@ -104,7 +104,7 @@ def judge(
     pack.labels(artifact.outputs)
     if pack.task == "multi_label":
         raise UserError(
-            f"{pack.name}: several labels a sample: no accuracy by the largest output; compare with --against, without a pack"
+            f"{pack.name}: several labels a sample, accuracy takes the largest output: use --against, without a pack"
         )
     batch = batch_size(artifact.inputs) or batch
     record = Evaluation(

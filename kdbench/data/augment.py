@@ -44,8 +44,7 @@ class Draws:
     def uniform(self, stream: int) -> Floats:
         """Numbers [N] from 0 up to 1, the same for the same samples, seeds and `stream`."""
         bits = _scrambled(self.state + _scrambled(np.array([stream + 1], dtype=np.uint64)))
-        result: Floats = (bits >> np.uint64(11)) * 2.0**-53
-        return result
+        return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def integers(self, stream: int, bound: int) -> NDArray[np.int64]:
         """Numbers [N] from 0 to `bound` − 1."""
@@ -123,8 +122,10 @@ def erase(images: Images, probability: float, draws: Draws) -> Images:
 
 def mixup(images: Images, others: Images, share: Floats) -> Images:
     """`share` [N] of each image and the rest of the other one, in float32 (Zhang et al., 1710.09412)."""
-    own = share.astype(np.float32)[:, None, None, None]
-    blended: Images = own * images + (1 - own) * others
+    blended = images.astype(np.float32)
+    blended -= others
+    blended *= share.astype(np.float32)[:, None, None, None]
+    blended += others
     return blended
 
 
@@ -150,20 +151,16 @@ def _moved(images: Images, options: Augment, draws: Draws) -> Images:
 def _mixed(images: Images, others: Images, options: Augment, draws: Draws) -> tuple[Images, NDArray[np.float32]]:
     """Mixup or cutmix of each image; where both are wanted, one by chance."""
     u = draws.uniform(SHARE)
-    use_cutmix = np.zeros(len(images), dtype=bool)
-    if options.cutmix_alpha:
-        use_cutmix = draws.uniform(METHOD) < 0.5 if options.mixup_alpha else ~use_cutmix
-    result = images.astype(np.float32)
-    share = np.ones(len(images))
-    blend, cut = np.flatnonzero(~use_cutmix), np.flatnonzero(use_cutmix)
-    if len(blend):
-        share[blend] = betaincinv(options.mixup_alpha, options.mixup_alpha, u[blend])
-        result[blend] = mixup(images[blend], others[blend], share[blend])
-    if len(cut):
-        drawn = betaincinv(options.cutmix_alpha, options.cutmix_alpha, u)
-        pasted, left = cutmix(images, others, drawn, draws)
-        result[cut], share[cut] = pasted[cut], left[cut]
-    return result, share.astype(np.float32)
+    if options.mixup_alpha:
+        share = betaincinv(options.mixup_alpha, options.mixup_alpha, u)
+        blended = mixup(images, others, share)
+        if not options.cutmix_alpha:
+            return blended, share.astype(np.float32)
+    pasted, left = cutmix(images, others, betaincinv(options.cutmix_alpha, options.cutmix_alpha, u), draws)
+    if not options.mixup_alpha:
+        return pasted.astype(np.float32), left.astype(np.float32)
+    cut = draws.uniform(METHOD) < 0.5
+    return np.where(cut[:, None, None, None], pasted, blended), np.where(cut, left, share).astype(np.float32)
 
 
 def _boxes(
