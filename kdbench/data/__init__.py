@@ -4,14 +4,20 @@ from collections.abc import Callable
 
 from pydantic import ValidationError, validate_call
 
-from kdbench.data import arrays, augment, digits
+from kdbench.data import arrays, audio, augment, digits, folders, huggingface, idx, tables, text
 from kdbench.data.dataset import Dataset
 from kdbench.errors import UserError, nearest, pick
 from kdbench.records import Data
 
 SOURCES: dict[str, Callable[..., Dataset]] = {
     "arrays": arrays.load,
+    "audio": audio.load,
     "digits": digits.load,
+    "folders": folders.load,
+    "huggingface": huggingface.load,
+    "idx": idx.load,
+    "tables": tables.load,
+    "text": text.load,
 }
 
 

@@ -10,19 +10,19 @@ from kdbench.errors import UserError, nearest
 from kdbench.store import read_npz
 
 
-def load(path: Path, classes: tuple[str, ...] = (), labels: bool = True) -> Dataset:
+def load(path: Path, classes: tuple[str, ...] = (), labelled: bool = True) -> Dataset:
     """Arrays of an `.npz`: samples [N, C, H, W] or, for uint8 images, [N, H, W] or [N, H, W, 1 or 3].
 
-    Labels are integers [N], or 0 and 1 [N, classes] where a sample has several; with `labels` false there are none for
-    training, and `y_test` may be absent too. uint8 samples are scaled to 0…1; all numbers are normalised by the
+    Labels are integers [N], or 0 and 1 [N, classes] where a sample has several; with `labelled` false there are none
+    for training, and `y_test` may be absent too. uint8 samples are scaled to 0…1; all numbers are normalised by the
     training set's mean and deviation of each channel, but int32 and int64, which are taken for token ids.
     """
     found = read_npz(path)
-    needed = ("x_train", "y_train", "x_test", "y_test") if labels else ("x_train", "x_test")
+    needed = ("x_train", "y_train", "x_test", "y_test") if labelled else ("x_train", "x_test")
     for name in needed:
         if name not in found:
             raise UserError(f"{path}: no array '{name}' in it: {nearest(name, found)}")
-    if not labels:
+    if not labelled:
         found.pop("y_train", None)
     known = {part: found[f"y_{part}"] for part in ("train", "test") if f"y_{part}" in found}
     task = task_of(next(iter(known.values()))) if known else "classification"
