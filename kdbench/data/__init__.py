@@ -27,7 +27,8 @@ def load(data: Data) -> Dataset:
     try:
         dataset = validate_call(source)(**data.options)
     except ValidationError as error:
-        problem = error.errors()[0]
+        # A misspelt option is also a missing one: the misspelling is what helps.
+        problem = min(error.errors(), key=lambda problem: problem["type"] != "unexpected_keyword_argument")
         option = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "unexpected_keyword_argument":
             known = [name for name in source.__annotations__ if name != "return"]

@@ -34,8 +34,6 @@ def load(path: Path, classes: tuple[str, ...] = (), labelled: bool = True) -> Da
         count = max(values.shape[1] if multi else int(values.max(initial=0)) + 1 for values in known.values())
         classes = tuple(str(label) for label in range(count))
     train, test = (_channels_first(found[f"x_{part}"]) for part in ("train", "test"))
-    if train.ndim < 2 or not train.size:
-        raise UserError(f"{path}: x_train: samples should be an array [N, …], not of shape {train.shape}")
     tokens = train.dtype in (np.int32, np.int64)
     return Dataset(
         x_train=train,

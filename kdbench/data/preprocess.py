@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdbench.data.dataset import check_samples
 from kdbench.records import Preprocessing
 
 CHUNK = 4096
@@ -13,7 +14,11 @@ CHUNK = 4096
 
 
 def fit(samples: NDArray[Any], scale: float) -> Preprocessing:
-    """Mean and standard deviation of each channel of scaled training samples [N, C, …]."""
+    """Mean and standard deviation of each channel of scaled training samples [N, C, …].
+
+    Raises UserError where there are none, or some are not finite.
+    """
+    check_samples(samples, None, "x_train")
     axes = (0, *range(2, samples.ndim))
     count = samples.size / samples.shape[1]
 
