@@ -116,6 +116,9 @@ def test_idx_files_that_are_missing_or_cut_off_are_named(tmp_path):
     whole = (folder / "t10k-images-idx3-ubyte").read_bytes()
     write(folder / "t10k-images-idx3-ubyte", whole[:-1])
     assert f"{len(whole) - 1} bytes, but its header promises {len(whole)}" in message("idx", path=folder)
+    # numpy can't even hold this one, though it has no elements.
+    write(folder / "t10k-images-idx3-ubyte", b"\0\0\x08\x04" + b"\0" * 4 + b"\xff" * 12)
+    assert "none is 0" in message("idx", path=folder)
     write(folder / "t10k-images-idx3-ubyte", b"PNG!")
     assert "not an idx file" in message("idx", path=folder)
 
@@ -192,7 +195,7 @@ def test_a_broken_image_is_named_or_skipped_with_a_remark(tmp_path):
     assert "'train/dog/3.png': not a readable image" in message("folders", path=folder, size_px=8)
     found = load("folders", path=folder, size_px=8, skip_broken=True)
     assert (len(found.x_train), found.y_train.tolist()) == (11, [0] * 6 + [1] * 5)
-    assert found.remarks == ("1 broken images skipped: train/dog/3.png",)
+    assert found.remarks == ("broken images skipped: 1, such as train/dog/3.png",)
 
 
 def test_folders_that_fit_no_layout_are_named(tmp_path):

@@ -105,7 +105,7 @@ def log_mel(samples: NDArray[np.float32], sample_rate: int, bank: NDArray[np.flo
     frames = np.lib.stride_tricks.sliding_window_view(samples, frame)[::hop]
     window = np.hanning(frame + 1)[:-1].astype(np.float32)
     power = np.abs(np.fft.rfft(frames * window, _fft_size(sample_rate))) ** 2 / np.square(window.sum())
-    # Not a BLAS product: on matrices as small as these its threads cost ten times what they compute.
+    # Not a BLAS product: on matrices as small as these its threads cost many times what they compute.
     result: NDArray[np.float32] = np.log(np.einsum("mb,fb->mf", bank, power.astype(np.float32)) + np.float32(FLOOR))
     return result
 

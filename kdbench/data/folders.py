@@ -44,7 +44,7 @@ def load(
         y_test=y_test,
         classes=split.classes,
         preprocessing=fit(x_train, scale=1 / 255),
-        remarks=(f"{len(skipped)} broken images skipped: {', '.join(skipped[:3])}",) if skipped else (),
+        remarks=(f"broken images skipped: {len(skipped)}, such as {skipped[0]}",) if skipped else (),
     )
 
 

@@ -57,8 +57,8 @@ def parse(content: bytes, where: str) -> NDArray[Any]:
         raise UserError(
             f"{where}: {len(content)} bytes, but its header promises {start + expected}: cut off? fetch it again"
         )
-    if axes > 4:
-        raise UserError(f"{where}: an array of {axes} axes: images have 3 or 4, labels 1")
+    if axes > 4 or not expected:
+        raise UserError(f"{where}: an array of shape {shape[:5]}: images have 3 or 4 axes, labels 1, and none is 0")
     return np.frombuffer(content, dtype, offset=start).reshape(shape).astype(dtype.newbyteorder("="))
 
 
