@@ -48,6 +48,9 @@ LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim",
 
 RUNS = Path("runs")
 
+TRAINING = "torch onnxscript"
+"""Packages that training and export need, as pip wants them."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -245,11 +248,11 @@ def _kept(folder: RunFolder, rung: str, make: Callable[[Path], Artifact], step: 
 
 def needs_torch() -> None:
     """Raises UserError where the training extra is not installed."""
-    for package in ("torch", "onnxscript"):
+    for package in TRAINING.split():
         try:
             import_module(package)
         except ImportError:
-            raise UserError(f"training needs {package}, which is not installed: pip install 'kdbench[train]'") from None
+            raise UserError(f"training needs {package}, which is not installed: pip install {TRAINING}") from None
 
 
 # --- the benchmark ----------------------------------------------------------------------------------------------------
@@ -307,7 +310,7 @@ def _bench(
         for _ in schedule.rounds(progress):
             save(complete=False)
     except KeyboardInterrupt:
-        _report(path, *save(complete=False))
+        save(complete=False)
         raise
     return _report(path, *save(complete=True))
 

@@ -56,7 +56,7 @@ def test_the_onnx_wing_works_without_torch(tmp_path, small_model):
 def test_training_without_torch_names_the_extra(tmp_path):
     done = run_blocked("run", "digits", "--out", str(tmp_path / "run"), blocked=("torch",))
     assert done.returncode == 2
-    assert "kdbench[train]" in done.stderr
+    assert "training needs torch, which is not installed: pip install torch onnxscript" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,38 @@ def test_a_mistake_is_one_line_that_names_it(command, place, monkeypatch, capfd)
         p for p in sorted(place.rglob("*")) if p not in before and p.name not in (".lock", "bench", "runs", "digits")
     ]
     assert written == []
+
+
+DROPPED = """
+import os, signal, sys, time, weakref
+import kdbench.store
+
+class Thing:
+    pass
+
+def strike(_):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.05)
+
+def recipes():
+    thing = Thing()
+    reference = weakref.ref(thing, strike)
+    del thing
+    time.sleep(30)
+
+kdbench.store.zoo_recipes = recipes
+sys.argv = ["kdbench", "zoo"]
+from kdbench.cli import main
+main()
+"""
+
+
+def test_ctrl_c_is_not_lost_where_python_drops_it():
+    done = subprocess.run(
+        [sys.executable, "-c", DROPPED], capture_output=True, text=True, env=environment(), timeout=20
+    )
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
 
 
 def test_what_bench_prints(tmp_path):

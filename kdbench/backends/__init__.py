@@ -75,7 +75,7 @@ BACKENDS: dict[str, Backend] = {
             plugin="onnxruntime_ep_openvino",
             options=_openvino_options,
             needs="the plugin serves Intel CPUs only",
-            install="pip install 'kdbench[openvino]'",
+            install="pip install onnxruntime-ep-openvino",
         ),
         Backend(
             "fake",

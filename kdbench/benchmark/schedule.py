@@ -56,14 +56,16 @@ class Schedule:
         """Measures round by round, and yields the number of each that is done."""
         start = time.monotonic()
         groups = [list(group) for _, group in groupby(self._records, key=lambda r: (r.cell.backend, r.cell.threads))]
-        left = self.settings.processes * len(groups)
+        total = self.settings.processes * len(groups)
+        done = 0
+        progress("bench", done, total)
         for number in range(self.settings.processes):
             for group in self._random.sample(groups, len(groups)):
-                share = max(0.0, self.settings.budget_s - (time.monotonic() - start)) / left
-                self._measure(number, group, time.monotonic() + share)
-                left -= 1
-                done = self.settings.processes * len(groups) - left
-                progress("bench", done, self.settings.processes * len(groups))
+                share_s = max(0.0, self.settings.budget_s - (time.monotonic() - start)) / (total - done)
+                for part in self._measure(number, group, share_s):
+                    progress("bench", done + part, total)
+                done += 1
+                progress("bench", done, total)
             yield number
 
     def records(self) -> tuple[list[Measurement], Arrays]:
@@ -93,8 +95,12 @@ class Schedule:
             )
         return measurements, arrays
 
-    def _measure(self, number: int, group: list[_Record], deadline: float) -> None:
-        """One round of the cells of one backend and thread count: fresh processes, taking turns until the deadline."""
+    def _measure(self, number: int, group: list[_Record], share_s: float) -> Iterator[float]:
+        """One round of the cells of one backend and thread count: fresh processes that take turns for `share_s`.
+
+        Yields the part of that time that is over, after each turn.
+        """
+        start = time.monotonic()
         by_rung: dict[str, list[_Record]] = {}
         for record in group:
             if record.error is None:
@@ -109,8 +115,10 @@ class Schedule:
             ready = self._turn(ready, None)
             while ready:
                 ready = self._turn(ready, number)
-                if time.monotonic() >= deadline:
+                spent_s = time.monotonic() - start
+                if spent_s >= share_s:
                     break
+                yield spent_s / share_s
 
     def _open(self, number: int, worker: Worker, records: list[_Record]) -> list[_Record]:
         """Loads the model and runs each batch once, small ones first, for peak memory only grows; those that ran."""

@@ -1,6 +1,10 @@
 """The command line: parse, call, print. One file a command, imported when it is called."""
 
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 import click
@@ -47,7 +51,8 @@ def cli() -> None:
 def main() -> None:
     """Runs the command line. A mistake of the user's is one line and exit status 2; Ctrl-C is 130."""
     try:
-        status = cli(standalone_mode=False)
+        with _ctrl_c_is_never_lost():
+            status = cli(standalone_mode=False)
     except UserError as error:
         _fail(str(error), 2)
     except click.ClickException as error:
@@ -55,11 +60,33 @@ def main() -> None:
         hint = f" (see '{context.command_path} --help')" if context else ""
         _fail(" ".join(error.format_message().split()) + hint, 2)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+        click.echo("kdbench: interrupted; what is finished is kept", err=True)
+        sys.stdout.flush()
+        # Everything is written and every worker ended; unloading torch would take another second.
+        os._exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextmanager
+def _ctrl_c_is_never_lost() -> Iterator[None]:
+    """Python drops a KeyboardInterrupt that strikes in a weak reference's callback or a finalizer: raise it again."""
+    hook, alarm = sys.unraisablehook, signal.signal(signal.SIGALRM, signal.default_int_handler)
+
+    def raise_again(dropped: "sys.UnraisableHookArgs") -> None:
+        if dropped.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            hook(dropped)
+
+    sys.unraisablehook = raise_again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        signal.signal(signal.SIGALRM, alarm)
 
 
 def _fail(message: str, status: int) -> None:

@@ -12,7 +12,7 @@ def load(test_samples: int = 450) -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError:
-        raise UserError("data.source 'digits' needs scikit-learn: pip install 'kdbench[train]'") from None
+        raise UserError("data.source 'digits' needs scikit-learn: pip install scikit-learn") from None
 
     values, labels = load_digits(return_X_y=True)
     images = values.astype(np.uint8).reshape(-1, 1, 8, 8)
