@@ -34,7 +34,7 @@ docs: .venv/.test
 	@touch $@
 
 .venv/.test: .venv/.demo
-	$(BIN)/pip install --quiet --editable '.[train,dev]'
+	$(BIN)/pip install --quiet --editable '.[train,data,dev]'
 	@touch $@
 
 clean:

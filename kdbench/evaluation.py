@@ -118,6 +118,10 @@ def judge(
 
     An Evaluation with the reason where the backend can't; raises UserError where the pack doesn't fit the model.
     """
+    if pack is not None and pack.task == "multi_label":
+        raise UserError(
+            f"{pack.name}: several labels a sample, accuracy takes the largest output: use --against, without a pack"
+        )
     batch = batch_size(artifact.inputs) or batch
     record = Evaluation(
         rung=artifact.rung, artifact_sha256=artifact.sha256, backend=backend, threads=threads, batch=batch

@@ -199,8 +199,8 @@ def _distilled(folder: RunFolder, recipe: Recipe, progress: Progress, alone: boo
     save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed)
     data_sha256 = fingerprint(
         x=sha256(dataset.x_train.tobytes()),
-        y=sha256(dataset.y_train.tobytes()),
-        preprocessing=dataset.preprocessing.to_json(),
+        y=sha256(b"" if dataset.y_train is None else dataset.y_train.tobytes()),
+        preprocessing=dataset.preprocessing and dataset.preprocessing.to_json(),
         classes=dataset.classes,
     )
     teacher = train.train(folder, "teacher", recipe.teacher, recipe, dataset, data_sha256, progress)

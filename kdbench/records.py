@@ -18,6 +18,8 @@ SCHEMA = 1
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Task = Literal["classification", "multi_label"]
+"""Of several classes one holds for a sample, or any number of them."""
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
@@ -43,6 +45,23 @@ class Versioned(Record):
 # --- recipe -----------------------------------------------------------------------------------------------------------
 
 
+class Augment(Record):
+    """How training images are varied. What a view does to a sample depends on sample, seed and view alone."""
+
+    shift_px: Annotated[int, Field(ge=0)] = 0
+    """Images are padded and cropped: moved by up to this many pixels each way."""
+    flip: bool = False
+    """Half of the images are mirrored left to right."""
+    mixup_alpha: NotNegative = 0.0
+    """Images are blended with another one, by a share of a Beta(alpha, alpha) distribution; 0 leaves them."""
+    cutmix_alpha: NotNegative = 0.0
+    """A box of another image is pasted in. With mixup, each sample gets one of the two."""
+    erase_probability: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the images of which a box is erased."""
+    views: Annotated[int, Field(ge=0)] = 0
+    """Number of views of each sample, which the epochs take in turn; 0 for a new one in every epoch."""
+
+
 class Data(Record):
     source: str
     options: dict[str, Any] = {}
@@ -51,8 +70,7 @@ class Data(Record):
     """What the rungs are evaluated on. `validation` is a part of the training set, then left out of it: for choosing
     options without a look at the test split."""
     validation_samples: Count = 300
-    shift_px: Annotated[int, Field(ge=0)] = 0
-    """Training images are moved by up to this many pixels each way."""
+    augment: Augment = Augment()
 
 
 class Training(Record):
@@ -147,7 +165,7 @@ class Artifact(Versioned):
     opset: int
     ir_version: int
     operators: dict[str, int]
-    task: Literal["classification"] = "classification"
+    task: Task = "classification"
     classes: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     parent: str | None = None

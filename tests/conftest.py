@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SHARED = REPOSITORY.parent / "shared" / "data"
+SHARED = Path(os.environ.get("KDBENCH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 
 TINY = {
     "data.options.test_samples": "450",

@@ -1,10 +1,13 @@
 """Data: splits that don't leak, packs that fit, arrays that make sense."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from kdbench import data
-from kdbench.data import augment, preprocess
+from kdbench import data, evaluate
+from kdbench.data import preprocess
+from kdbench.data.dataset import Dataset
 from kdbench.data.generated import generate
 from kdbench.data.pack import load_pack, save_pack
 from kdbench.errors import UserError
@@ -45,6 +48,46 @@ def test_calibration_comes_from_the_training_set(digits, tmp_path):
     np.testing.assert_array_equal(pack.y_test, digits.y_test)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_pack_carries_the_task_and_token_ids(tmp_path, several):
+    x = np.random.default_rng(0).integers(0, 90, (20, 6))
+    y = np.random.default_rng(1).integers(0, 2, (20, 3)) if several else np.arange(20) % 3
+    task = "multi_label" if several else "classification"
+    dataset = Dataset(x, y, x[:9], y[:9], ("a", "b", "c"), None, task)
+    dataset.check()
+    save_pack(tmp_path / "pack.npz", dataset, 5, seed=0)
+    pack = load_pack(tmp_path / "pack.npz")
+    assert (pack.task, pack.preprocessing) == (task, None)
+    spec = TensorSpec(name="ids", dtype="int64", shape=("batch", 6))
+    np.testing.assert_array_equal(pack.test_inputs([spec])["ids"], x[:9])
+    np.testing.assert_array_equal(pack.labels([TensorSpec(name="z", dtype="float32", shape=("batch", 3))]), y[:9])
+
+
+def test_a_pack_without_labels_says_where_they_are_needed(digits, tmp_path):
+    save_pack(tmp_path / "pack.npz", replace(digits, y_train=None, y_test=None), 8, seed=0)
+    pack = load_pack(tmp_path / "pack.npz")
+    assert len(pack.test_inputs([FLOAT])["x"]) == 450
+    with pytest.raises(UserError, match="no array 'y_test' in it: needed for accuracy"):
+        pack.labels([])
+
+
+def test_accuracy_of_several_labels_a_sample_is_not_made_up(tmp_path, small_model):
+    x = np.zeros((5, 4), np.float32)
+    np.savez(tmp_path / "pack.npz", x_test=x, y_test=np.eye(5, 3, dtype=int))
+    with pytest.raises(UserError, match="several labels a sample, accuracy takes the largest output"):
+        evaluate(small_model, tmp_path / "pack.npz")
+
+
+def test_preprocessing_of_many_samples_is_that_of_all_at_once(monkeypatch):
+    samples = np.random.default_rng(0).normal(3, 2, (50, 3, 4)).astype(np.float32)
+    at_once = preprocess.fit(samples, scale=0.5)
+    monkeypatch.setattr(preprocess, "CHUNK", 7)
+    by_chunks = preprocess.fit(samples, scale=0.5)
+    np.testing.assert_allclose(by_chunks.mean, at_once.mean, rtol=1e-12)
+    np.testing.assert_allclose(by_chunks.std, at_once.std, rtol=1e-12)
+    np.testing.assert_allclose(at_once.std, (samples * 0.5).std(axis=(0, 2)), rtol=1e-5)
+
+
 def test_preprocessing_normalises_the_training_set_by_channel():
     samples = np.random.default_rng(0).integers(0, 256, (50, 3, 4, 4)).astype(np.uint8)
     values = preprocess.apply(samples, preprocess.fit(samples, scale=1 / 255))
@@ -56,15 +99,6 @@ def test_preprocessing_normalises_the_training_set_by_channel():
 def test_preprocessing_by_hand():
     values = preprocess.apply(np.array([[8]], dtype=np.uint8), Preprocessing(scale=0.5, mean=(1.0,), std=(2.0,)))
     assert values.tolist() == [[1.5]]
-
-
-def test_shift_moves_each_image_as_a_whole():
-    image = np.zeros((64, 1, 5, 5), dtype=np.uint8)
-    image[:, 0, 2, 2] = 7
-    moved = augment.shift(image, 1, np.random.default_rng(0))
-    assert (moved.sum(axis=(1, 2, 3)) == 7).all()
-    assert len(np.unique(moved.reshape(64, -1).argmax(axis=1))) == 9
-    assert augment.shift(image, 0, np.random.default_rng(0)) is image
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64", "int32", "int64", "uint8", "bool"])
@@ -155,7 +189,7 @@ def test_arrays_of_ones_own(tmp_path):
         ({}, "data.options.path"),
         ({"path": "/nowhere/x.npz"}, "no such file"),
         ({"path": "PACK", "classes": ["one"]}, "out of range"),
-        ({"file": "x"}, "data.options."),
+        ({"file": "x"}, "data.options"),
     ],
 )
 def test_options_of_a_source_that_do_not_fit_are_named(tmp_path, options, message):

@@ -1,12 +1,14 @@
 """Training: the same weights for the same seed, also when it was stopped in between."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from kdbench import data
 from kdbench.errors import UserError
-from kdbench.records import Data, Network, Training
+from kdbench.records import Augment, Data, Network, Training
 from kdbench.steps import train
 from kdbench.store import RunFolder, load_recipe
 from kdbench.training import weights
@@ -30,6 +32,25 @@ def trained(recipe, dataset, tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("trained"))
     teacher = train.train(folder, "teacher", recipe.teacher, recipe, dataset, "")
     return teacher, train.distill(folder, "student", teacher, recipe, dataset, "")
+
+
+def test_augmentation_of_every_kind_trains_and_repeats(recipe, dataset, tmp_path):
+    section = Augment(shift_px=1, flip=True, mixup_alpha=0.4, cutmix_alpha=1.0, erase_probability=0.3, views=2)
+    varied = recipe.model_copy(update={"data": recipe.data.model_copy(update={"augment": section})})
+    found = {}
+    for name, chosen in {"first": varied, "again": varied, "plain": recipe}.items():
+        (tmp_path / name).mkdir()
+        path = train.train(RunFolder(tmp_path / name), "student", recipe.student, chosen, dataset, "")
+        found[name] = path.read_bytes()
+    assert found["first"] == found["again"]
+    assert found["first"] != found["plain"]
+
+
+def test_data_that_the_losses_cannot_learn_from_are_refused(recipe, dataset):
+    with pytest.raises(UserError, match="no labels: training a teacher needs them"):
+        train.check(recipe, replace(dataset, y_train=None))
+    with pytest.raises(UserError, match="several labels a sample: no loss here learns from them"):
+        train.check(recipe, replace(dataset, y_train=np.eye(10, dtype=int)[dataset.y_train], task="multi_label"))
 
 
 class StopError(Exception):

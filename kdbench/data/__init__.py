@@ -4,14 +4,20 @@ from collections.abc import Callable
 
 from pydantic import ValidationError, validate_call
 
-from kdbench.data import arrays, digits
+from kdbench.data import arrays, audio, augment, digits, folders, huggingface, idx, tables, text
 from kdbench.data.dataset import Dataset
 from kdbench.errors import UserError, nearest, pick
 from kdbench.records import Data
 
 SOURCES: dict[str, Callable[..., Dataset]] = {
     "arrays": arrays.load,
+    "audio": audio.load,
     "digits": digits.load,
+    "folders": folders.load,
+    "huggingface": huggingface.load,
+    "idx": idx.load,
+    "tables": tables.load,
+    "text": text.load,
 }
 
 
@@ -21,11 +27,13 @@ def load(data: Data) -> Dataset:
     try:
         dataset = validate_call(source)(**data.options)
     except ValidationError as error:
-        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "unexpected_keyword_argument")
-        option = str(problems[0]["loc"][-1])
-        if problems[0]["type"] == "unexpected_keyword_argument":
+        # A misspelt option is also a missing one: the misspelling is what helps.
+        problem = min(error.errors(), key=lambda problem: problem["type"] != "unexpected_keyword_argument")
+        option = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "unexpected_keyword_argument":
             known = [name for name in source.__annotations__ if name != "return"]
             raise UserError(f"data.options: unknown key '{option}': {nearest(option, known)}") from None
-        raise UserError(f"data.options.{option}: {problems[0]['msg']}") from None
+        raise UserError(f"data.options.{option}: {problem['msg']}") from None
     dataset.check()
+    augment.check(data.augment, dataset.x_train)
     return dataset.with_validation(data.validation_samples) if data.split == "validation" else dataset

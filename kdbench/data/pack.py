@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.data import preprocess
-from kdbench.data.dataset import Dataset, check_labels, check_samples
+from kdbench.data.dataset import Dataset, Labels, check_labels, check_samples, task_of
 from kdbench.errors import UserError, nearest
-from kdbench.records import Preprocessing, TensorSpec, Versioned, from_json
+from kdbench.records import Preprocessing, Task, TensorSpec, Versioned, from_json
 from kdbench.store import Arrays, read_npz, write_npz
 
 
 class PackMeta(Versioned):
+    task: Task = "classification"
     classes: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
 
@@ -27,10 +28,11 @@ class EvalPack:
 
     name: str
     x_test: NDArray[Any] | None
-    y_test: NDArray[np.int64] | None
+    y_test: Labels | None
     x_calibration: NDArray[Any] | None
     classes: tuple[str, ...]
     preprocessing: Preprocessing | None
+    task: Task = "classification"
 
     def test_inputs(self, inputs: Sequence[TensorSpec]) -> Arrays:
         """All evaluation samples as the model's input; raises UserError where they don't fit it."""
@@ -40,12 +42,12 @@ class EvalPack:
         """All calibration samples as the model's input; raises UserError where they don't fit it."""
         return self._feed("x_calibration", self.x_calibration, inputs)
 
-    def labels(self, outputs: Sequence[TensorSpec]) -> NDArray[np.int64]:
+    def labels(self, outputs: Sequence[TensorSpec]) -> Labels:
         """The labels, checked against the number of classes that the model answers with."""
         if self.y_test is None:
             raise UserError(f"{self.name}: no array 'y_test' in it: needed for accuracy")
         width = outputs[0].shape[1] if outputs and len(outputs[0].shape) == 2 else None
-        check_labels(self.y_test, width if isinstance(width, int) else None, f"{self.name}: y_test")
+        check_labels(self.y_test, width if isinstance(width, int) else None, f"{self.name}: y_test", self.task)
         return self.y_test
 
     def _feed(self, part: str, samples: NDArray[Any] | None, inputs: Sequence[TensorSpec]) -> Arrays:
@@ -55,7 +57,7 @@ class EvalPack:
             names = ", ".join(spec.name for spec in inputs)
             raise UserError(f"{self.name}: feeds models of one input, this one has {len(inputs)} ({names})")
         spec = inputs[0]
-        values = samples if self.preprocessing is None else preprocess.apply(samples, self.preprocessing)
+        values = preprocess.apply(samples, self.preprocessing)
         expected = spec.shape[1:]
         if len(values.shape) != len(spec.shape) or any(
             isinstance(size, int) and size != actual for size, actual in zip(expected, values.shape[1:], strict=True)
@@ -75,13 +77,14 @@ def save_pack(path: Path, dataset: Dataset, calibration_samples: int, seed: int)
     """Writes the pack of a dataset, its calibration samples drawn from the training set; returns the file's bytes."""
     count = min(calibration_samples, len(dataset.x_train))
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset.x_train), count, replace=False))
-    meta = PackMeta(classes=dataset.classes, preprocessing=dataset.preprocessing)
+    meta = PackMeta(task=dataset.task, classes=dataset.classes, preprocessing=dataset.preprocessing)
     arrays: Arrays = {
         "x_test": dataset.x_test,
-        "y_test": dataset.y_test,
         "x_calibration": dataset.x_train[chosen],
         "meta": np.frombuffer(meta.to_json().encode(), dtype=np.uint8),
     }
+    if dataset.y_test is not None:
+        arrays["y_test"] = dataset.y_test
     return write_npz(path, arrays)
 
 
@@ -91,7 +94,10 @@ def open_pack(pack: "EvalPack | str | Path | None") -> EvalPack | None:
 
 
 def load_pack(path: Path) -> EvalPack:
-    """A pack, or any `.npz` with `x_test`, `y_test` and `x_calibration`, whose samples are then fed as they are."""
+    """A pack, or any `.npz` with `x_test`, `y_test` and `x_calibration`, whose samples are then fed as they are.
+
+    Labels without a record of their task are of several classes a sample where they have two axes.
+    """
     arrays = read_npz(path)
     known = ("x_test", "y_test", "x_calibration", "meta")
     for name in arrays:
@@ -106,8 +112,9 @@ def load_pack(path: Path) -> EvalPack:
             raise UserError(f"{path}: its 'meta' is damaged: make the pack again") from None
         meta = from_json(PackMeta, text, f"{path}: meta")
     labels = arrays.get("y_test")
+    task = meta.task if "meta" in arrays or labels is None else task_of(labels)
     if labels is not None:
-        check_labels(labels, len(meta.classes) or None, f"{path}: y_test")
+        check_labels(labels, len(meta.classes) or None, f"{path}: y_test", task)
         labels = labels.astype(np.int64)
     for name in ("x_test", "x_calibration"):
         if name in arrays:
@@ -115,5 +122,5 @@ def load_pack(path: Path) -> EvalPack:
     if not arrays.keys() & {"x_test", "x_calibration"}:
         raise UserError(f"{path}: neither 'x_test' nor 'x_calibration' in it: not a pack")
     return EvalPack(
-        str(path), arrays.get("x_test"), labels, arrays.get("x_calibration"), meta.classes, meta.preprocessing
+        str(path), arrays.get("x_test"), labels, arrays.get("x_calibration"), meta.classes, meta.preprocessing, task
     )

@@ -13,5 +13,5 @@ class CrossEntropy(nn.Module):
         super().__init__()
 
     def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """Labels `target` [N] as integers; a scalar in nats."""
+        """Labels `target` as integers [N], or as shares of the classes [N, classes]; a scalar in nats."""
         return functional.cross_entropy(full_precision(student.logits), target)

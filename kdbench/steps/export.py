@@ -76,6 +76,7 @@ def export(
         rung,
         step="export",
         options={"opset": OPSET, "model": trained.model, **trained.options},
+        task=trained.task,
         classes=trained.classes,
         preprocessing=trained.preprocessing,
         metrics={"parity_largest_difference": max(check.largest_difference for check in checks)},

@@ -106,6 +106,7 @@ def derived(
         options=options,
         parent=parent.rung,
         parent_sha256=parent.sha256,
+        task=parent.task,
         classes=parent.classes,
         preprocessing=parent.preprocessing,
         metrics=metrics,

@@ -23,6 +23,11 @@ from kdbench.training.weights import Trained
 
 def check(recipe: Recipe, dataset: Dataset) -> None:
     """Builds everything that training needs, and trains nothing; raises UserError that names what doesn't fit."""
+    dataset.train_labels("training a teacher")
+    if dataset.task == "multi_label":
+        raise UserError(
+            "data.source: several labels a sample: no loss here learns from them; choose one label a sample"
+        )
     networks = {"teacher": recipe.teacher, "student": recipe.student}
     outputs = {}
     for name, network in networks.items():
@@ -82,7 +87,7 @@ def _weights(
         "loss_options": options,
         "seed": recipe.seed,
         "threads": recipe.threads,
-        "shift_px": recipe.data.shift_px,
+        "augment": recipe.data.augment.model_dump(),
         "data": data_sha256,
         "kdbench": __version__,
         "versions": {name: versions().get(name) for name in ("torch", "numpy")},
@@ -93,6 +98,7 @@ def _weights(
         model=network.model,
         options=network.options,
         input_shape=dataset.x_train.shape[1:],
+        task=dataset.task,
         classes=dataset.classes,
         preprocessing=dataset.preprocessing,
         fingerprint=fingerprint(**facts),
@@ -111,7 +117,7 @@ def _weights(
             teacher=_answers(teacher) if teacher else None,
             seed=recipe.seed,
             threads=recipe.threads,
-            shift_px=recipe.data.shift_px,
+            augmentation=recipe.data.augment,
             label=rung,
             progress=progress,
         )

@@ -15,7 +15,7 @@ from kdbench.errors import UserError
 from kdbench.losses import WeightedSum
 from kdbench.losses.outputs import Outputs
 from kdbench.progress import Progress, silent
-from kdbench.records import Training
+from kdbench.records import Augment, Training
 from kdbench.training import weights
 from kdbench.training.weights import Trained
 
@@ -55,7 +55,7 @@ def fit(
     teacher: Teacher | None = None,
     seed: int = 0,
     threads: int = 1,
-    shift_px: int = 0,
+    augmentation: Augment = Augment(),  # noqa: B008 — frozen
     label: str = "train",
     progress: Progress = silent,
 ) -> Trained:
@@ -81,7 +81,7 @@ def fit(
         done, history = _resume(checkpoint, started.fingerprint, model, optimizer)
         for epoch in range(done, training.epochs):
             progress(label, epoch, training.epochs)
-            mean_loss = _epoch(model, loss, optimizer, dataset, training, teacher, seed, epoch, shift_px)
+            mean_loss = _epoch(model, loss, optimizer, dataset, training, teacher, seed, epoch, augmentation)
             history.append({"loss": mean_loss, "learning_rate": optimizer.param_groups[0]["lr"]})
             tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
             tensors |= {f"momentum.{name}": tensor for name, tensor in weights.momentum_buffers(optimizer).items()}
@@ -101,14 +101,15 @@ def _epoch(
     teacher: Teacher | None,
     seed: int,
     epoch: int,
-    shift_px: int,
+    augmentation: Augment,
 ) -> float:
     """One pass over the training set in an order that depends on seed and epoch alone; the mean loss."""
-    generator = np.random.default_rng([seed, epoch])
-    samples = len(dataset.y_train)
-    order = generator.permutation(samples)
+    labels = dataset.train_labels("training")
+    samples = len(labels)
+    order = np.random.default_rng([seed, epoch]).permutation(samples)
+    seeds = (seed, epoch % augmentation.views if augmentation.views else epoch)
+    mixing = augmentation.mixup_alpha > 0 or augmentation.cutmix_alpha > 0
     batches = math.ceil(samples / training.batch_size)
-    targets = torch.from_numpy(dataset.y_train)
     total = 0.0
     model.train()
     for batch in range(batches):
@@ -117,10 +118,11 @@ def _epoch(
             continue  # batch norm can't learn from a single sample
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(epoch * batches + batch, training.epochs * batches, training)
-        images = augment.shift(dataset.x_train[index], shift_px, generator)
-        x = torch.from_numpy(preprocess.apply(images, dataset.preprocessing))
+        shown = augment.view(dataset.x_train, index, augmentation, seeds)
+        x = torch.from_numpy(preprocess.apply(shown.images, dataset.preprocessing))
+        target = augment.mixed_labels(shown, labels, index, len(dataset.classes)) if mixing else labels[index]
         student = Outputs(model(x))
-        value = loss(student, Outputs(teacher(x)) if teacher else student, targets[torch.from_numpy(index)])
+        value = loss(student, Outputs(teacher(x)) if teacher else student, torch.from_numpy(target))
         if not math.isfinite(value.item()):
             raise UserError(
                 f"the loss is {value.item()} in epoch {epoch + 1}, batch {batch + 1}: lower training.learning_rate; "

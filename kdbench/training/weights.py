@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line
 from kdbench.models import build
-from kdbench.records import Count, Preprocessing, Versioned, from_json
+from kdbench.records import Count, Preprocessing, Task, Versioned, from_json
 from kdbench.store import write_atomic
 
 KEY = "kdbench"
@@ -25,8 +25,9 @@ class Trained(Versioned):
     options: dict[str, Any]
     input_shape: tuple[Count, ...]
     """Of one sample: channels, height, width."""
+    task: Task = "classification"
     classes: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     fingerprint: str
     """Of everything that the training started from."""
     epoch: int

@@ -1,0 +1,606 @@
+"""Sources of data: what is in the files is in the arrays, and every mistake in a file is named."""
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+import wave
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kdbench import data
+from kdbench.data import audio, idx, pixels, preprocess, tables, text
+from kdbench.data.columns import parse_csv, parse_jsonl
+from kdbench.data.dataset import Dataset
+from kdbench.data.remarks import remarks, repeats
+from kdbench.errors import UserError
+from kdbench.records import Augment, Data
+
+
+def load(source: str, **options: object) -> Dataset:
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return data.load(Data(source=source, options=plain))
+
+
+def message(source: str, **options: object) -> str:
+    with pytest.raises(UserError) as error:
+        load(source, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_loading_every_source_leaves_torch_alone():
+    code = "import sys, kdbench.data; assert not {'torch', 'datasets', 'tokenizers', 'pyarrow'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- arrays without labels, and with several --------------------------------------------------------------------------
+
+
+def test_arrays_without_labels_say_so_and_keep_the_rest(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (40, 1, 4, 4)).astype(np.uint8)
+    np.savez(tmp_path / "x.npz", x_train=x, x_test=x[:9], y_test=np.arange(9) % 3)
+    assert "no array 'y_train'" in message("arrays", path=tmp_path / "x.npz")
+    found = load("arrays", path=tmp_path / "x.npz", labelled=False)
+    assert found.y_train is None
+    assert found.classes == ("0", "1", "2")
+    with pytest.raises(UserError, match="no labels: training a teacher needs them"):
+        found.train_labels("training a teacher")
+    cut = found.with_validation(10)
+    assert (len(cut.x_train), len(cut.x_test), cut.y_test) == (30, 10, None)
+    np.savez(tmp_path / "none.npz", x_train=x, x_test=x)
+    assert "name them in data.options.classes" in message("arrays", path=tmp_path / "none.npz", labelled=False)
+    assert load("arrays", path=tmp_path / "none.npz", labelled=False, classes=["a", "b"]).y_test is None
+
+
+def test_arrays_of_token_ids_and_several_labels(tmp_path):
+    x, y = np.arange(40).reshape(10, 4), np.eye(10, 5, dtype=int)
+    np.savez(tmp_path / "x.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    found = load("arrays", path=tmp_path / "x.npz")
+    assert (found.task, found.preprocessing, len(found.classes)) == ("multi_label", None, 5)
+    cut = found.with_validation(4)
+    assert cut.y_train.shape == (6, 5)
+    np.testing.assert_array_equal(np.sort(np.concatenate([cut.x_train, cut.x_test])[:, 0]), x[:, 0])
+
+
+def test_splits_that_differ_in_shape_are_named(tmp_path):
+    y = np.array([0, 1, 0, 1])
+    np.savez(tmp_path / "x.npz", x_train=np.zeros((4, 3, 8, 8)), y_train=y, x_test=np.zeros((4, 1, 8, 8)), y_test=y)
+    assert "x_test: samples of shape (1, 8, 8)" in message("arrays", path=tmp_path / "x.npz")
+
+
+# --- idx --------------------------------------------------------------------------------------------------------------
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+def idx_folder(folder: Path, zipped: bool = False) -> Path:
+    generator = np.random.default_rng(0)
+    for part, count in (("train", 30), ("t10k", 10)):
+        images, labels = generator.integers(0, 256, (count, 5, 6)), np.arange(count) % 3
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            content = idx_bytes(array)
+            suffix = ".gz" if zipped else ""
+            write(folder / f"{part}-{name}-ubyte{suffix}", gzip.compress(content) if zipped else content)
+    return folder
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_files_with_and_without_gzip(tmp_path, zipped):
+    found = load("idx", path=idx_folder(tmp_path, zipped))
+    assert (found.x_train.shape, found.x_test.shape) == ((30, 1, 5, 6), (10, 1, 5, 6))
+    assert found.y_train.tolist() == [i % 3 for i in range(30)]
+    np.testing.assert_array_equal(found.x_train[:, 0], np.random.default_rng(0).integers(0, 256, (30, 5, 6)))
+
+
+def test_idx_files_that_are_missing_or_cut_off_are_named(tmp_path):
+    assert "no file 'train-images" in message("idx", path=tmp_path)
+    assert "no such folder" in message("idx", path=tmp_path / "none")
+    folder = idx_folder(tmp_path)
+    whole = (folder / "t10k-images-idx3-ubyte").read_bytes()
+    write(folder / "t10k-images-idx3-ubyte", whole[:-1])
+    assert f"{len(whole) - 1} bytes, but its header promises {len(whole)}" in message("idx", path=folder)
+    # numpy can't even hold this one, though it has no elements.
+    write(folder / "t10k-images-idx3-ubyte", b"\0\0\x08\x04" + b"\0" * 4 + b"\xff" * 12)
+    assert "none is 0" in message("idx", path=folder)
+    write(folder / "t10k-images-idx3-ubyte", b"PNG!")
+    assert "not an idx file" in message("idx", path=folder)
+
+
+@given(st.binary(max_size=40) | st.binary(max_size=30).map(lambda tail: b"\0\0\x08" + tail))
+def test_any_bytes_are_an_idx_array_or_a_user_error(content):
+    for form in (content, gzip.compress(content), gzip.compress(content)[:-3]):
+        try:
+            assert isinstance(idx.parse(form, "any.idx"), np.ndarray)
+        except UserError as error:
+            assert str(error).startswith("any.idx:")
+
+
+def test_fashion_mnist_is_complete(shared_data):
+    found = load("idx", path=shared_data / "fashion-mnist")
+    assert (found.x_train.shape, found.x_test.shape) == ((60_000, 1, 28, 28), (10_000, 1, 28, 28))
+    assert np.bincount(found.y_train).tolist() == [6000] * 10
+    assert found.preprocessing.mean == pytest.approx((0.2860,), abs=1e-4)
+    assert remarks(found) == ()
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def png(pixels_: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels_).save(file, "PNG")
+    return file.getvalue()
+
+
+def image_folder(folder: Path, parts: tuple[str, ...] = ("train/", "test/")) -> Path:
+    generator = np.random.default_rng(0)
+    for part in parts:
+        for name in ("cat", "dog"):
+            for number in range(6):
+                write(folder / f"{part}{name}/{number}.png", png(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)))
+    return folder
+
+
+def test_images_in_class_folders(tmp_path):
+    found = load("folders", path=image_folder(tmp_path), size_px=8)
+    assert found.classes == ("cat", "dog")
+    assert (found.x_train.shape, found.x_test.shape) == ((12, 3, 8, 8), (12, 3, 8, 8))
+    first = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(found.x_train[0], first.transpose(2, 0, 1))
+    assert found.y_test.tolist() == [0] * 6 + [1] * 6
+    assert load("folders", path=tmp_path, size_px=4, color="grey").x_train.shape == (12, 1, 4, 4)
+
+
+def test_one_folder_is_split_by_class_and_a_zip_is_a_folder(tmp_path):
+    folder = image_folder(tmp_path / "pets", ("",))
+    assert "data.options.test_samples: no test split" in message("folders", path=folder, size_px=8)
+    found = load("folders", path=folder, size_px=8, test_samples=4)
+    assert (np.bincount(found.y_train).tolist(), np.bincount(found.y_test).tolist()) == ([4, 4], [2, 2])
+    assert repeats(found) is None
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        for path in folder.rglob("*.png"):
+            archive.write(path, path.relative_to(tmp_path))
+    zipped = load("folders", path=tmp_path / "pets.zip", size_px=8, test_samples=4)
+    np.testing.assert_array_equal(zipped.x_test, found.x_test)
+
+
+def test_the_longer_side_is_cropped_and_the_shorter_scaled(tmp_path):
+    wide = np.zeros((4, 8, 3), np.uint8)
+    wide[:, 2:6] = 200
+    found = pixels.decode(png(wide), 4, "rgb", "wide.png")
+    assert (found == 200).all()
+
+
+def test_a_broken_image_is_named_or_skipped_with_a_remark(tmp_path):
+    folder = image_folder(tmp_path)
+    broken = folder / "train/dog/3.png"
+    write(broken, broken.read_bytes()[:60])
+    assert "'train/dog/3.png': not a readable image" in message("folders", path=folder, size_px=8)
+    found = load("folders", path=folder, size_px=8, skip_broken=True)
+    assert (len(found.x_train), found.y_train.tolist()) == (11, [0] * 6 + [1] * 5)
+    assert found.remarks == ("broken images skipped: 1, such as train/dog/3.png",)
+
+
+def test_folders_that_fit_no_layout_are_named(tmp_path):
+    assert "no such file or folder" in message("folders", path=tmp_path / "none", size_px=8)
+    assert "no file that ends in" in message("folders", path=tmp_path, size_px=8)
+    folder = image_folder(tmp_path / "a")
+    write(folder / "test/bird/1.png", png(np.zeros((8, 8, 3), np.uint8)))
+    assert "no training sample is labelled 'bird'" in message("folders", path=folder, size_px=8)
+    write(tmp_path / "b/1.png", b"")
+    assert "'1.png' lies in no class folder" in message("folders", path=tmp_path / "b", size_px=8)
+    assert "unknown key 'size': did you mean 'size_px'" in message("folders", path=folder, size=8)
+    write(tmp_path / "c.zip", b"PK\x03\x04 cut off")
+    assert "not a readable .zip" in message("folders", path=tmp_path / "c.zip", size_px=8)
+
+
+@given(st.binary(max_size=60), st.integers(0, 200))
+def test_any_bytes_are_an_image_or_a_user_error(content, cut):
+    whole = png(np.zeros((8, 8, 3), np.uint8))
+    for form in (content, whole[:cut] + content, whole[:cut] + content + whole[cut + len(content) :]):
+        try:
+            assert pixels.decode(form, 8, "rgb", "any.png").shape == (3, 8, 8)
+        except UserError as error:
+            assert str(error).startswith("any.png:")
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """Unpacks one of the shared CIFAR sets to an `.npz`."""
+
+    def unpacked(shared: Path, name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        subprocess.run([sys.executable, shared / "unpack.py", name, folder], check=True)
+        return folder / f"{name}.npz"
+
+    return unpacked
+
+
+def test_cifar10_has_its_published_channel_means(shared_data, cifar, tmp_path):
+    found = load("arrays", path=cifar(shared_data, "cifar10"))
+    assert (found.x_train.shape, found.x_test.shape) == ((50_000, 3, 32, 32), (10_000, 3, 32, 32))
+    assert found.preprocessing.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-4)
+    assert found.preprocessing.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=1e-4)
+    for row in range(60):
+        part = "train" if row < 40 else "test"
+        image = found.x_test[row].transpose(1, 2, 0)
+        write(tmp_path / f"{part}/{found.y_test[row]}/{row:02d}.png", png(image))
+    folder = load("folders", path=tmp_path, size_px=32)
+    assert folder.classes == tuple("0123456789")
+    np.testing.assert_array_equal(
+        {image.tobytes() for image in folder.x_train}, {image.tobytes() for image in found.x_test[:40]}
+    )
+
+
+def test_cifar100_has_ten_test_images_in_its_training_set(shared_data, cifar):
+    found = load("arrays", path=cifar(shared_data, "cifar100"))
+    assert remarks(found) == ("10 of 10000 test samples also stand in the training set",)
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+LINES = "1 a good film\n0 a bad film\n1 good , good !\n"
+
+
+def test_words_get_ids_by_their_frequency_in_the_training_sentences(tmp_path):
+    train, test = write(tmp_path / "train.txt", LINES), write(tmp_path / "test.txt", "0 Bad or good\n")
+    found = load("text", train=train, test=test, length=5)
+    # good 3, a 2, film 2, then ! , and bad once each
+    assert found.x_train.tolist() == [[3, 2, 4, 0, 0], [3, 7, 4, 0, 0], [2, 6, 2, 5, 0]]
+    assert found.x_test.tolist() == [[7, 1, 2, 0, 0]]
+    assert (found.y_train.tolist(), found.classes, found.preprocessing) == ([1, 0, 1], ("0", "1"), None)
+    assert load("text", train=train, test=test, length=2, vocabulary_size=4).x_train.tolist() == [
+        [3, 2],
+        [3, 1],
+        [2, 1],
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_tables_of_text_give_what_lines_give(tmp_path, suffix):
+    labels, sentences = text.parse_lines(LINES, "lines")
+    rows = [{"text": sentence, "label": int(label)} for sentence, label in zip(sentences, labels, strict=True)]
+    separator = "," if suffix == "csv" else "\t"
+    quoted = [f'"{row["text"]}"{separator}{row["label"]}' for row in rows]
+    content = "\n".join(map(json.dumps, rows) if suffix == "jsonl" else [f"text{separator}label", *quoted])
+    path, lines = write(tmp_path / f"train.{suffix}", content), write(tmp_path / "train.txt", LINES)
+    found, expected = load("text", train=path, test=path), load("text", train=lines, test=lines)
+    np.testing.assert_array_equal(found.x_train, expected.x_train)
+    np.testing.assert_array_equal(found.y_train, expected.y_train)
+    assert "no column 'txet': did you mean 'text'?" in message("text", train=path, test=path, text="txet")
+
+
+def test_parquet_gives_what_csv_gives(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow (extra 'data') is not installed")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["a b", "c"], "label": [1, 0]}), tmp_path / "x.parquet")
+    found = load("text", train=tmp_path / "x.parquet", test=tmp_path / "x.parquet", length=3)
+    assert found.x_train.tolist() == [[2, 3, 0], [4, 0, 0]]
+    assert found.y_train.tolist() == [1, 0]
+    write(tmp_path / "x.parquet", b"PAR1")
+    path = tmp_path / "x.parquet"
+    assert "not a readable Parquet file" in message("text", train=path, test=path)
+
+
+def test_unlabelled_sentences_learn_from_a_labelled_test_split(tmp_path):
+    train = write(tmp_path / "train.csv", "text\nsome words\nother words\n")
+    test = write(tmp_path / "test.csv", "text,label\nwords,yes\nmore,no\n")
+    assert "no column 'label'" in message("text", train=train, test=test)
+    found = load("text", train=train, test=test, labelled=False)
+    assert (found.y_train, found.y_test.tolist(), found.classes) == (None, [1, 0], ("no", "yes"))
+
+
+def test_byte_pairs_know_every_byte(tmp_path):
+    pytest.importorskip("tokenizers", reason="tokenizers (extra 'data') is not installed")
+    train, test = write(tmp_path / "train.txt", LINES * 9), write(tmp_path / "test.txt", "0 ünknown 漢 [PAD]\n")
+    options = {"train": train, "test": test, "vocabulary": "byte_pairs", "vocabulary_size": 270, "length": 32}
+    found = load("text", lowercase=False, **options)
+    assert found.x_train.max() < 270
+    assert 1 not in found.x_test
+    assert (found.x_test[0] > 0).sum() == len(" ünknown 漢 [PAD]".encode())
+    np.testing.assert_array_equal(load("text", lowercase=False, **options).x_train, found.x_train)
+    assert "too small for byte pairs: 258 or more" in message("text", **(options | {"vocabulary_size": 100}))
+
+
+def test_byte_pairs_without_their_package_say_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    path = write(tmp_path / "train.txt", LINES)
+    assert "pip install 'kdbench[data]'" in message("text", train=path, test=path, vocabulary="byte_pairs")
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_labelled_lines_or_a_user_error(content):
+    try:
+        labels, sentences = text.parse_lines(content, "any.txt")
+        assert len(labels) == len(sentences) > 0
+    except UserError as error:
+        assert str(error).startswith("any.txt:")
+
+
+@given(st.text(max_size=80) | st.text(alphabet='ab,"\n\r{}:[]1 \0', max_size=80))
+def test_any_text_is_a_table_or_a_user_error(content):
+    for parse in (parse_csv, parse_jsonl):
+        try:
+            columns = parse(content, "any")
+            assert len({len(values) for values in columns.values()}) <= 1
+        except UserError as error:
+            assert str(error).startswith("any:")
+
+
+def test_sst2_has_its_three_splits(shared_data):
+    files = {part: shared_data / "sst2" / f"stsa.binary.{part}" for part in ("train", "dev", "test")}
+    test = load("text", train=files["train"], test=files["test"])
+    dev = load("text", train=files["train"], test=files["dev"])
+    assert (len(test.x_train), len(dev.x_test), len(test.x_test)) == (6920, 872, 1821)
+    assert np.bincount(test.y_train).tolist() == [3310, 3610]
+    assert test.x_train.max() == 7999
+    assert (test.x_train[:, 0] > 0).all()
+    assert (test.x_test == 1).sum() < 0.08 * (test.x_test > 0).sum()
+
+
+# --- audio ------------------------------------------------------------------------------------------------------------
+
+
+def wav(samples: np.ndarray, rate: int = 8000, bits: int = 16) -> bytes:
+    """Samples [n] or [n, channels] from −1 to 1 as a .wav."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1 if samples.ndim == 1 else samples.shape[1])
+        out.setsampwidth(bits // 8)
+        out.setframerate(rate)
+        scaled = np.rint(samples * 127 + 128).astype(np.uint8) if bits == 8 else (samples * 32767).astype("<i2")
+        out.writeframes(scaled.tobytes())
+    return file.getvalue()
+
+
+def tone(hertz: float, rate: int = 8000, seconds: float = 1.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_wav_of_8_and_16_bits_mono_and_stereo(bits, channels):
+    sound = tone(440)
+    content = wav(sound if channels == 1 else np.stack([sound, 0 * sound], axis=1), bits=bits)
+    found, rate = audio.parse(content, "a.wav")
+    assert rate == 8000
+    np.testing.assert_allclose(found, sound / channels, atol=1 / 100 if bits == 8 else 1e-4)
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
+def test_a_tone_is_loudest_in_its_mel_band_at_any_rate(tmp_path, rate):
+    for number, hertz in enumerate((300, 1000, 3000)):
+        for index in (0, 9):
+            write(tmp_path / f"{number}_me_{index}.wav", wav(tone(hertz, rate, 0.5), rate))
+    found = load("audio", path=tmp_path, mels=24, seconds=0.8)
+    assert found.x_train.shape == (3, 1, 24, 78)
+    bank = audio.mel_filters(8000, 24)
+    for spectrogram, hertz in zip(found.x_train[:, 0], (300, 1000, 3000), strict=True):
+        nearest_bin = round(hertz / 4000 * (bank.shape[1] - 1))
+        assert spectrogram[:, 20].argmax() == bank[:, nearest_bin].argmax()
+        assert spectrogram[:, 70].max() == pytest.approx(np.log(audio.FLOOR), abs=0.1)  # silence at the end
+
+
+def test_recordings_in_class_folders_and_in_a_table(tmp_path):
+    for name, hertz in (("low", 300), ("high", 2000)):
+        for number in range(4):
+            write(tmp_path / f"{name}/{number}.wav", wav(tone(hertz + number, seconds=0.2)))
+    found = load("audio", path=tmp_path, seconds=0.2, test_samples=2)
+    assert (found.classes, np.bincount(found.y_test).tolist()) == (("high", "low"), [1, 1])
+    rows = [f"{name}/{n}.wav,{name},{'test' if n > 2 else 'train'}" for name in ("low", "high") for n in range(4)]
+    table = write(tmp_path / "table.csv", "\n".join(["file,label,split", *rows]))
+    listed = load("audio", path=tmp_path, seconds=0.2, table=table)
+    assert (listed.y_train.tolist(), listed.y_test.tolist()) == ([1, 1, 1, 0, 0, 0], [1, 0])
+    write(table, "file,label\nlow/9.wav,low\n")
+    assert "no file 'low/9.wav'" in message("audio", path=tmp_path, table=table)
+
+
+def test_recordings_that_cannot_be_used_are_named(tmp_path):
+    write(tmp_path / "0_me_0.wav", wav(tone(440)))
+    write(tmp_path / "0_me_9.wav", wav(tone(440))[:30])
+    assert "'0_me_9.wav': not a readable .wav" in message("audio", path=tmp_path)
+    assert "data.options.mels: 400 are too many at 8000 Hz" in message("audio", path=tmp_path, mels=400)
+    assert "shorter than a frame" in message("audio", path=tmp_path, seconds=0.01)
+    write(tmp_path / "0_me_9.wav", wav(np.zeros(0)))
+    assert "nothing to hear" in message("audio", path=tmp_path)
+
+
+@given(st.binary(max_size=60), st.integers(0, 60))
+def test_any_bytes_are_a_recording_or_a_user_error(content, cut):
+    whole = wav(tone(440, seconds=0.01))
+    for form in (content, whole[:cut] + content, whole[:cut] + content + whole[cut + len(content) :]):
+        try:
+            samples, rate = audio.parse(form, "any.wav")
+            assert len(samples)
+            assert rate > 0
+        except UserError as error:
+            assert str(error).startswith("any.wav:")
+
+
+def test_spoken_digits_have_their_official_split(shared_data):
+    found = load("audio", path=shared_data / "fsdd" / "recordings.zip")
+    assert (found.x_train.shape, found.x_test.shape) == ((1200, 1, 40, 98), (300, 1, 40, 98))
+    assert np.bincount(found.y_test).tolist() == [30] * 10
+    assert found.classes == tuple("0123456789")
+    # The nearest recording is of the same digit far more often than by chance: labels fit sounds.
+    train, test = (preprocess.apply(x, found.preprocessing).reshape(len(x), -1) for x in (found.x_train, found.x_test))
+    nearest = (np.square(train).sum(axis=1) - 2 * test @ train.T).argmin(axis=1)
+    assert (found.y_train[nearest] == found.y_test).mean() > 0.8
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+ARFF = """@relation 'x: -C 2'
+% a comment
+@attribute 'first one' numeric
+@attribute colour {red, green, 'dark blue'}
+@attribute a {0,1}
+@attribute b {0,1}
+
+@data
+1.5,red,0,1
+-2e1,'dark blue',1,1
+{0 3, 1 green, 3 1}
+"""
+
+
+def test_arff_dense_and_sparse_with_several_labels(tmp_path):
+    path = write(tmp_path / "x.arff", ARFF)
+    labels = write(tmp_path / "x.xml", '<labels><label name="b"></label><label name="a"/></labels>')
+    found = load("tables", train=path, test=path, labels_file=labels)
+    assert (found.task, found.classes) == ("multi_label", ("a", "b"))
+    assert found.x_train.tolist() == [[1.5, 1, 0, 0], [-20, 0, 0, 1], [3, 0, 1, 0]]
+    assert found.y_train.tolist() == [[0, 1], [1, 1], [0, 1]]
+    single = load("tables", train=path, test=path)
+    assert (single.task, single.y_train.tolist(), single.x_train.shape) == ("classification", [0, 0, 0], (3, 5))
+
+
+def test_csv_with_one_label_column_or_several(tmp_path):
+    path = write(tmp_path / "x.csv", "id,f,label,g\na,1,yes,2\nb,3,no,4\nc,5,yes,6\nd,7,no,8\n")
+    assert "column 'id' should be numbers, not 'a': name it in data.options.drop" in message(
+        "tables", train=path, test_samples=2
+    )
+    found = load("tables", train=path, test_samples=2, drop=["id"])
+    assert (found.classes, sorted(found.y_train), len(found.x_test)) == (("no", "yes"), [0, 1], 2)
+    several = write(tmp_path / "y.csv", "f,a,b\n1,0,1\n2,1,1\n3,0,0\n")
+    found = load("tables", train=several, test=several, labels=["a", "b"])
+    assert (found.y_train.tolist(), found.x_train.tolist()) == ([[0, 1], [1, 1], [0, 0]], [[1], [2], [3]])
+    assert "did you mean 'label'" in message("tables", train=path, test=path, label="lable")
+    assert "label column 'f' should be 0 or 1" in message("tables", train=several, test=several, labels=["a", "f"])
+
+
+def test_tables_without_training_labels(tmp_path):
+    train = write(tmp_path / "x.csv", "f\n1\n2\n")
+    test = write(tmp_path / "y.csv", "f,label\n1,yes\n2,no\n")
+    found = load("tables", train=train, test=test, labelled=False)
+    assert (found.y_train, found.y_test.tolist()) == (None, [1, 0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("1.5,red,0,1", "1.5,red,0", "line 9: 3 entries, but 4 attributes"),
+        ("1.5,red", "?,red", "column 'first one' should be numbers, not '?': fill it in"),
+        ("1.5,red", "1.5,pink", "'colour' should be one of"),
+        ("{0 3,", "{9 3,", "line 11: '9' should be an attribute's number, 0 to 3"),
+        ("numeric", "string", "line 3: attribute 'first one' is string"),
+        ("@data", "", "not an ARFF file"),
+        ("1.5,red", "1e999,red", "NaN or infinite"),
+    ],
+)
+def test_mistakes_in_an_arff_file_are_named(tmp_path, old, new, expected):
+    path = write(tmp_path / "x.arff", ARFF.replace(old, new))
+    assert expected in message("tables", train=path, test=path)
+
+
+@given(
+    st.text(max_size=60),
+    st.lists(st.sampled_from([*ARFF.split("\n"), "@attribute", "{", "{}", "'", "@attribute x {}"]), max_size=12),
+)
+def test_any_text_is_arff_or_a_user_error(content, lines):
+    for form in (content, "\n".join(lines), ARFF + content):
+        try:
+            assert len(tables.parse_arff(form, "any.arff")) > 0
+        except UserError as error:
+            assert str(error).startswith("any.arff")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from([*ARFF.split("\n"), "@attribute x {}", "{}", "1,red,x,1"]), max_size=14))
+def test_any_arff_file_is_a_dataset_or_a_user_error(tmp_path, lines):
+    path = write(tmp_path / "x.arff", "\n".join(lines))
+    try:
+        assert isinstance(load("tables", train=path, test=path), Dataset)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("yeast", (1500, 917, 103, 14)), ("emotions", (391, 202, 72, 6))])
+def test_mulan_sets_are_complete(shared_data, name, shape):
+    folder = shared_data / "multilabel"
+    found = load(
+        "tables",
+        train=folder / f"{name}-train.arff",
+        test=folder / f"{name}-test.arff",
+        labels_file=folder / f"{name}.xml",
+    )
+    assert (len(found.x_train), len(found.x_test), found.x_train.shape[1], len(found.classes)) == shape
+    assert found.y_train.shape == (shape[0], shape[3])
+    assert (found.y_train.sum(axis=1) > 0).all()
+    if name == "yeast":
+        assert remarks(found)[0].startswith("unbalanced classes: 1128 training samples of 'Class12', 21 of")
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+
+
+def test_hub_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "needs datasets: pip install 'kdbench[data]'" in message("huggingface", name="mnist")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hub_data_set_in_a_local_folder(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets (extra 'data') is not installed")
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(12)]
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=["cat", "dog"]),
+            "text": datasets.Value("string"),
+            "row": datasets.List(datasets.Value("float32")),
+        }
+    )
+    columns = {"image": images, "label": [0, 1] * 6, "text": ["a b"] * 12, "row": [[1.0, 2.0]] * 12}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(columns, features=features)}).save_to_disk(tmp_path)
+    assert "no split 'test'" in message("huggingface", name=tmp_path)
+    found = load("huggingface", name=tmp_path, test_samples=4, size_px=8)
+    assert (found.x_train.shape, found.x_test.shape) == ((8, 3, 8, 8), (4, 3, 8, 8))
+    assert (found.classes, np.bincount(found.y_test).tolist()) == (("cat", "dog"), [2, 2])
+    assert {x.tobytes() for x in found.x_train} < {np.asarray(i).transpose(2, 0, 1).tobytes() for i in images}
+    assert load("huggingface", name=tmp_path, test_samples=4, sample="text", length=3).x_train[0].tolist() == [2, 3, 0]
+    assert load("huggingface", name=tmp_path, test_samples=4, sample="row").x_train.tolist() == [[1, 2]] * 8
+    assert "did you mean 'image'" in message("huggingface", name=tmp_path, test_samples=4, sample="imgae")
+
+
+# --- remarks ----------------------------------------------------------------------------------------------------------
+
+
+def test_imbalance_and_repeats_are_said_and_only_where_there_are_any(tmp_path):
+    x = np.arange(20, dtype=np.float32).reshape(20, 1)
+    y = np.array([0] * 16 + [1] * 4)
+    path = tmp_path / "x.npz"
+    np.savez(path, x_train=x, y_train=y, x_test=np.array([[3.0], [99.0]], np.float32), y_test=y[:2])
+    found = load("arrays", path=path, classes=["many", "few"])
+    assert remarks(found) == (
+        "unbalanced classes: 16 training samples of 'many', 4 of 'few'",
+        "1 of 2 test samples also stands in the training set",
+    )
+    np.savez(path, x_train=x, y_train=np.array([0] * 15 + [1] * 5), x_test=x[:2] + 50, y_test=y[:2])
+    assert remarks(load("arrays", path=path)) == ()
+
+
+def test_augmentation_is_refused_for_what_is_no_image(tmp_path):
+    path = write(tmp_path / "train.txt", LINES)
+    options = {"train": str(path), "test": str(path)}
+    with pytest.raises(UserError, match="leave the section out"):
+        data.load(Data(source="text", options=options, augment=Augment(shift_px=1)))
