@@ -32,7 +32,7 @@ STUDENT = STUDENT._replace(labels=STUDENT.labels.long())
 TARGET = torch.tensor([0, 1, 2, 3])
 
 MAPS, POOLED = {"pairs": [("map", "map")]}, {"pairs": [("vector", "vector")]}
-OPTIONS = {name: POOLED for name in ("rkd", "crd")} | {n: MAPS for n in ("attention", "sp", "hint", "cosine")}
+OPTIONS = dict.fromkeys(("rkd", "crd"), POOLED) | dict.fromkeys(("attention", "sp", "hint", "cosine"), MAPS)
 """What a loss needs besides its defaults."""
 
 
