@@ -1,5 +1,7 @@
 """Losses against golden values (from the papers' public code) and their defining properties."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,10 @@ from kdbench.errors import UserError
 from kdbench.losses import LOSSES
 from kdbench.losses.outputs import Outputs
 from kdbench.losses.weighted import WeightedSum, history_key, terms, weight_at
+from kdbench.models import build
 from kdbench.records import recipe_from_toml
+from kdbench.training.features import sample_outputs
+from tests.conftest import REPOSITORY
 from tests.test_records import TEXT
 
 K = torch.arange(20, dtype=torch.float64)
@@ -453,3 +458,27 @@ def test_mistakes_in_a_users_own_loss_are_named(losses, message, tmp_path):
     with pytest.raises(UserError) as error:
         weighted(losses, folder=tmp_path)(STUDENT, TEACHER, TARGET)
     assert message in str(error.value)
+
+
+# --- docs/methods.md --------------------------------------------------------------------------------------------------
+
+METHODS = (REPOSITORY / "docs" / "methods.md").read_text()
+
+
+def test_every_loss_is_documented_with_a_recipe():
+    sections = re.split(r"^### ", METHODS, flags=re.MULTILINE)[1:]
+    assert sorted(section.splitlines()[0] for section in sections) == sorted(LOSSES)
+    for section in sections:
+        assert re.search(rf"```toml\n\[distill.losses\][^`]*^{section.splitlines()[0]} = ", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", re.findall(r"```toml\n(.*?)```", METHODS, re.DOTALL))
+def test_documented_recipes_can_be_built(block, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", METHODS, re.DOTALL)
+    (tmp_path / "mine.py").write_text(code)
+    recipe = recipe_from_toml(TEXT[: TEXT.index("[distill]")] + block, "methods.md")
+    resnet = build("resnet", {"widths": [4, 8], "blocks": [1, 1]}, 1, 5)
+    read = terms(recipe.distill.losses, recipe.distill.temperature, tmp_path, 30)
+    outputs = sample_outputs(resnet, resnet, torch.zeros(2, 1, 8, 8), torch.arange(5), read)
+    total, _ = WeightedSum(read, *outputs)(outputs[0]._replace(places=torch.arange(2)), outputs[1], torch.arange(2))
+    assert torch.isfinite(total)

@@ -167,7 +167,10 @@ def test_a_student_starts_from_layers_of_its_teacher(trained, dataset, tmp_path)
             {"losses__kd": "{ temprature = 2 }"},
             "distill.losses.kd: unknown key 'temprature': did you mean 'temperature'",
         ),
-        ({"losses__parameters": "1"}, r"parameters: \S+ of the student has shape|name other 'layers'"),
+        (
+            {"losses__parameters": '{ layers = [["stem.0", "head"]] }'},
+            r"stem.0.weight of the student has shape \(4, 1, 3, 3\), head.weight of the teacher \(10, 12\)",
+        ),
     ],
 )
 def test_mistakes_are_found_before_training(fields, message, dataset):
