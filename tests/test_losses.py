@@ -14,7 +14,7 @@ from kdbench.losses.outputs import Outputs
 from kdbench.losses.weighted import WeightedSum, history_key, terms, weight_at
 from kdbench.models import build
 from kdbench.records import recipe_from_toml
-from kdbench.training.features import sample_outputs
+from kdbench.training.features import layers, sample_outputs
 from tests.conftest import REPOSITORY
 from tests.test_records import TEXT
 
@@ -421,6 +421,12 @@ MINE = """
 import torch
 def gap(student, teacher, target, power: float = 2.0, temperature: float = 1.0):
     return ((student.logits - teacher.logits).abs() ** power).mean() / temperature
+def seen(student, teacher, target, pairs):
+    return student.features[pairs[0][0]].mean() - teacher.features[pairs[0][1]].mean()
+def few(student, teacher):
+    return student.logits.sum()
+def odd(student, teacher, target, weights: torch.Tensor):
+    return student.logits.sum()
 def wide(student, teacher, target):
     return student.logits
 """
@@ -437,10 +443,21 @@ def test_a_users_own_loss_is_found_beside_the_recipe_or_in_the_working_directory
     assert total.item() == pytest.approx(2 * expected)
 
 
+def test_a_users_own_loss_sees_the_features_that_its_pairs_name(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    found = read({"mine.py:seen": {"pairs": [["map", "vector"]]}}, folder=tmp_path)
+    assert layers(found) == (["map"], ["vector"])
+    total, _ = WeightedSum(found, STUDENT, TEACHER)(STUDENT, TEACHER, TARGET)
+    assert total.item() == pytest.approx((FEATURES["map"].mean() - THEIR_FEATURES["vector"].mean()).item())
+
+
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
         ({"mine.py:gp": 1.0}, "no function 'gp' in"),
+        ({"mine.py:seen": {"pairs": ["map"]}}, "distill.losses.mine.py:seen: 'pairs.0' should be a valid array"),
+        ({"mine.py:few": 1.0}, "should take student, teacher and target before its options"),
+        ({"mine.py:odd": 1.0}, "distill.losses.mine.py:odd: its options can't be read from a recipe"),
         ({"mine.py:torch": 1.0}, "no function 'torch' in"),
         (
             {"other.py:gap": 1.0},

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
+from inspect import signature
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -38,6 +39,8 @@ def load(reference: str, folder: Path) -> Callable[..., Any]:
     functions = {name: value for name, value in vars(module).items() if isinstance(value, FunctionType)}
     if function not in functions:
         raise UserError(f"loss '{reference}': no function '{function}' in {path}: {nearest(function, functions)}")
+    if len(signature(functions[function]).parameters) < 3:
+        raise UserError(f"loss '{reference}': should take student, teacher and target before its options")
     return functions[function]
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import create_model
+from pydantic import PydanticUserError, create_model
 from torch import Tensor, nn
 
-from kdbench.errors import UserError, pick
+from kdbench.errors import UserError, first_line, pick
 from kdbench.losses import LOSSES, custom
+from kdbench.losses.features import Pairs
 from kdbench.losses.outputs import Outputs
 from kdbench.records import CommonOptions, Loss, Schedule, Temperature, parse
 
@@ -119,12 +120,9 @@ class WeightedSum(nn.Module):
 
 def _term(name: str, loss: Loss, temperature: float, folder: Path) -> Term:
     where = f"distill.losses.{name}"
-    if ":" in name:
-        function = custom.load(name, folder)
-        parameters = list(inspect.signature(function).parameters.values())[3:]
-    else:
-        function = pick(LOSSES, name, "loss")
-        parameters = list(inspect.signature(function).parameters.values())[2:]
+    own = ":" in name
+    function = custom.load(name, folder) if own else pick(LOSSES, name, "loss")
+    parameters = list(inspect.signature(function, eval_str=True).parameters.values())[3 if own else 2 :]
     fields: dict[str, Any] = {
         p.name: (
             Any if p.annotation is p.empty else p.annotation,
@@ -134,12 +132,17 @@ def _term(name: str, loss: Loss, temperature: float, folder: Path) -> Term:
     }
     if "temperature" in fields:
         fields["temperature"] = (Temperature, Schedule(start=temperature, end=temperature))
-    known = create_model("Options", __base__=CommonOptions, **fields)
+    if own and "pairs" in fields:  # whatever the function says of them: they name features
+        fields["pairs"] = (Pairs, fields["pairs"][1])
+    try:
+        known = create_model("Options", __base__=CommonOptions, **fields)
+    except (PydanticUserError, NameError) as error:
+        raise UserError(f"{where}: its options can't be read from a recipe: {first_line(error)}") from None
     read = parse(known, loss.model_dump(), where)
     options = {field: getattr(read, field) for field in fields}
     scheduled = options.pop("temperature", None)
 
     def build(student: Outputs, teacher: Outputs, **values: Any) -> nn.Module:
-        return custom.Custom(name, function, values) if ":" in name else function(student, teacher, **values)
+        return custom.Custom(name, function, values) if own else function(student, teacher, **values)
 
     return Term(name, build, read, options, scheduled)
