@@ -6,6 +6,7 @@ import torch
 
 from kdbench import data
 from kdbench.errors import UserError
+from kdbench.losses import LOSSES
 from kdbench.records import Data, Network, Training
 from kdbench.steps import train
 from kdbench.store import RunFolder, load_recipe, zoo_recipes
@@ -64,9 +65,9 @@ FEATURES = {
 }
 
 
-def with_losses(recipe_text, **fields):
+def with_losses(**fields):
     overrides = {f"distill.{name.replace('__', '.')}": value for name, value in fields.items()}
-    return load_recipe(recipe_text, TINY | overrides)
+    return load_recipe("digits", TINY | overrides)
 
 
 @pytest.mark.parametrize("name", FEATURES)
@@ -76,7 +77,7 @@ def test_a_stopped_training_by_a_loss_with_a_state_of_its_own_ends_with_the_same
     teacher, student = trained
     loss = "hint" if name == "staged" else name
     kd = "{ from_epoch = 2 }" if name == "staged" else "0.9"
-    recipe = with_losses("digits", losses=f"{{ cross_entropy = 0.1, kd = {kd}, {loss} = {FEATURES[name]} }}")
+    recipe = with_losses(losses=f"{{ cross_entropy = 0.1, kd = {kd}, {loss} = {FEATURES[name]} }}")
     train.check(recipe, dataset)
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     for folder in (whole, parts):
@@ -100,9 +101,24 @@ def test_a_stopped_training_by_a_loss_with_a_state_of_its_own_ends_with_the_same
     assert [sorted(keys) for keys in seen] == expected.get(name, [sorted(every)] * 3)
 
 
+def test_all_losses_together_train(trained, dataset, tmp_path):
+    teacher, _ = trained
+    pairs = '{ weight = 0.01, pairs = [["stages.1", "stages.1"]] }'
+    given = dict.fromkeys(("attention", "cosine", "hint", "rkd", "sp"), pairs)
+    given |= dict.fromkeys(("cross_entropy", "dist", "dkd", "kd", "multi_label", "soft_targets"), "0.1")
+    given |= {"crd": FEATURES["crd"], "parameters": '{ layers = [["head", "head"]] }'}
+    assert sorted(given) == sorted(LOSSES)
+    recipe = with_losses(losses="{ " + ", ".join(f"{name} = {table}" for name, table in given.items()) + " }")
+    first, *_, last = weights.load(train.distill(RunFolder(tmp_path), "student", teacher, recipe, dataset, ""))[
+        1
+    ].history
+    assert len(first) == len(LOSSES) + 2
+    assert last["loss"] < first["loss"]
+
+
 def test_the_weights_file_has_the_students_tensors_alone(trained, dataset, tmp_path):
     teacher, student = trained
-    recipe = with_losses("digits", losses=f"{{ cross_entropy = 1.0, hint = {FEATURES['hint']} }}")
+    recipe = with_losses(losses=f"{{ cross_entropy = 1.0, hint = {FEATURES['hint']} }}")
     hinted = train.distill(RunFolder(tmp_path), "student", teacher, recipe, dataset, "")
     assert weights.load(hinted)[0].keys() == weights.load(student)[0].keys()
 
@@ -110,7 +126,7 @@ def test_the_weights_file_has_the_students_tensors_alone(trained, dataset, tmp_p
 def test_a_users_own_loss_is_a_part_of_what_the_training_started_from(trained, dataset, tmp_path):
     teacher, _ = trained
     file = tmp_path / "mine.py"
-    recipe = with_losses("digits", losses='{ cross_entropy = 1.0, "mine.py:mine" = 1.0 }').placed(tmp_path)
+    recipe = with_losses(losses='{ cross_entropy = 1.0, "mine.py:mine" = 1.0 }').placed(tmp_path)
     ends = []
     for factor in (1.0, 2.0, 1.0):
         file.write_text(f"def mine(student, teacher, target):\n    return {factor} * student.logits.square().mean()\n")
@@ -175,7 +191,7 @@ def test_a_student_starts_from_layers_of_its_teacher(trained, dataset, tmp_path)
 )
 def test_mistakes_are_found_before_training(fields, message, dataset):
     with pytest.raises(UserError, match=message):
-        train.check(with_losses("digits", **fields), dataset)
+        train.check(with_losses(**fields), dataset)
 
 
 def test_a_checkpoint_of_another_training_is_not_continued(trained, recipe, dataset, tmp_path):

@@ -39,7 +39,7 @@ class DKD(nn.Module):
         ours, our_others = _split(ours / self.temperature, target)
         theirs, their_others = _split(theirs / self.temperature, target)
         terms = self.alpha * kl_divergence(ours, theirs) + self.beta * kl_divergence(our_others, their_others)
-        return terms.mean() * self.temperature**2
+        return terms * self.temperature**2
 
 
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

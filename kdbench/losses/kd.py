@@ -35,5 +35,5 @@ class KD(nn.Module):
             ours, theirs = standardized(ours), standardized(theirs)
         if self.dynamic_temperature:
             our_t, their_t = dynamic_temperatures(ours, theirs, self.temperature)
-            return (kl_divergence(ours / our_t, theirs / their_t) * (our_t * their_t).squeeze(1)).mean()
-        return kl_divergence(ours / self.temperature, theirs / self.temperature).mean() * self.temperature**2
+            return kl_divergence(ours / our_t, theirs / their_t, our_t * their_t)
+        return kl_divergence(ours / self.temperature, theirs / self.temperature) * self.temperature**2

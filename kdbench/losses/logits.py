@@ -5,10 +5,11 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def kl_divergence(ours: Tensor, theirs: Tensor) -> Tensor:
-    """KL(softmax(theirs) ‖ softmax(ours)) of each row of logits [N, C] in nats: [N]."""
+def kl_divergence(ours: Tensor, theirs: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """KL(softmax(theirs) ‖ softmax(ours)) of logits [N, C] in nats, times `scale` [N, 1]; the mean over rows."""
     ours, theirs = functional.log_softmax(ours, dim=1), functional.log_softmax(theirs, dim=1)
-    return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1)
+    terms = functional.kl_div(ours, theirs, reduction="none", log_target=True)
+    return (terms * scale).sum() / len(terms)
 
 
 def standardized(logits: Tensor) -> Tensor:
