@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from kdbench.errors import UserError, nearest
 
@@ -36,6 +36,10 @@ class Record(BaseModel):
 
 
 R = TypeVar("R", bound=Record)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Versioned(Record):
@@ -90,10 +94,61 @@ class Network(Record):
     training: Training
 
 
+class Schedule(Record):
+    """From `start` to `end` in `epochs` epochs, and `end` from then on; a plain number stays what it is."""
+
+    start: NotNegative
+    end: NotNegative
+    shape: Literal["linear", "cosine"] = "linear"
+    epochs: Count = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant(cls, value: Any) -> Any:
+        return {"start": value, "end": value} if _is_number(value) else value
+
+
+def _positive(schedule: Schedule) -> Schedule:
+    if not schedule.start or not schedule.end:
+        raise PydanticCustomError("positive", "greater than 0")
+    return schedule
+
+
+Temperature = Annotated[Schedule, AfterValidator(_positive)]
+
+
+class CommonOptions(Record):
+    """What every loss of a recipe takes. Epochs are counted from 1."""
+
+    weight: Schedule = Schedule(start=1.0, end=1.0)
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """The weight rises linearly in as many epochs."""
+    from_epoch: Count = 1
+    """The loss's first epoch; warm-up and schedules are counted from it."""
+    until_epoch: Count | None = None
+    """The loss's last epoch."""
+    stop_below: Positive | None = None
+    """The loss ends for good after an epoch in which its mean, without weight, is below this."""
+
+
+class Loss(CommonOptions):
+    """A loss of a recipe, or its weight alone; its own options are checked where it is built."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weight_alone(cls, value: Any) -> Any:
+        return {"weight": value} if _is_number(value) else value
+
+
 class Distill(Record):
-    losses: Annotated[dict[str, NotNegative], Field(min_length=1)]
-    """Weight of each loss by name."""
+    losses: Annotated[dict[str, Loss], Field(min_length=1)]
+    """By name, or as `module.py:function`: a table of options, or the weight alone."""
     temperature: Positive = 4.0
+    """Of every loss that has one and names no other."""
+    start_from: dict[str, str] = {}
+    """Submodules of the student that start with the weights of one of the teacher's, of the same shapes."""
 
 
 class Quantize(Record):
@@ -128,6 +183,17 @@ class Recipe(Versioned):
     distill: Distill
     quantize: Quantize = Quantize()
     bench: Bench = Bench()
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def folder(self) -> Path:
+        """Where the recipe's file lies: not part of the record, which is the same wherever that is."""
+        return self._folder
+
+    def placed(self, folder: Path) -> "Recipe":
+        placed = self.model_copy()
+        placed._folder = folder
+        return placed
 
 
 # --- artifacts --------------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
         if name_or_path not in zoo:
             raise UserError(f"unknown recipe '{name_or_path}': {nearest(name_or_path, zoo)}; or give a path to a .toml")
         path = zoo[name_or_path]
-    return recipe_from_toml(read_text(path), str(path), overrides)
+    return recipe_from_toml(read_text(path), str(path), overrides).placed(path.parent)
 
 
 # --- run folders ------------------------------------------------------------------------------------------------------

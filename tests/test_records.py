@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdbench.errors import UserError
-from kdbench.records import Preprocessing, Recipe, TensorSpec, from_json, recipe_from_toml, slug
+from kdbench.records import Loss, Preprocessing, Recipe, Schedule, TensorSpec, from_json, recipe_from_toml, slug
 
 TEXT = """
 name = "mine"
@@ -35,7 +35,7 @@ def test_recipe_has_its_values_and_defaults():
     ("field", "value", "read"),
     [
         ("distill.temperature", "2", 2.0),
-        ("distill.losses.kd", "0.5", 0.5),
+        ("distill.losses.kd", "0.5", Loss(weight=Schedule(start=0.5, end=0.5))),
         ("bench.batches", "[1, 8]", (1, 8)),
         ("description", "plain text", "plain text"),
         ("bench.budget_s", "3", 3.0),

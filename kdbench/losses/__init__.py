@@ -1,43 +1,39 @@
 """Distillation losses. To add one: a module with an `nn.Module`, and its line in LOSSES.
 
 A loss is built as `Loss(student, teacher, **options)` from sample outputs, which give it the shapes that it needs, and
-called as `loss(student, teacher, target)`. It owns the parameters that it learns with, such as regressors.
+called as `loss(student, teacher, target)`. Its options are typed: recipes are checked against them. It owns the
+parameters that it learns with, such as regressors; what it keeps between batches are its buffers, so that both are in
+the checkpoint. An option `pairs` names submodules whose features it reads; one named `temperature` may be scheduled.
 """
 
-from collections.abc import Mapping
+from torch import nn
 
-import torch
-from torch import Tensor, nn
-
-from kdbench.errors import pick
+from kdbench.losses.attention import Attention
+from kdbench.losses.cosine import Cosine
+from kdbench.losses.crd import CRD
 from kdbench.losses.cross_entropy import CrossEntropy
+from kdbench.losses.dist import DIST
+from kdbench.losses.dkd import DKD
+from kdbench.losses.hint import Hint
 from kdbench.losses.kd import KD
-from kdbench.losses.outputs import Outputs
+from kdbench.losses.multi_label import MultiLabel
+from kdbench.losses.parameters import Parameters
+from kdbench.losses.rkd import RKD
+from kdbench.losses.soft_targets import SoftTargets
+from kdbench.losses.sp import SP
 
 LOSSES: dict[str, type[nn.Module]] = {
+    "attention": Attention,
+    "cosine": Cosine,
+    "crd": CRD,
     "cross_entropy": CrossEntropy,
+    "dist": DIST,
+    "dkd": DKD,
+    "hint": Hint,
     "kd": KD,
+    "multi_label": MultiLabel,
+    "parameters": Parameters,
+    "rkd": RKD,
+    "soft_targets": SoftTargets,
+    "sp": SP,
 }
-
-
-class WeightedSum(nn.Module):
-    """Σ weight · loss, computed in float32 also under autocast."""
-
-    def __init__(
-        self,
-        weights: Mapping[str, float],
-        options: Mapping[str, Mapping[str, float]],
-        student: Outputs,
-        teacher: Outputs,
-    ) -> None:
-        """Builds each loss of `weights` with its `options`; raises UserError for an unknown name."""
-        super().__init__()
-        self.weights = dict(weights)
-        self.losses = nn.ModuleDict(
-            {name: pick(LOSSES, name, "loss")(student, teacher, **options.get(name, {})) for name in weights}
-        )
-
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        with torch.autocast(student.logits.device.type, enabled=False):
-            terms = [weight * self.losses[name](student, teacher, target) for name, weight in self.weights.items()]
-            return torch.stack(terms).sum()

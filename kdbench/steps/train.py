@@ -1,24 +1,30 @@
 """Training a network to weights: a teacher or a student alone by cross-entropy, or a student by distillation."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdbench import __version__
 from kdbench.data.dataset import Dataset
 from kdbench.data.preprocess import apply
 from kdbench.errors import UserError, first_line
-from kdbench.losses import WeightedSum
-from kdbench.losses.outputs import Outputs
+from kdbench.losses import custom
+from kdbench.losses.weighted import Term, WeightedSum
+from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.models import build
 from kdbench.progress import Progress, silent
-from kdbench.records import Network, Recipe
+from kdbench.records import Loss, Network, Recipe
 from kdbench.store import RunFolder, fingerprint, sha256
 from kdbench.training import weights
-from kdbench.training.loop import Teacher, deterministic, fit
+from kdbench.training.features import sample_outputs
+from kdbench.training.loop import deterministic, fit, seeded
 from kdbench.training.weights import Trained
+
+ALONE = {"cross_entropy": Loss()}
+"""The losses of a network that is trained without a teacher."""
 
 
 def check(recipe: Recipe, dataset: Dataset) -> None:
@@ -28,19 +34,28 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
         raise UserError(
             "data.source: several labels a sample: no loss here learns from them; choose one label a sample"
         )
-    networks = {"teacher": recipe.teacher, "student": recipe.student}
-    outputs = {}
-    for name, network in networks.items():
-        model = initial(network, dataset, recipe.seed, name).eval()
+    mixing = recipe.data.augment.mixup_alpha > 0 or recipe.data.augment.cutmix_alpha > 0
+    for name in {"dkd", "crd"} & recipe.distill.losses.keys() if mixing else ():
+        raise UserError(
+            f"distill.losses.{name}: needs one class a sample, which mixup and cutmix don't leave: drop either"
+        )
+    x = torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))
+    models = {}
+    for name, network in (("teacher", recipe.teacher), ("student", recipe.student)):
+        models[name] = initial(network, dataset, recipe.seed, name).eval()
         try:
             with torch.no_grad():
-                outputs[name] = Outputs(model(torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))))
+                models[name](x)
         except RuntimeError as error:
             shape = dataset.x_train.shape[1:]
             raise UserError(
                 f"{name}: {network.model} can't take samples of shape {shape}: {first_line(error)}"
             ) from None
-    WeightedSum(recipe.distill.losses, _loss_options(recipe), outputs["student"], outputs["teacher"])
+    terms = _terms(recipe, recipe.student, recipe.distill.losses)
+    outputs = sample_outputs(models["student"], models["teacher"], x, torch.from_numpy(dataset.y_train), terms)
+    with seeded(recipe.seed, 0):
+        WeightedSum(terms, *outputs)
+    weights.start_from(models["student"], models["teacher"], recipe.distill.start_from)
 
 
 def train(
@@ -53,7 +68,7 @@ def train(
     progress: Progress = silent,
 ) -> Path:
     """Trains `network` on the labels alone; the weights file of `rung`. Kept where it is already there."""
-    return _weights(run, rung, network, recipe, dataset, data_sha256, {"cross_entropy": 1.0}, None, progress)
+    return _weights(run, rung, network, recipe, dataset, data_sha256, ALONE, None, progress)
 
 
 def distill(
@@ -76,15 +91,18 @@ def _weights(
     recipe: Recipe,
     dataset: Dataset,
     data_sha256: str,
-    losses: dict[str, float],
+    losses: Mapping[str, Loss],
     teacher: Path | None,
     progress: Progress,
 ) -> Path:
-    options = _loss_options(recipe) if teacher else {}
+    terms = _terms(recipe, network, losses)
+    start_from = recipe.distill.start_from if teacher else {}
     facts = {
         "network": network.model_dump(),
-        "losses": losses,
-        "loss_options": options,
+        "losses": {name: loss.model_dump() for name, loss in losses.items()},
+        "temperature": recipe.distill.temperature if teacher else None,
+        "loss_files": {n: sha256(custom.source(n, recipe.folder).read_bytes()) for n in losses if ":" in n},
+        "start_from": start_from,
         "seed": recipe.seed,
         "threads": recipe.threads,
         "augment": recipe.data.augment.model_dump(),
@@ -106,15 +124,17 @@ def _weights(
     )
     if weights.load_matching(path, started.fingerprint) is None:
         model = initial(network, dataset, recipe.seed, rung)
+        taught_by = weights.model_of(teacher)[0] if teacher else None
+        if taught_by:
+            weights.start_from(model, taught_by, start_from)
         trained = fit(
             model,
             dataset,
             network.training,
-            losses,
-            options,
+            terms,
             started,
             checkpoint,
-            teacher=_answers(teacher) if teacher else None,
+            teacher=taught_by,
             seed=recipe.seed,
             threads=recipe.threads,
             augmentation=recipe.data.augment,
@@ -133,18 +153,5 @@ def initial(network: Network, dataset: Dataset, seed: int, field: str) -> nn.Mod
         return build(network.model, network.options, dataset.x_train.shape[1], len(dataset.classes), field)
 
 
-def _loss_options(recipe: Recipe) -> dict[str, dict[str, float]]:
-    return {"kd": {"temperature": recipe.distill.temperature}}
-
-
-def _answers(path: Path) -> Teacher:
-    """The teacher of a weights file: in evaluation mode, without gradients, its parameters nobody's to train."""
-    model, _ = weights.model_of(path)
-    model.requires_grad_(False)
-
-    @torch.no_grad()
-    def answers(x: Tensor) -> Tensor:
-        logits: Tensor = model(x)
-        return logits
-
-    return answers
+def _terms(recipe: Recipe, network: Network, losses: Mapping[str, Loss]) -> list[Term]:
+    return terms_of(losses, recipe.distill.temperature, recipe.folder, network.training.epochs)

@@ -1,6 +1,6 @@
 """Weights as safetensors files that say which model they belong to: nothing in them is ever executed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from kdbench.errors import UserError, first_line
+from kdbench.errors import UserError, first_line, nearest
+from kdbench.losses.outputs import below
 from kdbench.models import build
 from kdbench.records import Count, Preprocessing, Task, Versioned, from_json
 from kdbench.store import write_atomic
@@ -33,7 +34,8 @@ class Trained(Versioned):
     epoch: int
     """Epochs trained so far."""
     history: tuple[dict[str, float], ...] = ()
-    """One entry an epoch: `loss`, the mean of the training loss, and `learning_rate` at its end."""
+    """One entry an epoch: `loss`, the mean of the training loss, `loss.NAME` of each loss in it without its weight,
+    and `learning_rate` at its end."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], trained: Trained) -> None:
@@ -76,6 +78,38 @@ def model_of(path: Path) -> tuple[nn.Module, Trained]:
     except RuntimeError as error:
         raise UserError(f"{path}: its tensors don't fit its model: {first_line(error, 200)}") from None
     return model.eval(), trained
+
+
+def start_from(student: nn.Module, teacher: Callable[..., Any], layers: Mapping[str, str]) -> None:
+    """Copies weights and buffers of the teacher's submodules into those of the student, by name {student's: teacher's}.
+
+    Raises UserError where one is not there, or what is in them differs in names or shapes.
+    """
+    if not isinstance(teacher, nn.Module):
+        if layers:
+            raise UserError("distill.start_from: the teacher is a black box that gives logits alone: leave it out")
+        return
+    for ours, theirs in layers.items():
+        target = _tensors("student", student, ours)
+        source = _tensors("teacher", teacher, theirs)
+        for name in sorted({*target, *source}):
+            shapes = [str(tuple(t[name].shape)) if name in t else "nothing" for t in (target, source)]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"distill.start_from: '{ours}' of the student and '{theirs}' of the teacher differ in "
+                    f"'{name or ours}': {shapes[0]} and {shapes[1]}: name layers of equal shapes"
+                )
+            with torch.no_grad():
+                target[name].copy_(source[name])
+
+
+def _tensors(who: str, model: nn.Module, layer: str) -> dict[str, Tensor]:
+    state = model.state_dict()
+    found = below(state, layer)
+    if not found:
+        known = {name for name, module in model.named_modules() if name and module.state_dict()}
+        raise UserError(f"distill.start_from: {who} has no weights in '{layer}': {nearest(layer, {*known, *state})}")
+    return found
 
 
 def momentum_buffers(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

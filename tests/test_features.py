@@ -1,0 +1,152 @@
+"""Features: seen by submodule name, without a trace left in the model."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kdbench.data.dataset import Dataset
+from kdbench.errors import UserError
+from kdbench.losses.weighted import terms
+from kdbench.models import build
+from kdbench.records import Loss, Preprocessing, Training
+from kdbench.training.features import layers, observe, sample_outputs
+from kdbench.training.loop import fit
+from kdbench.training.weights import Trained
+
+X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+HINT = {"hint": Loss(pairs=[["stages.0", "stages.1"], ["head", "head"]])}
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return build("resnet", {"widths": [4, 8], "blocks": [1, 1]}, 1, 3)
+
+
+def read(losses, tmp_path, epochs=1):
+    return terms(losses, 4.0, tmp_path, epochs)
+
+
+def test_features_are_what_the_submodules_give():
+    model = network().eval()
+    seen = observe(model, X, ["stem", "stages.1", "pool", "head"])
+    assert {name: tuple(tensor.shape) for name, tensor in seen.features.items()} == {
+        "stem": (4, 4, 8, 8),
+        "stages.1": (4, 8, 4, 4),
+        "pool": (4, 8, 1, 1),
+        "head": (4, 3),
+    }
+    assert torch.equal(seen.features["head"], seen.logits)
+    assert torch.equal(seen.features["stem"], model.stem(X))
+    assert seen.parameters["head.weight"] is model.head.weight
+
+
+def test_no_hook_outlives_the_call():
+    model = network()
+    observe(model, X, ["stem"])
+    model.head = nn.Linear(1, 1)  # no longer fits
+    with pytest.raises(RuntimeError):
+        observe(model, X, ["stem"])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+class Odd(nn.Module):
+    """With a submodule that is never called, one that gives two tensors, and one that gives none."""
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x + 1
+
+    class Words(nn.Module):
+        def forward(self, x):
+            return {"x": x}
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Linear(1, 1)
+        self.two = self.Two()
+        self.words = self.Words()
+
+    def forward(self, x):
+        return self.words(self.two(x)[0])["x"].flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("unuse", "student: no submodule 'unuse': did you mean 'unused'?"),
+        ("unused", "student: submodule 'unused' is not called in a forward pass"),
+        ("words", "student: submodule 'words' gives dict, not a tensor"),
+    ],
+)
+def test_submodules_without_a_feature_are_named(layer, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        observe(Odd(), X, [layer], "student")
+
+
+def test_of_several_outputs_the_first_is_taken():
+    assert torch.equal(observe(Odd(), X, ["two"]).features["two"], X)
+
+
+def test_layers_are_those_of_all_losses(tmp_path):
+    found = read({**HINT, "kd": Loss(), "sp": Loss(pairs=[["pool", "head"]])}, tmp_path)
+    assert layers(found) == (["head", "pool", "stages.0"], ["head", "stages.1"])
+
+
+def black_box(x):
+    return torch.zeros(len(x), 3)
+
+
+def test_a_black_box_with_a_loss_on_features_is_refused(tmp_path):
+    both = {"kd": Loss(), **HINT}
+    with pytest.raises(UserError, match=r"distill.losses.hint: needs features of the teacher, and 'black_box' is a"):
+        sample_outputs(network(), black_box, X, torch.zeros(9), read(both, tmp_path))
+    _, theirs = sample_outputs(network(), black_box, X, torch.zeros(9), read({"kd": Loss()}, tmp_path))
+    assert torch.equal(theirs.logits, black_box(X))
+
+
+class Watched(nn.Module):
+    """A teacher that remembers how it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network(1)
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append((self.inner.training, torch.is_grad_enabled()))
+        return self.inner(x)
+
+
+def fitted(tmp_path, teacher, losses):
+    rng = np.random.default_rng(0)
+    x, y = rng.random((20, 1, 8, 8), dtype=np.float32), np.arange(20) % 3
+    dataset = Dataset(x, y, x, y, ("a", "b", "c"), Preprocessing())
+    started = Trained(
+        model="resnet",
+        options={},
+        input_shape=(1, 8, 8),
+        classes=dataset.classes,
+        preprocessing=Preprocessing(),
+        fingerprint="",
+        epoch=0,
+    )
+    training = Training(epochs=2, learning_rate=0.01, batch_size=8)
+    checkpoint = tmp_path / "checkpoint"
+    return fit(network(), dataset, training, read(losses, tmp_path, 2), started, checkpoint, teacher=teacher)
+
+
+def test_the_teacher_is_asked_in_evaluation_mode_without_gradients_and_not_changed(tmp_path):
+    teacher = Watched().train()
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    pairs = [["stages.0", "inner.stages.0"]]
+    trained = fitted(tmp_path, teacher, {"kd": Loss(), "attention": Loss(pairs=pairs)})
+    assert set(trained.history[0]) == {"loss", "loss.kd", "loss.attention", "learning_rate"}
+    assert len(teacher.calls) == 1 + 2 * 3
+    assert set(teacher.calls) == {(False, False)}
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_a_black_box_teaches_by_its_logits(tmp_path):
+    assert np.isfinite(fitted(tmp_path, black_box, {"kd": Loss()}).history[-1]["loss"])
