@@ -1,9 +1,15 @@
 """Architectures. To add one: a module with a function to an `nn.Module`, and its line in MODELS.
 
-The function takes `in_channels` and `classes`, which come from the data, and its own options, typed.
+The function has typed options of its own, and asks by parameter name for what it needs to know of the data:
+`input_shape` of one sample, `in_channels` (the first entry of it), `classes`.
+
+The names of submodules are stable, so that feature losses can rely on them: `stages.0`, `stages.1` … are the features
+from the input to the output, `pool` is the vector before the classifier, `head` the classifier.
 """
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError, validate_call
@@ -14,20 +20,27 @@ from kdbench.models.resnet import resnet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet": resnet,
+    "resnet8x4": partial(resnet, depth=8, stem=32, widths=[64, 128, 256]),
+    "resnet32x4": partial(resnet, depth=32, stem=32, widths=[64, 128, 256]),
 }
 
 
-def build(name: str, options: dict[str, Any], in_channels: int, classes: int, field: str = "model") -> nn.Module:
+def build(
+    name: str, options: dict[str, Any], input_shape: tuple[int, ...], classes: int, field: str = "model"
+) -> nn.Module:
     """A new model with random weights; raises UserError that names `field` where the options don't fit."""
     function = pick(MODELS, name, "model")
+    data = {"input_shape": input_shape, "in_channels": input_shape[0], "classes": classes}
+    parameters = inspect.signature(function).parameters
+    for option in options:
+        if option not in parameters or option in data:
+            raise UserError(f"{field}.options: unknown key '{option}': {nearest(option, parameters.keys() - data)}")
+    asked = {key: value for key, value in data.items() if key in parameters}
     try:
-        return validate_call(function)(in_channels=in_channels, classes=classes, **options)
+        return validate_call(function)(**asked, **options)
     except ValidationError as error:
         problem = error.errors()[0]
         option = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "unexpected_keyword_argument":
-            known = [n for n in function.__annotations__ if n not in ("return", "in_channels", "classes")]
-            raise UserError(f"{field}.options: unknown key '{option}': {nearest(option, known)}") from None
         raise UserError(f"{field}.options.{option}: {problem['msg']}") from None
     except ValueError as error:
         raise UserError(f"{field}.options: {error}") from None

@@ -124,7 +124,7 @@ def initial(network: Network, dataset: Dataset, seed: int, field: str) -> nn.Mod
     """The untrained network, the same for the same seed."""
     with deterministic(1), torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build(network.model, network.options, dataset.x_train.shape[1], len(dataset.classes), field)
+        return build(network.model, network.options, dataset.x_train.shape[1:], len(dataset.classes), field)
 
 
 def _loss_options(recipe: Recipe) -> dict[str, dict[str, float]]:

@@ -24,7 +24,7 @@ class Trained(Versioned):
     model: str
     options: dict[str, Any]
     input_shape: tuple[Count, ...]
-    """Of one sample: channels, height, width."""
+    """Of one sample, such as channels, height, width."""
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     fingerprint: str
@@ -69,7 +69,7 @@ def load_matching(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], Trai
 def model_of(path: Path) -> tuple[nn.Module, Trained]:
     """The model that a weights file belongs to, with these weights, in evaluation mode."""
     tensors, trained = load(path)
-    model = build(trained.model, trained.options, trained.input_shape[0], len(trained.classes), str(path))
+    model = build(trained.model, trained.options, trained.input_shape, len(trained.classes), str(path))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
