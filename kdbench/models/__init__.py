@@ -4,7 +4,8 @@ The function has typed options of its own, and asks by parameter name for what i
 `input_shape` of one sample, `in_channels` (the first entry of it), `classes`.
 
 The names of submodules are stable, so that feature losses can rely on them: `stages.0`, `stages.1` … are the features
-from the input to the output, `pool` is the vector before the classifier, `head` the classifier.
+from the input to the output, `pool` is the vector before the classifier, `head` the classifier. Where a family has
+other names, its module says so.
 """
 
 import inspect
@@ -16,12 +17,24 @@ from pydantic import ValidationError, validate_call
 from torch import nn
 
 from kdbench.errors import UserError, nearest, pick
+from kdbench.models.imagenet_resnet import imagenet_resnet
+from kdbench.models.mobilenet_v2 import mobilenet_v2
 from kdbench.models.resnet import resnet
+from kdbench.models.shufflenet_v1 import shufflenet_v1
+from kdbench.models.shufflenet_v2 import shufflenet_v2
+from kdbench.models.vgg import vgg
+from kdbench.models.wide_resnet import wide_resnet
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet": resnet,
     "resnet8x4": partial(resnet, depth=8, stem=32, widths=[64, 128, 256]),
     "resnet32x4": partial(resnet, depth=32, stem=32, widths=[64, 128, 256]),
+    "wide_resnet": wide_resnet,
+    "vgg": vgg,
+    "mobilenet_v2": mobilenet_v2,
+    "shufflenet_v1": shufflenet_v1,
+    "shufflenet_v2": shufflenet_v2,
+    "imagenet_resnet": imagenet_resnet,
 }
 
 

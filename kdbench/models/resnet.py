@@ -10,6 +10,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdbench.models.layers import ConvNorm, ImageClassifier
+
 Shortcut = Literal["projection", "pad"]
 
 
@@ -51,31 +53,6 @@ class Block(nn.Module):
         return functional.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
-    """Stages of blocks; each stage after the first halves the image."""
-
-    def __init__(
-        self, stem: int, widths: list[int], blocks: list[int], shortcut: Shortcut, in_channels: int, classes: int
-    ) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem), nn.ReLU()
-        )
-        stages, channels = [], stem
-        for stage, (width, depth) in enumerate(zip(widths, blocks, strict=True)):
-            strides = [2 if stage else 1] + [1] * (depth - 1)
-            layers = [Block(channels if i == 0 else width, width, stride, shortcut) for i, stride in enumerate(strides)]
-            stages.append(nn.Sequential(*layers))
-            channels = width
-        self.stages = nn.Sequential(*stages)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.pool(self.stages(self.stem(x))).flatten(1))
-        return logits
-
-
 def resnet(
     in_channels: int,
     classes: int,
@@ -87,9 +64,9 @@ def resnet(
 ) -> nn.Module:
     """Images [N, in_channels, H, W] to logits [N, classes]; `widths` and `blocks` have one entry a stage.
 
-    `depth`, the number of weight layers as in "ResNet-56", stands for as many blocks in each stage. The `stem` is as
-    wide as the first stage where nothing else is said. The default is CIFAR's ResNet-20 with 1×1 shortcuts; the paper's
-    own has the shortcut `pad`.
+    Each stage after the first halves the image. `depth`, the number of layers as in "ResNet-56", stands for equally many
+    blocks in each stage. The `stem` is as wide as the first stage where nothing else is said. The default is CIFAR's
+    ResNet-20 with 1×1 shortcuts; the paper's own has the shortcut `pad`.
     """
     widths = widths or [16, 32, 64]
     if depth is not None:
@@ -105,7 +82,14 @@ def resnet(
         raise ValueError(f"widths {widths} and blocks {blocks} should be as many, each 1 or more, like the stem")
     if shortcut == "pad" and [stem, *widths] != sorted([stem, *widths]):
         raise ValueError(f"widths {widths} shrink: shortcut 'pad' can only add channels")
-    return ResNet(stem, widths, blocks, shortcut, in_channels, classes)
+    layers = ConvNorm(in_channels, stem, 3)
+    stages: list[nn.Module] = []
+    channels = stem
+    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        first = Block(channels, width, 2 if stage else 1, shortcut)
+        stages.append(nn.Sequential(first, *(Block(width, width, 1, shortcut) for _ in range(count - 1))))
+        channels = width
+    return ImageClassifier(layers, stages, channels, classes)
 
 
 def from_common_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
