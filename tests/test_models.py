@@ -1,13 +1,17 @@
 """Architectures: shapes, parameter counts of the literature, weights made by others, options that don't fit."""
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from PIL import Image
 
 from kdbench.errors import UserError
-from kdbench.models import build
+from kdbench.models import MODELS, build
 from kdbench.models.resnet import from_common_names
+from kdbench.records import Preprocessing
+from kdbench.steps.export import export
+from kdbench.training import weights
 
 CIFAR = (3, 32, 32)
 
@@ -38,6 +42,10 @@ PUBLISHED = [
     ("wide_resnet", {"depth": 40, "width": 1}, CIFAR, 10, "0.6", 563_930),
     ("wide_resnet", {"depth": 16, "width": 8}, CIFAR, 10, "11.0", 10_961_370),
     ("wide_resnet", {"depth": 28, "width": 10}, CIFAR, 10, "36.5", 36_479_194),
+    # LeNet-300-100 on 28×28 pixels: 267K in Han et al., 1506.02626, table 1
+    ("mlp", {"widths": [300, 100]}, (1, 28, 28), 10, "0.267", 266_610),
+    # Kong et al., 1912.10211: Cnn10 on 64 mel bands and the 527 classes of AudioSet
+    ("audio_cnn", {"widths": [64, 128, 256, 512]}, (1, 64, 100), 527, "5.2", 5_219_279),
     # torchvision's documentation, 1000 classes: exact numbers there
     ("mobilenet_v2", {}, CIFAR, 1000, "3.504872", 3_504_872),
     ("imagenet_resnet", {"depth": 18}, CIFAR, 1000, "11.689512", 11_689_512),
@@ -57,6 +65,46 @@ def test_parameters_are_as_many_as_published(name, options, shape, classes, mill
 def test_the_default_resnet_is_resnet20_with_projections():
     projections = 16 * 32 + 32 * 64 + 2 * (32 + 64)
     assert parameters(build("resnet", {}, CIFAR, 10)) == 269_722 + projections
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "millions"),
+    [(2, 128, "4.4"), (4, 256, "11.3"), (4, 512, "29.1"), (8, 512, "41.7"), (12, 768, "110.1")],
+)
+def test_berts_are_those_of_the_paper(layers, width, millions):
+    # Turc et al., 1908.08962, table 1: tiny, mini, small, medium, base, with the heads of pretraining
+    options = {"vocabulary": 30_522, "positions": 512, "layers": layers, "width": width, "heads": width // 64}
+    count = parameters(build("bert", options, (128,), 2))
+    segments, next_sentence = 2 * width, 2 * width + 2
+    masked_tokens = width * width + width + 2 * width + 30_522
+    assert f"{(count + segments + masked_tokens) / 1e6:.1f}" == millions
+    if layers == 12:
+        # bert-base-uncased, widely given without those heads
+        assert count - next_sentence + segments == 109_482_240
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "exact"),
+    [
+        ("embedding_bag", {"width": 8}, 50 * 8 + 8 * 2 + 2),
+        ("text_cnn", {"embedding": 8, "width": 4}, 50 * 8 + (3 + 4 + 5) * 8 * 4 + 3 * 4 + 12 * 2 + 2),
+        ("lstm", {"embedding": 8, "width": 6, "layers": 2}, 50 * 8 + 4 * 6 * (8 + 6 + 2) + 4 * 6 * (6 + 6 + 2) + 14),
+        ("gru", {"embedding": 8, "width": 6}, 50 * 8 + 3 * 6 * (8 + 6 + 2) + 14),
+    ],
+)
+def test_parameters_of_text_models_by_hand(name, options, exact):
+    assert parameters(build(name, {"vocabulary": 50, **options}, (12,), 2)) == exact
+
+
+@pytest.mark.parametrize("name", ["bert", "lstm", "gru", "text_cnn", "embedding_bag"])
+def test_padding_behind_a_text_changes_nothing(name):
+    torch.manual_seed(0)
+    model = build(name, {"vocabulary": 50}, (20,), 3).eval()
+    short = torch.randint(1, 50, (4, 7))
+    filled = torch.nn.functional.pad(short, (0, 13))
+    with torch.no_grad():
+        torch.testing.assert_close(model(filled), model(short))
+        assert model(torch.zeros(1, 20, dtype=torch.int64)).isfinite().all()
 
 
 def test_shufflenet_v2_is_torchvisions_but_for_the_stem():
@@ -123,6 +171,65 @@ def test_imagenet_resnets_have_torchvisions_keys():
     }
 
 
+PIXELS, MELS = (3, 16, 16), (1, 16, 20)
+TINY = [
+    ("resnet", {"widths": [4, 8], "blocks": [1, 1]}, PIXELS, "stages.1"),
+    ("resnet", {"widths": [4, 8], "blocks": [1, 1], "shortcut": "pad"}, PIXELS, "stages.1"),
+    ("resnet8x4", {"widths": [4, 8, 16], "stem": 2}, PIXELS, "stages.2"),
+    ("resnet32x4", {"widths": [4, 8, 16], "stem": 2, "depth": 8}, PIXELS, "stages.2"),
+    ("wide_resnet", {"depth": 10, "width": 1}, PIXELS, "stages.2"),
+    ("vgg", {"depth": 8, "width": 2}, PIXELS, "stages.4"),
+    ("mobilenet_v2", {"width": 0.125}, PIXELS, "stages.3"),
+    ("shufflenet_v1", {"width": 48, "groups": 2}, PIXELS, "stages.2"),
+    ("shufflenet_v2", {"widths": [4, 8, 16], "last": 16}, PIXELS, "stages.2"),
+    ("imagenet_resnet", {"depth": 18, "width": 2}, (3, 32, 32), "layer4"),
+    ("imagenet_resnet", {"depth": 50, "width": 2}, (3, 32, 32), "layer4"),
+    ("bert", {"vocabulary": 20, "width": 8}, (9,), "stages.1"),
+    ("lstm", {"vocabulary": 20, "embedding": 5, "width": 6, "layers": 2}, (9,), "stages.1"),
+    ("gru", {"vocabulary": 20, "embedding": 5, "width": 6}, (9,), "stages.0"),
+    ("text_cnn", {"vocabulary": 20, "embedding": 5, "width": 6}, (9,), "convolutions.2"),
+    ("embedding_bag", {"vocabulary": 20, "width": 6}, (9,), "pool"),
+    ("audio_cnn", {"widths": [2, 4, 8]}, MELS, "stages.2"),
+    ("audio_gru", {"width": 6}, MELS, "stages.0"),
+    ("mlp", {"widths": [6, 5]}, (7,), "stages.1"),
+]
+
+
+def test_every_model_is_exported_below():
+    assert {name for name, *_ in TINY} == set(MODELS)
+
+
+@pytest.mark.parametrize(("name", "options", "shape", "feature"), TINY)
+def test_every_model_exports_with_free_batch_and_a_named_feature(name, options, shape, feature, tmp_path):
+    torch.manual_seed(0)
+    model = build(name, options, shape, 4).eval()
+    tokens = "vocabulary" in options
+    trained = weights.Trained(
+        model=name,
+        options=options,
+        input_shape=shape,
+        input_dtype="int64" if tokens else "float32",
+        classes=tuple("abcd"),
+        preprocessing=Preprocessing(),
+        fingerprint="",
+        epoch=0,
+    )
+    weights.save(tmp_path / "model.safetensors", model.state_dict(), trained)
+    artifact = export(tmp_path / "model.safetensors", tmp_path / "model.onnx")
+    assert artifact.inputs[0].shape == ("batch", *shape)
+    seen = {}
+    model.get_submodule(feature).register_forward_hook(lambda module, inputs, output: seen.update(output=output))
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 7):
+        x = torch.randint(0, options["vocabulary"], (batch, *shape)) if tokens else torch.randn(batch, *shape)
+        with torch.no_grad():
+            expected = model(x)
+        found = session.run(None, {"input": x.numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
+        assert seen["output"].shape[0] == batch
+    assert expected.std() > 0
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -144,9 +251,17 @@ def test_imagenet_resnets_have_torchvisions_keys():
         ("shufflenet_v1", {"groups": 7}, "multiples of 4·groups"),
         ("shufflenet_v2", {"widths": [3, 4, 5]}, "even numbers"),
         ("imagenet_resnet", {"depth": 56}, "options.depth: Input should be 18, 34, 50 or 101"),
+        ("lstm", {}, "options.vocabulary: Missing required argument"),
+        ("gru", {"vocabulary": 0}, "options.vocabulary: Input should be greater than or equal to 1"),
+        ("text_cnn", {"vocabulary": 9, "kernels": []}, "options.kernels"),
+        ("bert", {"vocabulary": 9, "heads": 3}, "width 128 should be a multiple of heads, 3"),
+        ("bert", {"vocabulary": 9, "positions": 1, "width": 8}, "positions 1 are fewer"),
+        ("audio_cnn", {}, "(1, mels, frames), both 16 or more for 4 stages, not (3, 8, 8)"),
+        ("audio_gru", {}, "(1, mels, frames), not (3, 8, 8)"),
+        ("mlp", {"dropout": 1}, "options.dropout: Input should be less than 1"),
     ],
 )
 def test_options_that_do_not_fit_are_named(name, options, message):
     with pytest.raises(UserError, match=r"model|options") as error:
-        build(name, options, (1, 8, 8), 10)
+        build(name, options, (3, 8, 8), 10)
     assert message in str(error.value)

@@ -17,11 +17,17 @@ from pydantic import ValidationError, validate_call
 from torch import nn
 
 from kdbench.errors import UserError, nearest, pick
+from kdbench.models.audio_cnn import audio_cnn
+from kdbench.models.bert import bert
+from kdbench.models.embedding_bag import embedding_bag
 from kdbench.models.imagenet_resnet import imagenet_resnet
+from kdbench.models.mlp import mlp
 from kdbench.models.mobilenet_v2 import mobilenet_v2
+from kdbench.models.recurrent import audio_gru, gru, lstm
 from kdbench.models.resnet import resnet
 from kdbench.models.shufflenet_v1 import shufflenet_v1
 from kdbench.models.shufflenet_v2 import shufflenet_v2
+from kdbench.models.text_cnn import text_cnn
 from kdbench.models.vgg import vgg
 from kdbench.models.wide_resnet import wide_resnet
 
@@ -35,6 +41,14 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "shufflenet_v1": shufflenet_v1,
     "shufflenet_v2": shufflenet_v2,
     "imagenet_resnet": imagenet_resnet,
+    "bert": bert,
+    "lstm": lstm,
+    "gru": gru,
+    "text_cnn": text_cnn,
+    "embedding_bag": embedding_bag,
+    "audio_cnn": audio_cnn,
+    "audio_gru": audio_gru,
+    "mlp": mlp,
 }
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kdbench.records import Count
+
 Depth = Literal[18, 34, 50, 101]
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -86,8 +88,6 @@ class ImageNetResNet(nn.Module):
         return logits
 
 
-def imagenet_resnet(in_channels: int, classes: int, depth: Depth = 18, width: int = 64) -> nn.Module:
+def imagenet_resnet(in_channels: int, classes: int, depth: Depth = 18, width: Count = 64) -> nn.Module:
     """Images [N, in_channels, H, W] to logits [N, classes]; `width` is that of the first layer's 3×3 convolutions."""
-    if width < 1:
-        raise ValueError(f"width {width} should be 1 or more")
     return ImageNetResNet(depth, width, in_channels, classes)

@@ -1,6 +1,15 @@
 """Layers that several families share."""
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import Tensor, nn
+
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+"""Share of the values that training sets to 0."""
+
+PAD = 0
+"""The token id that fills short texts up."""
 
 
 class ConvNorm(nn.Sequential):
@@ -34,6 +43,14 @@ class ChannelShuffle(nn.Module):
         n, channels, height, width = x.shape
         grouped = x.reshape(n, self.groups, channels // self.groups, height, width)
         return grouped.transpose(1, 2).flatten(1, 2)
+
+
+class MaskedMean(nn.Module):
+    """Mean over the tokens that are not padding: features [N, L, width] and token ids [N, L] to [N, width]."""
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        mask = (tokens != PAD).unsqueeze(2).to(x.dtype)
+        return (x * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 class ImageClassifier(nn.Module):

@@ -64,9 +64,9 @@ def resnet(
 ) -> nn.Module:
     """Images [N, in_channels, H, W] to logits [N, classes]; `widths` and `blocks` have one entry a stage.
 
-    Each stage after the first halves the image. `depth`, the number of layers as in "ResNet-56", stands for equally many
-    blocks in each stage. The `stem` is as wide as the first stage where nothing else is said. The default is CIFAR's
-    ResNet-20 with 1×1 shortcuts; the paper's own has the shortcut `pad`.
+    Each stage after the first halves the image. `depth`, the layers as in "ResNet-56", stands for equally many blocks
+    in each stage. The `stem` is as wide as the first stage where nothing else is said. The default is CIFAR's ResNet-20
+    with 1×1 shortcuts; the paper's own has the shortcut `pad`.
     """
     widths = widths or [16, 32, 64]
     if depth is not None:

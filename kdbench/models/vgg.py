@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from kdbench.models.layers import ConvNorm, ImageClassifier
+from kdbench.records import Count
 
 LAYERS = {
     8: (1, 1, 1, 1, 1),
@@ -20,10 +21,8 @@ LAYERS = {
 """Convolutions of each stage by depth. The names count three linear layers, as the paper has them for large images."""
 
 
-def vgg(in_channels: int, classes: int, depth: Literal[8, 11, 13, 16, 19] = 13, width: int = 64) -> nn.Module:
+def vgg(in_channels: int, classes: int, depth: Literal[8, 11, 13, 16, 19] = 13, width: Count = 64) -> nn.Module:
     """Images [N, in_channels, H, W] to logits [N, classes]; the stages have 1, 2, 4, 8 and 8 times `width` channels."""
-    if width < 1:
-        raise ValueError(f"width {width} should be 1 or more")
     stages: list[nn.Module] = []
     channels = in_channels
     for stage, convolutions in enumerate(LAYERS[depth]):

@@ -6,7 +6,8 @@ Features: `stem`, `stages.0` … `stages.2` [N, 16·width·2^i, H / 2^i, W / 2^i
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdbench.models.layers import ImageClassifier
+from kdbench.models.layers import Dropout, ImageClassifier
+from kdbench.records import Count
 
 
 class Block(nn.Module):
@@ -43,11 +44,11 @@ class WideResNet(ImageClassifier):
         return logits
 
 
-def wide_resnet(in_channels: int, classes: int, depth: int = 16, width: int = 2, dropout: float = 0.0) -> nn.Module:
+def wide_resnet(in_channels: int, classes: int, depth: int = 16, width: Count = 2, dropout: Dropout = 0.0) -> nn.Module:
     """Images [N, in_channels, H, W] to logits [N, classes]; WRN-`depth`-`width`."""
     blocks, rest = divmod(depth - 4, 6)
-    if blocks < 1 or rest or width < 1:
-        raise ValueError(f"depth {depth} should be 6·n + 4, width {width} 1 or more")
+    if blocks < 1 or rest:
+        raise ValueError(f"depth {depth} should be 6·n + 4")
     stages: list[nn.Module] = []
     channels = 16
     for stage in range(3):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +28,9 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
     outputs = {}
     for name, network in networks.items():
         model = initial(network, dataset, recipe.seed, name).eval()
+        vocabulary, highest = network.options.get("vocabulary"), max(dataset.x_train.max(), dataset.x_test.max())
+        if vocabulary is not None and highest >= vocabulary:
+            raise UserError(f"{name}.options.vocabulary: {vocabulary}, but the data has token ids up to {highest}")
         try:
             with torch.no_grad():
                 outputs[name] = Outputs(model(torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))))
@@ -89,6 +93,7 @@ def _weights(
         "teacher": sha256(teacher.read_bytes()) if teacher else None,
     }
     path, checkpoint = run.weights(rung), run.checkpoint(rung)
+    sample = apply(dataset.x_train[:1], dataset.preprocessing)
     started = Trained(
         model=network.model,
         options=network.options,
@@ -97,6 +102,7 @@ def _weights(
         preprocessing=dataset.preprocessing,
         fingerprint=fingerprint(**facts),
         epoch=0,
+        input_dtype="int64" if np.issubdtype(sample.dtype, np.integer) else "float32",
     )
     if weights.load_matching(path, started.fingerprint) is None:
         model = initial(network, dataset, recipe.seed, rung)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -31,6 +31,8 @@ class Trained(Versioned):
     """Of everything that the training started from."""
     epoch: int
     """Epochs trained so far."""
+    input_dtype: Literal["float32", "int64"] = "float32"
+    """Token ids are integers, from 0 to the model's option `vocabulary` − 1."""
     history: tuple[dict[str, float], ...] = ()
     """One entry an epoch: `loss`, the mean of the training loss, and `learning_rate` at its end."""
 
