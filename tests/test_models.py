@@ -12,6 +12,7 @@ from kdbench.models.resnet import from_common_names
 from kdbench.records import Preprocessing
 from kdbench.steps.export import export
 from kdbench.training import weights
+from kdbench.training.loop import deterministic
 
 CIFAR = (3, 32, 32)
 
@@ -193,6 +194,18 @@ TINY = [
     ("audio_gru", {"width": 6}, MELS, "stages.0"),
     ("mlp", {"widths": [6, 5]}, (7,), "stages.1"),
 ]
+
+
+@pytest.mark.parametrize(("name", "options", "shape", "feature"), TINY)
+def test_every_parameter_learns_in_deterministic_training(name, options, shape, feature):
+    with deterministic(1):
+        torch.manual_seed(0)
+        model = build(name, options, shape, 4)
+        x = torch.randint(1, 20, (8, *shape)) if "vocabulary" in options else torch.randn(8, *shape)
+        torch.nn.functional.cross_entropy(model(x), torch.arange(8) % 4).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
 
 
 def test_every_model_is_exported_below():

@@ -28,9 +28,7 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
     outputs = {}
     for name, network in networks.items():
         model = initial(network, dataset, recipe.seed, name).eval()
-        vocabulary, highest = network.options.get("vocabulary"), max(dataset.x_train.max(), dataset.x_test.max())
-        if vocabulary is not None and highest >= vocabulary:
-            raise UserError(f"{name}.options.vocabulary: {vocabulary}, but the data has token ids up to {highest}")
+        _check_vocabulary(name, network, dataset)
         try:
             with torch.no_grad():
                 outputs[name] = Outputs(model(torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))))
@@ -40,6 +38,14 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
                 f"{name}: {network.model} can't take samples of shape {shape}: {first_line(error)}"
             ) from None
     WeightedSum(recipe.distill.losses, _loss_options(recipe), outputs["student"], outputs["teacher"])
+
+
+def _check_vocabulary(name: str, network: Network, dataset: Dataset) -> None:
+    vocabulary = network.options.get("vocabulary")
+    if vocabulary is not None:
+        highest = max(dataset.x_train.max(), dataset.x_test.max())
+        if highest >= int(vocabulary):
+            raise UserError(f"{name}.options.vocabulary: {vocabulary}, but the data has token ids up to {highest}")
 
 
 def train(
