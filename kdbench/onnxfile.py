@@ -151,7 +151,10 @@ def count_parameters(model: "onnx.ModelProto") -> int:
 
 
 def count_macs(model: "onnx.ModelProto") -> int | None:
-    """Multiply-accumulates of one sample in Conv, Gemm and MatMul nodes; None where a shape can't be inferred."""
+    """Multiply-accumulates of one sample in convolutions, matrix products and recurrent nodes.
+
+    None where a shape can't be inferred.
+    """
     import onnx
 
     fixed = onnx.ModelProto()
@@ -175,7 +178,7 @@ def count_macs(model: "onnx.ModelProto") -> int | None:
             shapes.setdefault(value.name, tuple(dim.dim_value for dim in tensor.shape.dim))
     total = 0
     for node in graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"):
             continue
         data, weight, output = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
         if data is None or weight is None or output is None:
@@ -188,6 +191,11 @@ def count_macs(model: "onnx.ModelProto") -> int | None:
             case "Gemm":
                 flipped = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
                 total += prod(output) * data[0 if flipped else 1]
+            case "LSTM" | "GRU" | "RNN":
+                states = shapes.get(node.input[2])
+                if states is None:
+                    return None
+                total += prod(data[:2]) * (prod(weight) + prod(states))
             case _:
                 total += prod(output) * data[-1]
     batch = next((shape[0] for value in graph.input if (shape := shapes.get(value.name))), 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from kdbench import slim
 from kdbench.errors import UserError
 from kdbench.models import MODELS, build
 from kdbench.models.resnet import from_common_names
@@ -196,6 +197,24 @@ TINY = [
 ]
 
 
+def exported(name, options, shape, folder):
+    """A model of four classes with random weights, and the record of its ONNX file, `model.onnx`."""
+    torch.manual_seed(0)
+    model = build(name, options, shape, 4).eval()
+    trained = weights.Trained(
+        model=name,
+        options=options,
+        input_shape=shape,
+        input_dtype="int64" if "vocabulary" in options else "float32",
+        classes=tuple("abcd"),
+        preprocessing=Preprocessing(),
+        fingerprint="",
+        epoch=0,
+    )
+    weights.save(folder / "model.safetensors", model.state_dict(), trained)
+    return model, export(folder / "model.safetensors", folder / "model.onnx")
+
+
 @pytest.mark.parametrize(("name", "options", "shape", "feature"), TINY)
 def test_every_parameter_learns_in_deterministic_training(name, options, shape, feature):
     with deterministic(1):
@@ -214,21 +233,8 @@ def test_every_model_is_exported_below():
 
 @pytest.mark.parametrize(("name", "options", "shape", "feature"), TINY)
 def test_every_model_exports_with_free_batch_and_a_named_feature(name, options, shape, feature, tmp_path):
-    torch.manual_seed(0)
-    model = build(name, options, shape, 4).eval()
+    model, artifact = exported(name, options, shape, tmp_path)
     tokens = "vocabulary" in options
-    trained = weights.Trained(
-        model=name,
-        options=options,
-        input_shape=shape,
-        input_dtype="int64" if tokens else "float32",
-        classes=tuple("abcd"),
-        preprocessing=Preprocessing(),
-        fingerprint="",
-        epoch=0,
-    )
-    weights.save(tmp_path / "model.safetensors", model.state_dict(), trained)
-    artifact = export(tmp_path / "model.safetensors", tmp_path / "model.onnx")
     assert artifact.inputs[0].shape == ("batch", *shape)
     seen = {}
     model.get_submodule(feature).register_forward_hook(lambda module, inputs, output: seen.update(output=output))
@@ -241,6 +247,24 @@ def test_every_model_exports_with_free_batch_and_a_named_feature(name, options, 
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
         assert seen["output"].shape[0] == batch
     assert expected.std() > 0
+
+
+@pytest.mark.parametrize(("name", "gates"), [("lstm", 4), ("gru", 3)])
+def test_work_in_recurrent_nodes_is_counted(name, gates, tmp_path):
+    exported(name, {"vocabulary": 120, "embedding": 5, "width": 6}, (9,), tmp_path)
+    artifact = slim(tmp_path / "model.onnx", tmp_path / "slim.onnx")
+    assert artifact.operators[name.upper()] == 1
+    assert artifact.macs == 9 * gates * 6 * (5 + 6) + 6 * 4
+
+
+def test_public_names_of_layers_become_ours():
+    names = ["module.bn1.weight", "module.layer3.8.conv2.weight", "layer2.0.downsample.1.bias", "fc.bias"]
+    assert list(from_common_names(dict.fromkeys(names, torch.zeros(1)))) == [
+        "stem.1.weight",
+        "stages.2.8.conv2.weight",
+        "stages.1.0.shortcut.1.bias",
+        "head.bias",
+    ]
 
 
 @pytest.mark.parametrize(
