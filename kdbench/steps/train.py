@@ -41,6 +41,7 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def _check_vocabulary(name: str, network: Network, dataset: Dataset) -> None:
+    """Raises UserError where the data has token ids that the network has no embedding for."""
     vocabulary = network.options.get("vocabulary")
     if vocabulary is not None:
         highest = max(dataset.x_train.max(), dataset.x_test.max())
