@@ -148,7 +148,7 @@ def count_parameters(model: "onnx.ModelProto") -> int:
 
 
 def count_macs(model: "onnx.ModelProto") -> int | None:
-    """Multiply-accumulates of one sample in Conv, ConvTranspose, Gemm and MatMul nodes.
+    """Multiply-accumulates of one sample in convolutions, matrix products and recurrent nodes.
 
     None where a shape can't be inferred, or where an operator does such work in a way that is not counted here.
     """
@@ -182,7 +182,7 @@ def count_macs(model: "onnx.ModelProto") -> int | None:
 
 
 def _macs(node: "onnx.NodeProto", shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN"):
         return 0
     data, weight, output = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
     if data is None or weight is None or output is None:
@@ -195,6 +195,9 @@ def _macs(node: "onnx.NodeProto", shapes: Mapping[str, tuple[int, ...]]) -> int 
         case "Gemm":
             flipped = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
             return prod(output) * data[0 if flipped else 1]
+        case "LSTM" | "GRU" | "RNN":
+            states = shapes.get(node.input[2])
+            return None if states is None else prod(data[:2]) * (prod(weight) + prod(states))
         case _:
             return prod(output) * data[-1]
 
@@ -202,9 +205,6 @@ def _macs(node: "onnx.NodeProto", shapes: Mapping[str, tuple[int, ...]]) -> int 
 def _counts_otherwise(node: "onnx.NodeProto") -> bool:
     """Whether a node holds a graph of its own, or multiplies matrices under another name."""
     heavy = (
-        "LSTM",
-        "GRU",
-        "RNN",
         "Einsum",
         "ConvInteger",
         "MatMulInteger",

@@ -224,7 +224,8 @@ class Artifact(Versioned):
     size_bytes: int
     parameters: int
     macs: int | None
-    """Multiply-accumulates of one sample in convolutions and matrix products; None where shapes are not known."""
+    """Multiply-accumulates of one sample in convolutions, matrix products and recurrent nodes; None where a shape isn't
+    known."""
     precision: Literal["fp32", "fp16", "int8"]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

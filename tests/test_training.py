@@ -266,6 +266,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(recipe, d
         train.train(RunFolder(tmp_path), "teacher", broken, recipe, dataset, "")
 
 
+def test_a_vocabulary_that_is_too_small_for_the_data_is_named(recipe, dataset):
+    student = recipe.student.model_copy(update={"model": "lstm", "options": {"vocabulary": 16}})
+    with pytest.raises(UserError, match=r"student.options.vocabulary: 16, but the data has token ids up to 16"):
+        train.check(recipe.model_copy(update={"student": student}), dataset)
+
+
 def test_learning_rate_rises_then_falls_to_zero():
     training = Training(epochs=1, learning_rate=1.0, warmup_share=0.2)
     rates = [learning_rate(step, 100, training) for step in range(101)]

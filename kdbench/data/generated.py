@@ -10,6 +10,9 @@ from kdbench.store import Arrays
 
 MOST_ELEMENTS = 2**28
 
+SMALL = 100
+"""Most integer inputs are indices into a table, and the file doesn't say of what length."""
+
 
 def batch_size(inputs: Sequence[TensorSpec]) -> int | None:
     """The batch that the model is fixed to, or None where its first dimension is free."""
@@ -18,8 +21,10 @@ def batch_size(inputs: Sequence[TensorSpec]) -> int | None:
     return fixed[0] if fixed and len(fixed) == len(sizes) else None
 
 
-def generate(inputs: Sequence[TensorSpec], batch: int, dims: Mapping[str, int], seed: int = 0) -> Arrays:
-    """Standard-normal floats, small non-negative integers and fair booleans, of the shapes that the model states.
+def generate(
+    inputs: Sequence[TensorSpec], batch: int, dims: Mapping[str, int], seed: int = 0, below: int = SMALL
+) -> Arrays:
+    """Standard-normal floats, integers from 0 to `below` − 1 and fair booleans, of the shapes that the model states.
 
     The first dimension of each input is the batch unless it is fixed; `dims` gives sizes to the other symbolic ones.
     Raises UserError for a dimension without a size, and for element types that can't be made up.
@@ -32,7 +37,7 @@ def generate(inputs: Sequence[TensorSpec], batch: int, dims: Mapping[str, int], 
     shapes = {spec.name: _shape(spec, batch, dims) for spec in inputs}
     check_elements(shapes)
     generator = np.random.default_rng(seed)
-    return {spec.name: _values(spec, shapes[spec.name], generator) for spec in inputs}
+    return {spec.name: _values(spec, shapes[spec.name], generator, below) for spec in inputs}
 
 
 def check_elements(shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -59,7 +64,7 @@ def _shape(spec: TensorSpec, batch: int, dims: Mapping[str, int]) -> tuple[int, 
     return tuple(shape)
 
 
-def _values(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+def _values(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator, below: int) -> np.ndarray:
     if spec.dtype == "object":
         raise UserError(f"input '{spec.name}': text or an unknown element type: inputs can't be generated, give data")
     dtype = np.dtype(spec.dtype)
@@ -67,5 +72,4 @@ def _values(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Gener
         return generator.standard_normal(shape).astype(dtype)
     if dtype == np.bool_:
         return generator.integers(0, 2, shape).astype(dtype)
-    # Small: most integer inputs are indices into a table of unknown length.
-    return generator.integers(0, 100, shape).astype(dtype)
+    return generator.integers(0, below, shape).astype(dtype)

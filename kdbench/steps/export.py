@@ -5,12 +5,13 @@ import io
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdbench.data.generated import generate
+from kdbench.data.generated import SMALL, generate
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import Parity, answer, compare
@@ -35,10 +36,10 @@ def export(
     """
     source, out = Path(source), Path(out)
     model, trained = weights.model_of(source)
-    spec = TensorSpec(name="input", dtype="float32", shape=("batch", *trained.input_shape))
+    spec = TensorSpec(name="input", dtype=trained.input_dtype, shape=("batch", *trained.input_shape))
     found = open_pack(pack)
-    inputs = found.calibration_inputs([spec]) if found else generate([spec], 64, {})
-    samples = inputs["input"].astype(np.float32)
+    below = trained.options.get("vocabulary", SMALL)
+    samples = (found.calibration_inputs([spec]) if found else generate([spec], 64, {}, below=below))["input"]
     example = torch.from_numpy(np.resize(samples, (2, *trained.input_shape)))
     # The exporter prints and warns about itself; what matters is proven below.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -84,7 +85,7 @@ def export(
     return save_artifact(out.parent, artifact)
 
 
-def _parity(model: torch.nn.Module, path: Path, samples: NDArray[np.float32], batch: int) -> Parity:
+def _parity(model: torch.nn.Module, path: Path, samples: NDArray[Any], batch: int) -> Parity:
     """PyTorch against onnxruntime on four batches of samples."""
     chosen = np.resize(samples, (4 * batch, *samples.shape[1:]))
     with torch.no_grad():

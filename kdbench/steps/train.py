@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -43,6 +44,7 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
     models = {}
     for name, network in (("teacher", recipe.teacher), ("student", recipe.student)):
         models[name] = initial(network, dataset, recipe.seed, name).eval()
+        _check_vocabulary(name, network, dataset)
         try:
             with torch.no_grad():
                 models[name](x)
@@ -56,6 +58,15 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
     with seeded(recipe.seed, 0):
         WeightedSum(terms, *outputs)
     weights.start_from(models["student"], models["teacher"], recipe.distill.start_from)
+
+
+def _check_vocabulary(name: str, network: Network, dataset: Dataset) -> None:
+    """Raises UserError where the data has token ids that the network has no embedding for."""
+    vocabulary = network.options.get("vocabulary")
+    if vocabulary is not None:
+        highest = max(dataset.x_train.max(), dataset.x_test.max())
+        if highest >= int(vocabulary):
+            raise UserError(f"{name}.options.vocabulary: {vocabulary}, but the data has token ids up to {highest}")
 
 
 def train(
@@ -112,6 +123,7 @@ def _weights(
         "teacher": sha256(teacher.read_bytes()) if teacher else None,
     }
     path, checkpoint = run.weights(rung), run.checkpoint(rung)
+    sample = apply(dataset.x_train[:1], dataset.preprocessing)
     started = Trained(
         model=network.model,
         options=network.options,
@@ -121,6 +133,7 @@ def _weights(
         preprocessing=dataset.preprocessing,
         fingerprint=fingerprint(**facts),
         epoch=0,
+        input_dtype="int64" if np.issubdtype(sample.dtype, np.integer) else "float32",
     )
     if weights.load_matching(path, started.fingerprint) is None:
         model = initial(network, dataset, recipe.seed, rung)
@@ -150,7 +163,7 @@ def initial(network: Network, dataset: Dataset, seed: int, field: str) -> nn.Mod
     """The untrained network, the same for the same seed."""
     with deterministic(1), torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build(network.model, network.options, dataset.x_train.shape[1], len(dataset.classes), field)
+        return build(network.model, network.options, dataset.x_train.shape[1:], len(dataset.classes), field)
 
 
 def _terms(recipe: Recipe, network: Network, losses: Mapping[str, Loss]) -> list[Term]:

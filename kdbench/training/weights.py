@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -25,7 +25,7 @@ class Trained(Versioned):
     model: str
     options: dict[str, Any]
     input_shape: tuple[Count, ...]
-    """Of one sample: channels, height, width."""
+    """Of one sample, such as channels, height, width."""
     task: Task = "classification"
     classes: tuple[str, ...]
     preprocessing: Preprocessing | None
@@ -33,6 +33,8 @@ class Trained(Versioned):
     """Of everything that the training started from."""
     epoch: int
     """Epochs trained so far."""
+    input_dtype: Literal["float32", "int64"] = "float32"
+    """Token ids are integers, from 0 to the model's option `vocabulary` − 1."""
     history: tuple[dict[str, float], ...] = ()
     """One entry an epoch: `loss`, the mean of the training loss, `loss.NAME` of each loss in it without its weight,
     and `learning_rate` at its end."""
@@ -72,7 +74,7 @@ def load_matching(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], Trai
 def model_of(path: Path) -> tuple[nn.Module, Trained]:
     """The model that a weights file belongs to, with these weights, in evaluation mode."""
     tensors, trained = load(path)
-    model = build(trained.model, trained.options, trained.input_shape[0], len(trained.classes), str(path))
+    model = build(trained.model, trained.options, trained.input_shape, len(trained.classes), str(path))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
