@@ -28,6 +28,13 @@ TINY = {
 """The digits recipe, small enough to be walked in a few seconds."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left with one of them at the end."""
+    longest = ["test_readme", "test_run", "test_cli", "test_models"]
+    order = {name: index for index, name in enumerate(longest)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 def kdbench(
     *arguments: str | Path, cwd: Path, check: bool = True, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ HINT = {"hint": Loss(pairs=[["stages.0", "stages.1"], ["head", "head"]])}
 
 def network(seed=0):
     torch.manual_seed(seed)
-    return build("resnet", {"widths": [4, 8], "blocks": [1, 1]}, 1, 3)
+    return build("resnet", {"widths": [4, 8], "blocks": [1, 1]}, (1, 8, 8), 3)
 
 
 def read(losses, tmp_path, epochs=1):

@@ -494,7 +494,7 @@ def test_documented_recipes_can_be_built(block, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", METHODS, re.DOTALL)
     (tmp_path / "mine.py").write_text(code)
     recipe = recipe_from_toml(TEXT[: TEXT.index("[distill]")] + block, "methods.md")
-    resnet = build("resnet", {"widths": [4, 8], "blocks": [1, 1]}, 1, 5)
+    resnet = build("resnet", {"widths": [4, 8], "blocks": [1, 1]}, (1, 8, 8), 5)
     read = terms(recipe.distill.losses, recipe.distill.temperature, tmp_path, 30)
     outputs = sample_outputs(resnet, resnet, torch.zeros(2, 1, 8, 8), torch.arange(5), read)
     total, _ = WeightedSum(read, *outputs)(outputs[0]._replace(places=torch.arange(2)), outputs[1], torch.arange(2))

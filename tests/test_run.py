@@ -109,8 +109,6 @@ def test_the_same_recipe_gives_the_same_bytes_and_a_second_call_reuses_them(tiny
 KILLED_WHEN = [
     "pack.npz",
     "teacher.checkpoint.safetensors",
-    "teacher.safetensors",
-    "student.checkpoint.safetensors",
     "student.safetensors",
     "teacher.onnx",
     "teacher-int8.onnx",
@@ -145,7 +143,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_artifacts(tiny_run, tmp
 
 def test_ctrl_c_ends_within_a_second_and_keeps_what_was_measured(tiny_run, tmp_path):
     out = tmp_path / "bench"
-    command = [sys.executable, "-m", "kdbench", "bench", str(tiny_run), "--budget", "60", "--out", str(out)]
+    command = [sys.executable, "-m", "kdbench", "bench", str(tiny_run), "--budget", "20", "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (out / "results.partial.json").exists():
         assert process.poll() is None, process.stderr.read()
