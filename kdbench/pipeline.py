@@ -374,10 +374,8 @@ def _same_results(path: Path, wanted: ResultFile, cells: Sequence[Cell]) -> tupl
         found, arrays = load_result(path)
     except UserError:
         return None
-    same = found.complete and all(
-        getattr(found, field) == getattr(wanted, field)
-        for field in ("kdbench", "name", "machine", "recipe", "baseline", "settings", "inputs", "inputs_sha256")
-    )
+    facts = {"kdbench", "name", "machine", "recipe", "baseline", "settings", "inputs", "inputs_sha256"}
+    same = found.complete and found.model_dump(include=facts) == wanted.model_dump(include=facts)
     measured = [(m.artifact_sha256, m.backend, m.threads, m.batch) for m in found.measurements]
     planned = [(c.subject.artifact.sha256, c.backend, c.threads, c.batch) for c in cells]
     return (found, arrays) if same and measured == planned else None

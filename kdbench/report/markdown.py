@@ -41,7 +41,7 @@ def tables_to_markdown(ladder: Ladder) -> str:
 
 def _again(recipe: Recipe | None) -> str | None:
     """The command that runs a recipe of the zoo again, if it was run as it stands there."""
-    if recipe is None or recipe.name not in zoo_recipes() or load_recipe(recipe.name) != recipe:
+    if recipe is None or recipe.name not in zoo_recipes() or load_recipe(recipe.name).to_json() != recipe.to_json():
         return None
     return f"kdbench run {recipe.name}"
 
