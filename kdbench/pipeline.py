@@ -13,11 +13,12 @@ from kdbench import __version__
 from kdbench.benchmark.cells import Cell, Subject, check_backends, inputs, plan
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
 from kdbench.data.pack import EvalPack, load_pack, save_pack
+from kdbench.data.remarks import remarks
 from kdbench.errors import UserError
 from kdbench.evaluation import judge
 from kdbench.machine import describe, saturates_in_int8, versions
 from kdbench.onnxfile import inspect, known_artifact
-from kdbench.progress import Progress, silent
+from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import (
     Artifact,
     Bench,
@@ -76,16 +77,18 @@ def run(
     fresh: bool = False,
     publish: bool = False,
     progress: Progress = silent,
+    say: Callable[[str], None] = unsaid,
 ) -> Report:
     """Walks the whole ladder of a recipe (or of its name or path) into `out` (default `runs/<name>`), and reports it.
 
-    What an earlier run of the same recipe has finished is kept; with `fresh` it is measured again.
+    What an earlier run of the same recipe has finished is kept; with `fresh` it is measured again. `say` is called
+    with each sentence that a reader of the numbers should know of the data.
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or RUNS / recipe.name))
     check_backends(recipe.bench.backends)
     with folder.lock():
-        _distilled(folder, recipe, progress, alone=True)
+        _distilled(folder, recipe, progress, say, alone=True)
         _compressed(folder, recipe.quantize, progress)
         subjects = run_subjects(folder)
         report = _bench(
@@ -105,12 +108,18 @@ def run(
     return report
 
 
-def distill(recipe: Recipe | str, out: str | Path | None = None, *, progress: Progress = silent) -> dict[str, Artifact]:
+def distill(
+    recipe: Recipe | str,
+    out: str | Path | None = None,
+    *,
+    progress: Progress = silent,
+    say: Callable[[str], None] = unsaid,
+) -> dict[str, Artifact]:
     """Trains the recipe's teacher and distils its student, both exported to ONNX in `out` (default `runs/<name>`)."""
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or RUNS / recipe.name))
     with folder.lock():
-        return _distilled(folder, recipe, progress, alone=False)
+        return _distilled(folder, recipe, progress, say, alone=False)
 
 
 def bench(
@@ -187,7 +196,9 @@ def run_subjects(folder: RunFolder) -> list[Subject]:
 # --- the rungs --------------------------------------------------------------------------------------------------------
 
 
-def _distilled(folder: RunFolder, recipe: Recipe, progress: Progress, alone: bool) -> dict[str, Artifact]:
+def _distilled(
+    folder: RunFolder, recipe: Recipe, progress: Progress, say: Callable[[str], None], alone: bool
+) -> dict[str, Artifact]:
     """Weights and ONNX files of teacher and student, and of the student alone if asked."""
     needs_torch()
     from kdbench import data
@@ -195,6 +206,8 @@ def _distilled(folder: RunFolder, recipe: Recipe, progress: Progress, alone: boo
     from kdbench.steps.export import export
 
     dataset = data.load(recipe.data)
+    for remark in remarks(dataset):
+        say(remark)
     train.check(recipe, dataset)
     save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed)
     data_sha256 = fingerprint(

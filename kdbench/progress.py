@@ -11,6 +11,10 @@ def silent(label: str, done: float, total: float) -> None:
     """Shows nothing: the default of every function that reports progress."""
 
 
+def unsaid(sentence: str) -> None:
+    """Keeps a remark to itself: the default of every function that has some."""
+
+
 @contextmanager
 def bars() -> Iterator[Progress]:
     """Bars on standard error, one a label, each with the time left."""

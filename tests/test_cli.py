@@ -8,7 +8,7 @@ import pytest
 
 from kdbench.cli import COMMANDS, main
 from kdbench.store import write_npz
-from tests.conftest import environment, kdbench, overrides, save_mlp
+from tests.conftest import TINY, environment, kdbench, overrides, save_mlp
 
 BLOCKED = """
 import sys
@@ -271,3 +271,14 @@ def test_publish_and_report_of_published_results(tiny_run, tmp_path):
     assert {path.name for path in (tmp_path / "page").iterdir()} == {
         "report.md", "report.csv", "accuracy-latency.svg", "accuracy-latency.png",
     }  # fmt: skip
+
+
+def test_what_should_be_known_of_the_data_is_said(tmp_path):
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 255, (40, 8, 8)).astype(np.uint8), np.repeat([0, 1], [35, 5])
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x[30:], y_test=y[30:])
+    fields = TINY | {"data.source": "arrays", "data.options": "{ path = 'mine.npz' }", "data.calibration_samples": "8"}
+    fields.pop("data.options.test_samples")
+    done = kdbench("distill", "digits", *overrides(fields), cwd=tmp_path)
+    assert "NOTE: unbalanced classes: 35 training samples of '0', 5 of '1'" in done.stderr
+    assert "NOTE: 10 of 10 test samples" in done.stderr

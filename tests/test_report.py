@@ -165,7 +165,7 @@ def test_int8_that_is_slower_says_so_and_what_runs():
         arrays(speed=0.5),
     )
     assert "2× slower than teacher" in found
-    assert "all 6" in found
+    assert "all of its 6" in found
     assert "3 conversions" in found
 
 

@@ -23,12 +23,12 @@ def distill(recipe: str, overrides: dict[str, str], out: Path | None) -> None:
     kdbench distill digits --set student.training.epochs=60 --out runs/longer
     """
     from kdbench import pipeline
-    from kdbench.cli.show import show_artifact
+    from kdbench.cli.show import remark, show_artifact
     from kdbench.store import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     folder = out or pipeline.RUNS / loaded.name
     with bars() as progress:
-        artifacts = pipeline.distill(loaded, folder, progress=progress)
+        artifacts = pipeline.distill(loaded, folder, progress=progress, say=remark)
     for artifact in artifacts.values():
         show_artifact(artifact, folder / artifact.file)

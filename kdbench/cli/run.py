@@ -26,10 +26,10 @@ def run(recipe: str, overrides: dict[str, str], out: Path | None, fresh: bool, p
     kdbench run my/recipe.toml --publish
     """
     from kdbench import pipeline
-    from kdbench.cli.show import show_report
+    from kdbench.cli.show import remark, show_report
     from kdbench.store import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     with bars() as progress:
-        report = pipeline.run(loaded, out, fresh=fresh, publish=publish, progress=progress)
+        report = pipeline.run(loaded, out, fresh=fresh, publish=publish, progress=progress, say=remark)
     show_report(report)

@@ -27,6 +27,11 @@ def show_artifact(artifact: "Artifact", path: Path) -> None:
         click.secho(f"WARNING: {warning}", fg="yellow", bold=True, err=True)
 
 
+def remark(sentence: str) -> None:
+    """One line on what a reader of the numbers should know."""
+    click.secho(f"NOTE: {sentence}", fg="yellow", err=True)
+
+
 def show_report(report: "Report") -> None:
     """The ladder, and where its files lie."""
     from kdbench.report.terminal import print_ladder

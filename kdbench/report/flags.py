@@ -90,8 +90,8 @@ def _slower(
     why = ""
     if int8 and not floating:
         why = (
-            f": all {int8} convolutions and matrix products run as int8 kernels, so what it costs are {conversions} "
-            "conversions and the work that is too small; try more width or a larger batch"
+            f": all of its {int8} convolutions and matrix products run in int8, but the {conversions} conversions "
+            "around them cost more than they gain; try more width or a larger batch"
         )
     return f"{1 / ratio.value:.2g}× slower than {parent}{why}"
 
