@@ -9,7 +9,13 @@ from pathlib import Path
 
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
+
+# The same examples in every run: a new one that fails is found by `pytest --hypothesis-profile=search`, not by chance.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("search", max_examples=2000)
+settings.load_profile("repeatable")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("KDBENCH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))

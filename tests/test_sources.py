@@ -504,6 +504,7 @@ def test_tables_without_training_labels(tmp_path):
         ("numeric", "string", "line 3: attribute 'first one' is string"),
         ("@data", "", "not an ARFF file"),
         ("1.5,red", "1e999,red", "NaN or infinite"),
+        ("numeric", "{}", "line 3: attribute 'first one' has no values"),
     ],
 )
 def test_mistakes_in_an_arff_file_are_named(tmp_path, old, new, expected):

@@ -103,6 +103,8 @@ def parse_arff(text: str, where: str) -> Table:
                 raise UserError(f"{where}: line {number}: a second attribute '{name}': rename one")
             if kind.startswith("{") and kind.endswith("}"):
                 nominal[name] = tuple(_entries(kind[1:-1], f"{where}: line {number}"))
+                if not any(nominal[name]):
+                    raise UserError(f"{where}: line {number}: attribute '{name}' has no values: name them")
             elif kind.split()[0].lower() not in ("numeric", "real", "integer"):
                 raise UserError(f"{where}: line {number}: attribute '{name}' is {kind[:20]}: only numbers and {{a,b}}")
             names.append(name)
