@@ -11,8 +11,6 @@ from kdbench.records import read_text
 
 Columns = dict[str, list[str]]
 
-PARQUET_HINT = "pip install 'kdbench[data]'"
-
 
 def read_columns(path: Path) -> Columns:
     """All columns of a .csv, .tsv, .jsonl or .parquet file by name, as text; raises UserError where it is damaged."""
@@ -79,7 +77,7 @@ def _parquet(path: Path) -> Columns:
     try:
         from pyarrow import parquet
     except ModuleNotFoundError:
-        raise UserError(f"{path}: Parquet files need pyarrow: {PARQUET_HINT}") from None
+        raise UserError(f"{path}: Parquet files need pyarrow: pip install pyarrow") from None
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:

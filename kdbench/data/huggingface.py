@@ -79,7 +79,7 @@ def _splits(name: str, config: str | None, revision: str | None) -> dict[str, An
     try:
         import datasets
     except ModuleNotFoundError:
-        raise UserError("data.source 'huggingface' needs datasets: pip install 'kdbench[data]'") from None
+        raise UserError("data.source 'huggingface' needs datasets: pip install datasets") from None
     try:
         if (Path(name) / "dataset_dict.json").is_file():
             return dict(datasets.load_from_disk(name))

@@ -55,7 +55,7 @@ def _byte_pairs(sentences: Sequence[str], size: int) -> Encode:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     except ModuleNotFoundError:
         raise UserError(
-            "data.options.vocabulary: byte pairs need tokenizers: pip install 'kdbench[data]', or choose 'words'"
+            "data.options.vocabulary: byte pairs need tokenizers: pip install tokenizers, or choose 'words'"
         ) from None
     if size < SMALLEST_BYTE_PAIRS:
         raise UserError(
