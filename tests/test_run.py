@@ -106,6 +106,24 @@ def test_the_same_recipe_gives_the_same_bytes_and_a_second_call_reuses_them(tiny
     }
 
 
+def test_results_are_kept_for_the_same_data_recipe_and_settings_alone(tiny_run):
+    from kdbench.benchmark.cells import Cell, Subject
+    from kdbench.pipeline import _same_results
+
+    path = tiny_run / "results.json"
+    result, _ = load_result(path)
+    artifacts = {artifact.rung: artifact for artifact in result.artifacts}
+    cells = [Cell(Subject(artifacts[m.rung], path), m.backend, m.threads, m.batch) for m in result.measurements]
+    assert _same_results(path, result, cells) is not None
+    for change in (
+        {"inputs_sha256": "other data"},
+        {"recipe": result.recipe.model_copy(update={"seed": 1})},
+        {"settings": result.settings.model_copy(update={"budget_s": 9.0})},
+    ):
+        assert _same_results(path, result.model_copy(update=change), cells) is None
+    assert _same_results(path, result, cells[1:]) is None
+
+
 KILLED_WHEN = [
     "pack.npz",
     "teacher.checkpoint.safetensors",

@@ -62,6 +62,15 @@ def test_a_slice_ends_with_its_time(tmp_path):
         assert 2 <= len(worker.slice("1", seconds=0.12, runs=1000)) <= 3
 
 
+def test_the_first_run_of_a_slice_is_not_counted(tmp_path):
+    with Worker(pick_backend("fake"), 1) as worker:
+        worker.load(fake(tmp_path, latencies_s=[0.0, 1.0]))
+        worker.feed("1", {"x": X[:1]})
+        latencies = worker.slice("1", seconds=5, runs=10)
+        assert len(latencies) == 10
+        assert latencies.max() < 0.9
+
+
 def test_a_refusal_leaves_the_worker_usable(small_model):
     with Worker(pick_backend("cpu"), 1) as worker:
         worker.load(small_model)

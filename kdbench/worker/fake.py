@@ -1,6 +1,7 @@
 """A runtime without a model, for tests of the schedule: the "model" is a JSON file that says how it behaves.
 
-`latency_s` (default 0.0002), `fail_load`, `crash_at_batch`, `hang_at_batch`, `fail_at_batch`, `classes`.
+`latency_s` (default 0.0002), `latencies_s` (of the first runs, one after the other), `fail_load`,
+`crash_at_batch`, `hang_at_batch`, `fail_at_batch`, `classes`.
 """
 
 import json
@@ -43,7 +44,8 @@ def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         time.sleep(3600)
     if batch == _behaviour.get("fail_at_batch"):
         raise ValueError("Got invalid dimensions for input")
-    time.sleep(_behaviour.get("latency_s", 0.0002))
+    first = _behaviour.get("latencies_s")
+    time.sleep(first.pop(0) if first else _behaviour.get("latency_s", 0.0002))
     return [np.zeros((batch, _behaviour.get("classes", 2)), dtype=np.float32)]
 
 
