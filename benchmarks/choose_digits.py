@@ -52,7 +52,7 @@ def tried(overrides: dict[str, str], cache: Path) -> tuple[list[list[float]], fl
         dataset = data.load(recipe.data)
         folder = RunFolder(cache / f"{abs(hash((seed, *sorted(overrides.items()))))}")
         folder.path.mkdir(parents=True)
-        teacher = train.train(folder, "teacher", recipe.teacher, recipe, dataset, "")
+        teacher = train.train(folder, "teacher", train.network_of(recipe.teachers[0]), recipe, dataset, "")
         alone = train.train(folder, "student-alone", recipe.student, recipe, dataset, "")
         student = train.distill(folder, "student", teacher, recipe, dataset, "")
         found.append([accuracy(path, dataset) for path in (teacher, alone, student)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kdbench import load_results
-from kdbench.pipeline import LADDER
+from kdbench.pipeline.rungs import LADDER
 from kdbench.report.plot import save_plot
 from kdbench.report.table import load_ladders
 from kdbench.store import RESULTS, load_result

@@ -27,7 +27,7 @@ losses = { kd = 1.0 }
 
 def test_recipe_has_its_values_and_defaults():
     recipe = recipe_from_toml(TEXT, "mine.toml")
-    assert (recipe.name, recipe.teacher.training.epochs, recipe.distill.temperature) == ("mine", 3, 4.0)
+    assert (recipe.name, recipe.teachers[0].training.epochs, recipe.distill.temperature) == ("mine", 3, 4.0)
     assert recipe.bench.processes == 5
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from kdbench import UserError, load_results, slim
 from kdbench.onnxfile import inspect
-from kdbench.pipeline import LADDER
+from kdbench.pipeline.rungs import LADDER
 from kdbench.records import Artifact as ArtifactRecord
 from kdbench.records import from_json
 from kdbench.store import find_results, load_result
@@ -108,7 +108,7 @@ def test_the_same_recipe_gives_the_same_bytes_and_a_second_call_reuses_them(tiny
 
 def test_results_are_kept_for_the_same_data_recipe_and_settings_alone(tiny_run):
     from kdbench.benchmark.cells import Cell, Subject
-    from kdbench.pipeline import _same_results
+    from kdbench.pipeline.measuring import _same_results
 
     path = tiny_run / "results.json"
     result, _ = load_result(path)

@@ -31,7 +31,7 @@ def dataset():
 def trained(recipe, dataset, tmp_path_factory):
     """Teacher and student weights, trained without interruption."""
     folder = RunFolder(tmp_path_factory.mktemp("trained"))
-    teacher = train.train(folder, "teacher", recipe.teacher, recipe, dataset, "")
+    teacher = train.train(folder, "teacher", train.network_of(recipe.teachers[0]), recipe, dataset, "")
     return teacher, train.distill(folder, "student", teacher, recipe, dataset, "")
 
 
@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_is_trained_again(trained, recipe, dataset, tmp_pat
 def test_finished_weights_are_kept(trained, recipe, dataset):
     teacher, _ = trained
     before = teacher.stat().st_mtime_ns
-    train.train(RunFolder(teacher.parent), "teacher", recipe.teacher, recipe, dataset, "")
+    train.train(RunFolder(teacher.parent), "teacher", train.network_of(recipe.teachers[0]), recipe, dataset, "")
     assert teacher.stat().st_mtime_ns == before
 
 

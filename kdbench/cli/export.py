@@ -22,7 +22,7 @@ def export(weights: Path, out: Path, pack: Path | None) -> None:
     kdbench export runs/digits/student.safetensors --pack runs/digits/pack.npz --out student.onnx
     """
     from kdbench.cli.show import show_artifact
-    from kdbench.pipeline import needs_torch
+    from kdbench.pipeline.rungs import needs_torch
 
     needs_torch()
     from kdbench.steps.export import export as export_step

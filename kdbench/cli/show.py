@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from kdbench.pipeline import Report
+    from kdbench.pipeline.measuring import Report
     from kdbench.records import Artifact
 
 

@@ -17,7 +17,7 @@ from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.models import build
 from kdbench.progress import Progress, silent
-from kdbench.records import Loss, Network, Recipe
+from kdbench.records import Loss, Network, Recipe, Teacher
 from kdbench.store import RunFolder, fingerprint, sha256
 from kdbench.training import weights
 from kdbench.training.features import sample_outputs
@@ -42,7 +42,7 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
         )
     x = torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))
     models = {}
-    for name, network in (("teacher", recipe.teacher), ("student", recipe.student)):
+    for name, network in (("teacher", network_of(recipe.teachers[0])), ("student", recipe.student)):
         models[name] = initial(network, dataset, recipe.seed, name).eval()
         _check_vocabulary(name, network, dataset)
         try:
@@ -67,6 +67,13 @@ def _check_vocabulary(name: str, network: Network, dataset: Dataset) -> None:
         highest = max(dataset.x_train.max(), dataset.x_test.max())
         if highest >= int(vocabulary):
             raise UserError(f"{name}.options.vocabulary: {vocabulary}, but the data has token ids up to {highest}")
+
+
+def network_of(teacher: Teacher) -> Network:
+    """A teacher of the zoo that is trained here, as a network."""
+    if teacher.training is None:
+        raise UserError("teacher.training: is missing: add it")
+    return Network(model=teacher.model, options=teacher.options, training=teacher.training)
 
 
 def train(

@@ -1,0 +1,137 @@
+"""One recipe, rung by rung, each kept while what it was made from is the same; and the benchmark of any artifacts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from kdbench.benchmark.cells import Subject, check_backends
+from kdbench.data.pack import load_pack
+from kdbench.onnxfile import known_artifact
+from kdbench.pipeline.measuring import Report, measured
+from kdbench.pipeline.rungs import compressed, distilled, run_subjects
+from kdbench.progress import Progress, silent, unsaid
+from kdbench.records import Artifact, Bench, Recipe, parse, slug
+from kdbench.store import RunFolder, load_recipe
+from kdbench.store import publish as publish_results
+
+RUNS = Path("runs")
+
+
+def run(
+    recipe: Recipe | str,
+    out: str | Path | None = None,
+    *,
+    fresh: bool = False,
+    publish: bool = False,
+    progress: Progress = silent,
+    say: Callable[[str], None] = unsaid,
+) -> Report:
+    """Walks the whole ladder of a recipe (or of its name or path) into `out` (default `runs/<name>`), and reports it.
+
+    What an earlier run of the same recipe has finished is kept; with `fresh` it is measured again. `say` is called
+    with each sentence that a reader of the numbers should know of the data.
+    """
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    folder = RunFolder(Path(out or RUNS / recipe.name))
+    check_backends(recipe.bench.backends)
+    with folder.lock():
+        distilled(folder, recipe, progress, say, alone=True)
+        compressed(folder, recipe.quantize, progress)
+        subjects = run_subjects(folder)
+        report = measured(
+            subjects,
+            "teacher",
+            recipe.bench,
+            load_pack(folder.pack),
+            folder.path,
+            name=recipe.name,
+            recipe=recipe,
+            seed=recipe.seed,
+            keep=not fresh,
+            progress=progress,
+        )
+        if publish:
+            report = replace(report, published=publish_results(report.results))
+    return report
+
+
+def distill(
+    recipe: Recipe | str,
+    out: str | Path | None = None,
+    *,
+    progress: Progress = silent,
+    say: Callable[[str], None] = unsaid,
+) -> dict[str, Artifact]:
+    """Trains the recipe's teacher and distils its student, both exported to ONNX in `out` (default `runs/<name>`)."""
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    folder = RunFolder(Path(out or RUNS / recipe.name))
+    with folder.lock():
+        return distilled(folder, recipe, progress, say, alone=False)
+
+
+def bench(
+    models: Sequence[str | Path],
+    *,
+    baseline: str | Path | None = None,
+    backends: Sequence[str] = ("cpu",),
+    batches: Sequence[int] = (1,),
+    threads: Sequence[int] = (1,),
+    budget_s: float = 30.0,
+    pack: str | Path | None = None,
+    dims: Mapping[str, int] | None = None,
+    out: str | Path = "bench",
+    publish: bool = False,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Report:
+    """Measures ONNX files, or the rungs of a run folder, against a baseline; the report lies in `out`.
+
+    The baseline is, if not given, the run's teacher or the first model. With a `pack` (a run folder has its own)
+    accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions.
+    """
+    wanted = {"backends": backends, "batches": batches, "threads": threads, "budget_s": budget_s}
+    options = parse(Bench, wanted, "bench")
+    paths = [Path(model) for model in models]
+    folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
+    if folder:
+        subjects = run_subjects(folder)
+        pack = pack or (folder.pack if folder.pack.is_file() else None)
+    else:
+        subjects = _named_apart([Subject(known_artifact(path), path) for path in paths])
+    if baseline is not None:
+        found = known_artifact(Path(baseline))
+        if all(subject.artifact.sha256 != found.sha256 for subject in subjects):
+            subjects = _named_apart([Subject(found, Path(baseline)), *subjects])
+        reference = next(s.artifact.rung for s in subjects if s.artifact.sha256 == found.sha256)
+    else:
+        rungs = [subject.artifact.rung for subject in subjects]
+        reference = "teacher" if folder and "teacher" in rungs else rungs[0]
+    out = Path(out)
+    with RunFolder(out).lock():
+        report = measured(
+            subjects,
+            reference,
+            options,
+            load_pack(Path(pack)) if pack else None,
+            out,
+            name=slug(out.resolve().name),
+            seed=seed,
+            dims=dims or {},
+            progress=progress,
+        )
+    return replace(report, published=publish_results(report.results)) if publish else report
+
+
+def _named_apart(subjects: list[Subject]) -> list[Subject]:
+    """Subjects whose rungs have names of their own: equal ones are led by their folder's name, then numbered."""
+    taken: dict[str, int] = {}
+    named = []
+    rungs = [subject.artifact.rung for subject in subjects]
+    for subject in subjects:
+        rung = subject.artifact.rung
+        if rungs.count(rung) > 1:
+            rung = f"{subject.model.resolve().parent.name}-{rung}"
+        taken[rung] = taken.get(rung, 0) + 1
+        rung = rung if taken[rung] == 1 else f"{rung}-{taken[rung]}"
+        named.append(Subject(subject.artifact.model_copy(update={"rung": rung}), subject.model))
+    return named

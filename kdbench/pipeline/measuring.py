@@ -1,0 +1,145 @@
+"""The benchmark of any artifacts: evaluated, measured, reported."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kdbench import __version__
+from kdbench.benchmark.cells import Cell, Subject, inputs, plan
+from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
+from kdbench.data.pack import EvalPack
+from kdbench.errors import UserError
+from kdbench.evaluation import judge
+from kdbench.machine import describe
+from kdbench.progress import Progress, silent
+from kdbench.records import Bench, BenchSettings, Evaluation, RawFile, Recipe, ResultFile
+from kdbench.report.files import save_report
+from kdbench.report.table import Ladder, ladder
+from kdbench.store import (
+    PARTIAL_FILE,
+    RESULTS_FILE,
+    Arrays,
+    load_result,
+    prepare_folder,
+    remove_results,
+    save_results,
+    sha256,
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A measured ladder and the files that show it."""
+
+    ladder: Ladder
+    results: Path
+    report: Path
+    csv: Path
+    plots: tuple[Path, ...]
+    published: Path | None = None
+
+
+def measured(
+    subjects: Sequence[Subject],
+    baseline: str,
+    options: Bench,
+    pack: EvalPack | None,
+    out: Path,
+    *,
+    name: str,
+    seed: int,
+    recipe: Recipe | None = None,
+    dims: Mapping[str, int] | None = None,
+    keep: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Evaluates and measures all subjects; results are written after every round, and also when interrupted."""
+    path = prepare_folder(out) / RESULTS_FILE
+    partial = out / PARTIAL_FILE
+    cells = plan(subjects, options)
+    settings = BenchSettings(
+        seed=seed, processes=options.processes, budget_s=options.budget_s, slice_s=SLICE_S, slice_runs=SLICE_RUNS
+    )
+    machine = describe()
+    result = ResultFile(
+        kdbench=__version__,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        name=name,
+        complete=False,
+        machine=machine,
+        recipe=recipe,
+        baseline=baseline,
+        settings=settings,
+        inputs="data" if pack else "generated",
+        inputs_sha256=sha256(Path(pack.name).read_bytes()) if pack else None,
+        artifacts=tuple(subject.artifact for subject in subjects),
+        raw=RawFile(file="", sha256=""),
+    )
+    if keep and (earlier := _same_results(path, result, cells)):
+        return _report(path, *earlier)
+    feeds = {
+        (cell.subject.artifact.rung, cell.batch): inputs(cell, pack, dims or {}) for cell in cells if not cell.error
+    }
+    evaluations, answers = _evaluations(subjects, cells, pack, progress)
+    schedule = Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.batch])
+
+    def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
+        measurements, raw = schedule.records()
+        found = {"measurements": tuple(measurements), "evaluations": tuple(evaluations), "complete": complete}
+        arrays = raw | answers
+        return save_results(target, result.model_copy(update=found), arrays), arrays
+
+    try:
+        for _ in schedule.rounds(progress):
+            save(partial, complete=False)
+    except KeyboardInterrupt:
+        save(partial, complete=False)
+        raise
+    report = _report(path, *save(path, complete=True))
+    remove_results(partial)
+    return report
+
+
+def _evaluations(
+    subjects: Sequence[Subject], cells: Sequence[Cell], pack: EvalPack | None, progress: Progress
+) -> tuple[list[Evaluation], Arrays]:
+    """Every subject's answers through each backend and thread count of which a cell can run."""
+    batch = max(cell.batch for cell in cells)
+    wanted = list(dict.fromkeys((c.subject.artifact.rung, c.backend, c.threads) for c in cells if c.error is None))
+    by_rung = {subject.artifact.rung: subject for subject in subjects}
+    evaluations: list[Evaluation] = []
+    arrays = Arrays()
+    for number, (rung, backend, threads) in enumerate(wanted):
+        progress("evaluate", number, len(wanted))
+        subject = by_rung[rung]
+        record, predicted = judge(subject.artifact, subject.model, pack, batch, backend, threads)
+        if pack is not None and predicted is not None:
+            arrays[f"predictions.{number}"] = predicted.astype("int32")
+            arrays["labels"] = pack.labels(subject.artifact.outputs).astype("int32")
+            record = record.model_copy(update={"raw": str(number)})
+        evaluations.append(record)
+    progress("evaluate", len(wanted), len(wanted))
+    return evaluations, arrays
+
+
+def _same_results(path: Path, wanted: ResultFile, cells: Sequence[Cell]) -> tuple[ResultFile, Arrays] | None:
+    """The results in the folder, if they are complete and of the same files, cells, settings and machine."""
+    if not path.is_file():
+        return None
+    try:
+        found, arrays = load_result(path)
+    except UserError:
+        return None
+    facts = {"kdbench", "name", "machine", "recipe", "baseline", "settings", "inputs", "inputs_sha256"}
+    same = found.complete and found.model_dump(include=facts) == wanted.model_dump(include=facts)
+    measured = [(m.artifact_sha256, m.backend, m.threads, m.batch) for m in found.measurements]
+    planned = [(c.subject.artifact.sha256, c.backend, c.threads, c.batch) for c in cells]
+    return (found, arrays) if same and measured == planned else None
+
+
+def _report(path: Path, result: ResultFile, arrays: Arrays) -> Report:
+    """Writes report, CSV and plot beside the results."""
+    table = ladder(result, arrays)
+    report, *plots, csv = save_report([table], table.rows, path.parent)
+    return Report(table, path, report, csv, tuple(plots))

@@ -1,0 +1,54 @@
+"""What an ONNX file is, and where it comes from."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from kdbench.records.base import Positive, Record, Task, Versioned
+
+
+class Preprocessing(Record):
+    """`(x * scale - mean) / std`, with one mean and std for each channel (axis 1), or for all."""
+
+    scale: float = 1.0
+    mean: tuple[float, ...] = (0.0,)
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)
+
+
+class TensorSpec(Record):
+    name: str
+    dtype: str
+    """numpy's name of the element type."""
+    shape: tuple[int | str | None, ...]
+    """A fixed size, the name of a symbolic dimension, or None where the file names neither."""
+
+
+class Artifact(Versioned):
+    """An ONNX file: what is in it and where it comes from."""
+
+    rung: str
+    file: str
+    sha256: str
+    size_bytes: int
+    parameters: int
+    macs: int | None
+    """Multiply-accumulates of one sample in convolutions, matrix products and recurrent nodes; None where a shape isn't
+    known."""
+    precision: Literal["fp32", "fp16", "int8"]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opset: int
+    ir_version: int
+    operators: dict[str, int]
+    task: Task = "classification"
+    classes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    parent: str | None = None
+    parent_sha256: str | None = None
+    step: str | None = None
+    options: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+    warnings: tuple[str, ...] = ()
+    """Said beside every number of this artifact."""
+    fingerprint: str | None = None
+    """Of everything that the step started from: equal fingerprints mean that a resumed run may keep the file."""

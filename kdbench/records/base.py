@@ -1,0 +1,113 @@
+"""What every record is: frozen, validated on reading, versioned; read from plain data and JSON."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from kdbench.errors import UserError, nearest
+
+SCHEMA = 1
+"""Version of every file format below. History: 1, the first."""
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Task = Literal["classification", "multi_label"]
+"""Of several classes one holds for a sample, or any number of them."""
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+def slug(text: str) -> str:
+    """`text` as a Name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, ser_json_inf_nan="strings")
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Versioned(Record):
+    schema_version: Annotated[int, Field(alias="schema", ge=1)] = SCHEMA
+
+
+def parse(kind: type[R], data: Mapping[str, Any], where: str) -> R:
+    """`data` as a record of `kind`; raises UserError naming `where` and the first field that is wrong."""
+    version = data.get("schema", SCHEMA)
+    if issubclass(kind, Versioned) and isinstance(version, int) and version > SCHEMA:
+        raise UserError(
+            f"{where}: written by a newer kdbench (schema {version}, this one reads up to {SCHEMA}): upgrade"
+        )
+    try:
+        return kind.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        # A misspelt key is also a missing one: the misspelling is what helps.
+        problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        raise UserError(f"{where}: {_described(kind, problem)}") from None
+
+
+def from_json(kind: type[R], text: str, where: str) -> R:
+    """A JSON document as a record; raises UserError naming `where` for one that is cut off or does not fit."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON ({error}); was it cut off? make it again") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: not a kdbench file: expected a JSON object")
+    return parse(kind, data, where)
+
+
+def read_text(path: Path) -> str:
+    """The file's text; raises UserError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read: {reason}") from None
+
+
+def _written(location: tuple[int | str, ...]) -> str:
+    """A field as it stands in the file: without the tags that tell one table from several."""
+    return ".".join(str(part) for part in location if not str(part).startswith("<")) or "file"
+
+
+def _described(kind: type[BaseModel], error: ErrorDetails) -> str:
+    field = _written(error["loc"])
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key '{field}': {nearest(str(error['loc'][-1]), _keys(kind, error['loc'][:-1]))}"
+        case "missing":
+            return f"'{field}' is missing: add it"
+        case _:
+            reason = error["msg"].removeprefix("Input ").removeprefix("should be ")
+            return f"'{field}' should be {reason}, not {json.dumps(error['input'], default=str)[:60]}"
+
+
+def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The known keys of the section at `path` below `kind`."""
+    for part in path:
+        field = next((f for name, f in kind.model_fields.items() if part in (name, f.alias)), None)
+        if field is None:
+            continue  # an index into a list of records
+        kind = next(_records(field.annotation), kind)
+    return [field.alias or name for name, field in kind.model_fields.items()]
+
+
+def _records(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The kinds of record within a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _records(inner)

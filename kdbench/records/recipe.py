@@ -1,0 +1,228 @@
+"""The recipe: TOML in, one record a section."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from kdbench.errors import UserError
+from kdbench.records.artifacts import Preprocessing
+from kdbench.records.base import Count, Name, NotNegative, Positive, Record, Versioned, parse
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Augment(Record):
+    """How training images are varied. What a view does to a sample depends on sample, seed and view alone."""
+
+    shift_px: Annotated[int, Field(ge=0)] = 0
+    """Images are padded and cropped: moved by up to this many pixels each way."""
+    flip: bool = False
+    """Half of the images are mirrored left to right."""
+    mixup_alpha: NotNegative = 0.0
+    """Images are blended with another one, by a share of a Beta(alpha, alpha) distribution; 0 leaves them."""
+    cutmix_alpha: NotNegative = 0.0
+    """A box of another image is pasted in. With mixup, each sample gets one of the two."""
+    erase_probability: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the images of which a box is erased."""
+    views: Annotated[int, Field(ge=0)] = 0
+    """Number of views of each sample, which the epochs take in turn; 0 for a new one in every epoch."""
+
+
+class Data(Record):
+    source: str
+    options: dict[str, Any] = {}
+    calibration_samples: Count = 256
+    split: Literal["test", "validation"] = "test"
+    """What the rungs are evaluated on. `validation` is a part of the training set, then left out of it: for choosing
+    options without a look at the test split."""
+    validation_samples: Count = 300
+    augment: Augment = Augment()
+
+
+class Training(Record):
+    epochs: Count
+    learning_rate: Positive
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """At least two: batch norm learns nothing from a single sample."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NotNegative = 5e-4
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Share of the steps in which the learning rate rises linearly; after it, it falls along a cosine."""
+
+
+class Network(Record):
+    """A student: what it is and how it learns."""
+
+    model: str
+    """Of the zoo by name, or `module.py:function`."""
+    options: dict[str, Any] = {}
+    training: Training
+
+
+class Teacher(Record):
+    """A teacher: where it comes from, and what it knows."""
+
+    source: str = "zoo"
+    model: str
+    """Of the zoo by name, or `module.py:function`; of a hub by name or folder; an ONNX file by path."""
+    options: dict[str, Any] = {}
+    weights: str | None = None
+    """A state_dict of the model: a .safetensors, .pth or .th file, seen from the recipe's folder."""
+    new_head: bool = False
+    """The last layer is replaced by one for the data's classes, which `training` then teaches it."""
+    training: Training | None = None
+    """How it is trained on the data, from random weights or the loaded ones; it is taken as it is without."""
+    preprocessing: Preprocessing | None = None
+    """Of its own inputs; the data's without."""
+    classes: tuple[str, ...] = ()
+    """Its own, in the order of its outputs; the data's without."""
+    class_map: dict[str, str] = {}
+    """From its own classes to the data's: those that are left out are not taught."""
+    weight: Positive = 1.0
+    """Of its answers among those of several teachers."""
+
+
+OneOrSeveral = Annotated[
+    Annotated[Teacher, Tag("<one>")] | Annotated[tuple[Teacher, ...], Field(min_length=1), Tag("<several>")],
+    Discriminator(lambda value: "<several>" if isinstance(value, list | tuple) else "<one>"),
+]
+"""`[teacher]`, or several as `[[teacher]]`."""
+
+
+class Schedule(Record):
+    """From `start` to `end` in `epochs` epochs, and `end` from then on; a plain number stays what it is."""
+
+    start: NotNegative
+    end: NotNegative
+    shape: Literal["linear", "cosine"] = "linear"
+    epochs: Count = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant(cls, value: Any) -> Any:
+        return {"start": value, "end": value} if _is_number(value) else value
+
+
+def _positive(schedule: Schedule) -> Schedule:
+    if not schedule.start or not schedule.end:
+        raise PydanticCustomError("positive", "greater than 0")
+    return schedule
+
+
+Temperature = Annotated[Schedule, AfterValidator(_positive)]
+
+
+class CommonOptions(Record):
+    """What every loss of a recipe takes. Epochs are counted from 1."""
+
+    weight: Schedule = Schedule(start=1.0, end=1.0)
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    """The weight rises linearly in as many epochs."""
+    from_epoch: Count = 1
+    """The loss's first epoch; warm-up and schedules are counted from it."""
+    until_epoch: Count | None = None
+    """The loss's last epoch."""
+    stop_below: Positive | None = None
+    """The loss ends for good after an epoch in which its mean, without weight, is below this."""
+
+
+class Loss(CommonOptions):
+    """A loss of a recipe, or its weight alone; its own options are checked where it is built."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weight_alone(cls, value: Any) -> Any:
+        return {"weight": value} if _is_number(value) else value
+
+
+class Distill(Record):
+    losses: Annotated[dict[str, Loss], Field(min_length=1)]
+    """By name, or as `module.py:function`: a table of options, or the weight alone."""
+    temperature: Positive = 4.0
+    """Of every loss that has one and names no other."""
+    start_from: dict[str, str] = {}
+    """Submodules of the student that start with the weights of one of the teacher's, of the same shapes."""
+
+
+class Quantize(Record):
+    """Static int8, weights always signed and symmetric; the defaults are the fastest on x86 CPUs."""
+
+    activations: Literal["uint8", "int8"] = "uint8"
+    per_channel: bool = True
+    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    operators: tuple[str, ...] = ()
+    """Operators to quantize, such as Conv and MatMul; all that onnxruntime can where none is named."""
+
+
+class Bench(Record):
+    backends: Annotated[tuple[str, ...], Field(min_length=1)] = ("cpu",)
+    batches: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    threads: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    processes: Annotated[int, Field(ge=5)] = 5
+    """Fresh processes for each cell: the unit of replication."""
+    budget_s: Positive = 30.0
+    """Time for all cells together; every cell gets at least one slice in each process."""
+
+
+class Recipe(Versioned):
+    name: Name
+    description: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Count = 1
+    """Training threads. Weights are bit-identical for equal seed, threads and versions."""
+    data: Data
+    teacher: OneOrSeveral
+    student: Network
+    distill: Distill
+    quantize: Quantize = Quantize()
+    bench: Bench = Bench()
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+
+    @property
+    def folder(self) -> Path:
+        """Where the recipe's file lies: not part of the record, which is the same wherever that is."""
+        return self._folder
+
+    def placed(self, folder: Path) -> "Recipe":
+        placed = self.model_copy()
+        placed._folder = folder
+        return placed
+
+
+def recipe_from_toml(text: str, where: str, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """A recipe with `overrides` (dotted field → TOML value, or plain text) laid over it."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where}: not valid TOML: {error}") from None
+    for field, value in (overrides or {}).items():
+        *sections, key = field.split(".")
+        target: Any = data
+        for section in sections:
+            if isinstance(target, list) and section.isdecimal() and int(section) < len(target):
+                target = target[int(section)]
+            else:
+                target = target.setdefault(section, {}) if isinstance(target, dict) else None
+        if not isinstance(target, dict):
+            raise UserError(f"--set {field}: '{'.'.join(sections)}' is a value, not a section")
+        target[key] = _toml_value(value)
+    return parse(Recipe, data, where)
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

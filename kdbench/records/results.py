@@ -1,0 +1,96 @@
+"""What was measured, on which machine."""
+
+from typing import Literal
+
+from kdbench.records.artifacts import Artifact
+from kdbench.records.base import Count, Name, Record, Versioned
+from kdbench.records.recipe import Recipe
+
+
+class Machine(Record):
+    name: Name
+    cpu: str
+    features: tuple[str, ...]
+    cores_physical: int | None
+    cores_logical: int
+    governor: str | None
+    memory_bytes: int
+    os: str
+    python: str
+    versions: dict[str, str]
+    """Of everything that computes."""
+
+
+class Process(Record):
+    """One fresh worker process: what it cost before it was warm."""
+
+    round: int
+    load_s: float
+    first_run_s: float | None = None
+    """Of the batch that this process ran first; None for its later ones, which find it warm."""
+    peak_memory_bytes: int | None = None
+    """After load and first run, likewise."""
+
+
+class Measurement(Record):
+    """A cell: artifact × backend × threads × batch. Its latencies are the raw array `latencies/<raw>`."""
+
+    rung: str
+    artifact_sha256: str
+    backend: str
+    provider_options: dict[str, str] = {}
+    precision: str
+    batch: Count
+    threads: Count
+    processes: tuple[Process, ...] = ()
+    raw: str | None = None
+    error: str | None = None
+
+
+class Evaluation(Record):
+    """Answers of one artifact through one backend, with the options that are timed: raw array `predictions/<raw>`."""
+
+    rung: str
+    artifact_sha256: str
+    backend: str
+    threads: Count
+    batch: Count
+    placement: dict[str, dict[str, int]] = {}
+    """Nodes by execution provider and operator, before the provider fuses them."""
+    optimized_operators: dict[str, int] = {}
+    """Operators of the graph that runs, where the runtime tells."""
+    raw: str | None = None
+    error: str | None = None
+
+
+class RawFile(Record):
+    file: str
+    sha256: str
+
+
+class BenchSettings(Record):
+    seed: int
+    processes: int
+    budget_s: float
+    slice_s: float
+    slice_runs: int
+    """A slice ends after `slice_s` or `slice_runs`, whichever comes first: the cap on raw values."""
+
+
+class ResultFile(Versioned):
+    kdbench: str
+    date: str
+    """UTC, ISO 8601."""
+    name: Name
+    complete: bool
+    machine: Machine
+    recipe: Recipe | None = None
+    baseline: str
+    settings: BenchSettings
+    inputs: Literal["data", "generated"]
+    inputs_sha256: str | None = None
+    """Of the pack."""
+    artifacts: tuple[Artifact, ...]
+    evaluations: tuple[Evaluation, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    raw: RawFile
