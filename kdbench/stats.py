@@ -33,17 +33,24 @@ def speedup(baseline_s: Sequence[float], candidate_s: Sequence[float]) -> Interv
     Each argument holds one median latency a process, paired by round. A Student t-interval of the mean difference of
     their logarithms, taken back to a ratio: the process is the unit of replication. None for fewer than two pairs.
     """
+    found = paired_difference(np.log(baseline_s), np.log(candidate_s))
+    return found and Interval(float(np.exp(found.value)), float(np.exp(found.low)), float(np.exp(found.high)))
+
+
+def paired_difference(values: ArrayLike, baseline: ArrayLike) -> Interval | None:
+    """Mean of `values` minus `baseline`, pair by pair, with a Student t-interval; None for fewer than two pairs."""
     from scipy import stats
 
-    if len(baseline_s) != len(candidate_s):
-        raise ValueError("pairs needed: as many baseline as candidate processes")
-    difference = np.log(np.asarray(baseline_s, dtype=np.float64)) - np.log(np.asarray(candidate_s, dtype=np.float64))
+    ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    if ours.shape != theirs.shape:
+        raise ValueError("pairs needed: as many of the one as of the other")
+    difference = ours - theirs
     n = difference.size
     if n < 2:
         return None
     mean = float(difference.mean())
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * difference.std(ddof=1) / np.sqrt(n))
-    return Interval(float(np.exp(mean)), float(np.exp(mean - half)), float(np.exp(mean + half)))
+    return Interval(mean, mean - half, mean + half)
 
 
 def no_difference(ratio: Interval) -> bool:

@@ -12,15 +12,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.errors import UserError, first_line, nearest
-from kdbench.records import Artifact, RawFile, Recipe, ResultFile, from_json, read_text, recipe_from_toml
+from kdbench.records import Artifact, Comparison, RawFile, Recipe, ResultFile, from_json, read_text, recipe_from_toml
 
 Arrays = dict[str, NDArray[Any]]
+Raw = TypeVar("Raw", ResultFile, Comparison)
+"""Records whose raw arrays lie beside them."""
 
 RESULTS = Path("results")
 """Published measurements: `results/<machine>/<date>-<recipe>.json`, seen from the working directory."""
@@ -30,6 +32,7 @@ SIDECAR = ".artifact.json"
 RESULTS_FILE = "results.json"
 PARTIAL_FILE = "results.partial.json"
 """Of a measurement under way or interrupted: a complete one is never replaced by it."""
+COMPARISON_FILE = "comparison.json"
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -111,6 +114,12 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def sha256_of_file(path: Path) -> str:
+    """Without reading the file into memory at once."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(**facts: Any) -> str:
     """A hash of plain data, the same for equal data."""
     return sha256(json.dumps(facts, sort_keys=True, default=str).encode())
@@ -163,6 +172,10 @@ class RunFolder:
     def checkpoint(self, rung: str) -> Path:
         return self.path / f"{rung}.checkpoint.safetensors"
 
+    def cache(self, teacher: str) -> Path:
+        """The folder of a teacher's answers to the training set."""
+        return self.path / f"{teacher}.logits"
+
     def artifacts(self) -> dict[str, Artifact]:
         """Every rung's record; raises UserError where there is none."""
         found = [load_artifact(path) for path in sorted(self.path.glob(f"*{SIDECAR}"))]
@@ -205,7 +218,7 @@ def save_artifact(folder: Path, artifact: Artifact) -> Artifact:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def save_results(path: Path, result: ResultFile, arrays: Arrays) -> ResultFile:
+def save_results(path: Path, result: Raw, arrays: Arrays) -> Raw:
     """Writes the raw arrays under a name that holds their hash, then the JSON that names it: the pair always fits."""
     content = npz_bytes(arrays)
     digest = sha256(content)
@@ -229,10 +242,7 @@ def remove_results(path: Path) -> None:
 def load_result(path: Path) -> tuple[ResultFile, Arrays]:
     """A result file and its raw arrays; raises UserError where either was cut off, edited or is missing."""
     result = from_json(ResultFile, read_text(path), str(path))
-    raw = path.parent / Path(result.raw.file).name
-    arrays = read_npz(raw)
-    if sha256(raw.read_bytes()) != result.raw.sha256:
-        raise UserError(f"{raw}: not the file that {path.name} was written with (sha256 differs): restore both")
+    arrays = _raw_arrays(path, result.raw)
     rungs = {artifact.rung for artifact in result.artifacts}
     named = [(m.rung, m.raw, f"latencies.{m.raw}") for m in result.measurements]
     named += [(e.rung, e.raw, f"predictions.{e.raw}") for e in result.evaluations]
@@ -240,6 +250,25 @@ def load_result(path: Path) -> tuple[ResultFile, Arrays]:
         if rung not in rungs or (number is not None and array not in arrays):
             raise UserError(f"{path}: a cell of '{rung}' has no artifact or no raw values: was it edited?")
     return result, arrays
+
+
+def load_comparison(path: Path) -> tuple[Comparison, Arrays]:
+    """A comparison and its raw arrays; raises UserError where either was cut off, edited or is missing."""
+    comparison = from_json(Comparison, read_text(path), str(path))
+    arrays = _raw_arrays(path, comparison.raw)
+    for trial in comparison.trials:
+        if f"predictions.{trial.raw}" not in arrays:
+            raise UserError(f"{path}: seed {trial.seed} of '{trial.method}' has no raw values: was it edited?")
+    return comparison, arrays
+
+
+def _raw_arrays(path: Path, named: RawFile) -> Arrays:
+    """The arrays beside the record at `path`."""
+    raw = path.parent / Path(named.file).name
+    arrays = read_npz(raw)
+    if sha256_of_file(raw) != named.sha256:
+        raise UserError(f"{raw}: not the file that {path.name} was written with (sha256 differs): restore both")
+    return arrays
 
 
 def find_results(path: Path) -> list[Path]:
@@ -261,7 +290,7 @@ def _may_be_result(path: Path) -> bool:
         data = json.loads(path.read_bytes())
     except ValueError:
         return True
-    return isinstance(data, dict) and {"kdbench", "schema"} <= data.keys()
+    return isinstance(data, dict) and {"kdbench", "schema"} <= data.keys() and "trials" not in data
 
 
 def publish(path: Path, results_folder: Path | None = None) -> Path:

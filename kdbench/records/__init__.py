@@ -37,12 +37,14 @@ from kdbench.records.recipe import (
 )
 from kdbench.records.results import (
     BenchSettings,
+    Comparison,
     Evaluation,
     Machine,
     Measurement,
     Process,
     RawFile,
     ResultFile,
+    Trial,
 )
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "Bench",
     "BenchSettings",
     "CommonOptions",
+    "Comparison",
     "Count",
     "Data",
     "Distill",
@@ -76,6 +79,7 @@ __all__ = [
     "Temperature",
     "TensorSpec",
     "Training",
+    "Trial",
     "Versioned",
     "from_json",
     "parse",

@@ -182,6 +182,8 @@ class Recipe(Versioned):
     teacher: OneOrSeveral
     student: Network
     distill: Distill
+    methods: dict[Name, Distill] = {}
+    """Other ways to distil the same student, by name: `kdbench distill --seeds` compares them with `distill`."""
     quantize: Quantize = Quantize()
     bench: Bench = Bench()
     _folder: Path = PrivateAttr(default=Path())

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from kdbench.records.artifacts import Artifact
-from kdbench.records.base import Count, Name, Record, Versioned
+from kdbench.records.base import Count, Name, Record, Task, Versioned
 from kdbench.records.recipe import Recipe
 
 
@@ -93,4 +93,31 @@ class ResultFile(Versioned):
     artifacts: tuple[Artifact, ...]
     evaluations: tuple[Evaluation, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    raw: RawFile
+
+
+class Trial(Record):
+    """A trained network and what it answered: raw array `predictions.<raw>`."""
+
+    method: str
+    """`teacher` or its name, `alone`, `distilled`, or one of the recipe's `methods`."""
+    seed: int
+    kept: Literal["last", "best"] = "last"
+    """Its last epoch, or the best one on the held-out samples."""
+    artifact_sha256: str
+    parameters: int
+    raw: str
+
+
+class Comparison(Versioned):
+    """Students of one recipe, by method and seed, and their teacher, on the same evaluation samples."""
+
+    kdbench: str
+    date: str
+    """UTC, ISO 8601."""
+    name: Name
+    machine: Machine
+    recipe: Recipe
+    task: Task = "classification"
+    trials: tuple[Trial, ...]
     raw: RawFile

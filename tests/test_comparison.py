@@ -1,0 +1,95 @@
+"""The comparison of methods against figures worked out by hand."""
+
+import numpy as np
+import pytest
+
+from kdbench.machine import describe
+from kdbench.records import Comparison, RawFile, Trial
+from kdbench.report.comparison import comparison_table, method_rows
+from kdbench.store import load_comparison, load_recipe, save_results
+
+LABELS = np.zeros(100, dtype=np.int32)
+
+
+def answers(right):
+    """Predictions of which the first `right` of 100 are right."""
+    return np.where(np.arange(100) < right, 0, 1).astype(np.int32)
+
+
+def compared(right):
+    """A comparison of methods with the given numbers of right answers, one a seed."""
+    trials, arrays = [], {"labels": LABELS}
+    for method, kept, counts in right:
+        for seed, count in enumerate(counts):
+            raw = str(len(trials))
+            arrays[f"predictions.{raw}"] = answers(count)
+            trials.append(Trial(method=method, seed=seed, kept=kept, artifact_sha256="0", parameters=1, raw=raw))
+    recipe = load_recipe("digits", {"methods.dkd.losses": "{ dkd = 2.0 }"})
+    record = Comparison(
+        kdbench="0", date="2026-01-01", name="x", machine=describe(), recipe=recipe, trials=tuple(trials),
+        raw=RawFile(file="", sha256=""),
+    )  # fmt: skip
+    return record, arrays
+
+
+FULL = [
+    ("teacher", "last", [95]),
+    ("alone", "last", [84, 86, 85]),
+    ("alone", "best", [85, 86, 87]),
+    ("distilled", "last", [89, 90, 91]),
+    ("distilled", "best", [90, 90, 92]),
+    ("dkd", "last", [86, 84, 85]),
+    ("dkd", "best", [86, 86, 86]),
+]
+
+
+def test_rows_by_hand():
+    teacher, alone, distilled, dkd = method_rows(*compared(FULL))
+    assert (teacher.last.value, teacher.last.std, teacher.agreement, teacher.gain) == (0.95, None, None, None)
+    assert (alone.last.value, alone.last.std) == (pytest.approx(0.85), pytest.approx(0.01))
+    assert (alone.gain, alone.gap_closed) == (None, None)
+    assert distilled.best.value == pytest.approx(272 / 300)
+    # Differences by seed: 5, 4, 6 points; t(0.975, 2) = 4.302653, deviation 1 point.
+    half = 4.302653 * 0.01 / np.sqrt(3)
+    assert (distilled.gain, distilled.gain_interval.low, distilled.gain_interval.high) == pytest.approx(
+        (0.05, 0.05 - half, 0.05 + half)
+    )
+    assert distilled.gap_closed == pytest.approx(0.5)
+    # Right where the teacher is right and wrong where it is wrong: the two differ on 6, 5 and 4 samples.
+    assert distilled.agreement.value == pytest.approx(0.95)
+    assert dkd.gain == pytest.approx(0)
+
+
+def test_what_the_table_says():
+    table = comparison_table(*compared(FULL))
+    assert table.header == ("method", "seeds", "acc. %", "best %", "gain, points", "gap closed", "agree %")
+    assert table.rows[0] == ("teacher", "1", "95.00", "–", "–", "–", "–")
+    assert table.rows[1][:4] == ("alone", "3", "85.00 ± 1.00", "86.00 ± 1.00")
+    assert table.rows[2][0] == "distilled ¹"
+    assert table.rows[2][4:6] == ("+5.00 [2.52, 7.48]", "50 %")
+    assert table.rows[3][4] == "+0.00 [−4.97, 4.97]"
+    assert table.notes == ("0.1 cross_entropy + 0.9 kd, temperature 4", "2 dkd, temperature 4")
+    assert all(sum(map(len, row)) + 3 * len(row) <= 100 for row in (table.header, *table.rows))
+
+
+def test_one_seed_has_a_gain_without_an_interval_and_no_best_without_held_out_samples():
+    table = comparison_table(
+        *compared([("teacher", "last", [95]), ("alone", "last", [85]), ("distilled", "last", [90])])
+    )
+    assert table.rows[2] == ("distilled ¹", "1", "90.00", "+5.00", "50 %", "95.00")
+
+
+def test_no_share_of_a_gap_that_is_not_there():
+    rows = method_rows(*compared([("teacher", "last", [85]), ("alone", "last", [86]), ("distilled", "last", [90])]))
+    assert rows[2].gap_closed is None
+
+
+def test_without_a_baseline_there_is_no_gain():
+    table = comparison_table(*compared([("teacher", "last", [95]), ("distilled", "last", [90, 91])]))
+    assert table.rows[1][3:5] == ("–", "–")
+
+
+def test_a_comparison_is_read_back_as_it_was_written(tmp_path):
+    record, arrays = compared(FULL)
+    save_results(tmp_path / "comparison.json", record, arrays)
+    assert comparison_table(*load_comparison(tmp_path / "comparison.json")) == comparison_table(record, arrays)
