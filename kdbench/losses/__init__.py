@@ -4,6 +4,8 @@ A loss is built as `Loss(student, teacher, **options)` from sample outputs, whic
 called as `loss(student, teacher, target)`. Its options are typed: recipes are checked against them. It owns the
 parameters that it learns with, such as regressors; what it keeps between batches are its buffers, so that both are in
 the checkpoint. An option `pairs` names submodules whose features it reads; one named `temperature` may be scheduled.
+Class attributes say what sets a loss apart: `taught = False` where it does not look at the teacher, `exclusive = False`
+where its classes don't exclude each other.
 """
 
 from torch import nn

@@ -15,6 +15,8 @@ class CrossEntropy(nn.Module):
     `label_smoothing` ε mixes the label with the uniform distribution: (1 − ε) · onehot + ε / C (1512.00567).
     """
 
+    taught = False
+
     def __init__(
         self, student: Outputs, teacher: Outputs, label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
     ) -> None:

@@ -12,6 +12,8 @@ class MultiLabel(nn.Module):
     Its minimum, at equal logits, is T² times the teacher's mean binary entropy.
     """
 
+    exclusive = False
+
     def __init__(self, student: Outputs, teacher: Outputs, temperature: float = 2.0) -> None:
         super().__init__()
         self.temperature = temperature

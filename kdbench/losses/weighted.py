@@ -15,6 +15,7 @@ from kdbench.errors import UserError, first_line, pick
 from kdbench.losses import LOSSES, custom
 from kdbench.losses.features import Pairs
 from kdbench.losses.outputs import Outputs
+from kdbench.losses.several import Voice, conditional
 from kdbench.records import CommonOptions, Loss, Schedule, Temperature, parse
 
 
@@ -106,16 +107,28 @@ class WeightedSum(nn.Module):
             over = stop is not None and any(entry.get(key, math.inf) < stop for entry in history)
             self.weights[term.name] = 0.0 if over else weight_at(term, epoch)
 
-    def forward(self, student: Outputs, teacher: Outputs, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum, and each loss of this epoch by name, without weight and gradient."""
+    def forward(
+        self, student: Outputs, teacher: Outputs | Sequence[Voice], target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum, and each loss of this epoch by name, without weight and gradient.
+
+        Several teachers that don't know the same classes come as voices.
+        """
         with torch.autocast(student.logits.device.type, enabled=False):
             values = {
-                term.name: loss(student, teacher, target)
+                term.name: _value(loss, student, teacher, target)
                 for term, loss in zip(self.terms, self.losses, strict=True)
                 if self.weights[term.name]
             }
             total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
         return total, {name: value.detach() for name, value in values.items()}
+
+
+def _value(loss: nn.Module, student: Outputs, teacher: Outputs | Sequence[Voice], target: Tensor) -> Tensor:
+    if not isinstance(teacher, Outputs) and getattr(loss, "taught", True):
+        return conditional(loss, student, teacher, target, exclusive=getattr(loss, "exclusive", True))
+    value: Tensor = loss(student, teacher if isinstance(teacher, Outputs) else student, target)
+    return value
 
 
 def _term(name: str, loss: Loss, temperature: float, folder: Path) -> Term:
