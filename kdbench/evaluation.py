@@ -1,4 +1,4 @@
-"""Accuracy, agreement and parity of ONNX files, through a backend: what is timed is what is judged."""
+"""Accuracy, F1, agreement and parity of ONNX files, through a backend: what is timed is what is judged."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,8 @@ from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import input_names, known_artifact, operators_of
 from kdbench.progress import Progress, silent
-from kdbench.records import Artifact, Evaluation
+from kdbench.records import Artifact, Evaluation, Task
+from kdbench.stats import f1
 from kdbench.store import Arrays
 
 
@@ -29,12 +30,34 @@ class Answers:
     placement: dict[str, dict[str, int]]
     optimized_operators: dict[str, int]
 
-    def labels(self) -> NDArray[np.int64]:
-        """The predicted class of each sample: the largest entry of the first output, or the output if it is a class."""
+    def labels(self, task: Task = "classification") -> NDArray[np.int64]:
+        """What each sample is predicted to be, from the first output.
+
+        Classification: [N], its largest entry, or the output itself if it is a class. Multi-label: 0 and 1 [N, C], as
+        `labels_above` has it. Raises UserError for an output that can't be read so.
+        """
         name, first = next(iter(self.outputs.items()))
+        if task == "multi_label":
+            if first.ndim != 2:
+                raise UserError(f"output '{name}' of shape {first.shape} is not one score a label, [N, labels]")
+            return labels_above(first, threshold(first))
         if first.ndim == 1 and not np.issubdtype(first.dtype, np.integer):
             raise UserError(f"output '{name}' is one number a sample, not class scores: accuracy can't be told from it")
         return (first if first.ndim == 1 else first.reshape(len(first), -1).argmax(axis=1)).astype(np.int64)
+
+
+def threshold(scores: NDArray[Any]) -> float:
+    """Above which a score of all those [N, C] of a model means that the label holds.
+
+    0.5 for probabilities, which is what scores are taken for that all lie from 0 to 1 (a little more by the rounding of
+    int8); else 0, as for logits.
+    """
+    return 0.5 if scores.size and scores.min() >= 0 and scores.max() <= 1 + 1e-6 else 0.0
+
+
+def labels_above(scores: NDArray[Any], bound: float) -> NDArray[np.int64]:
+    """Labels [N, C] as 0 and 1."""
+    return (scores > bound).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,18 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class F1:
+    """Of labels of which any number holds for a sample."""
+
+    micro: float
+    """2·TP / (2·TP + FP + FN) of all labels taken together."""
+    macro: float
+    """The mean over labels; one that never occurs and is never predicted counts as 0."""
+    samples: int
+    labels: int
+
+
+@dataclass(frozen=True)
 class Parity:
     """How far the outputs of two models are apart on the same inputs."""
 
@@ -57,7 +92,10 @@ class Parity:
     largest_difference: float
     largest_output: float
     agreement: float
-    """Share of samples with the same largest entry of the first output."""
+    """Share of samples with the same answer: the largest entry of the first output, or all labels where a sample has
+    any number of them."""
+    label_agreement: float
+    """Share of single labels that are alike; the same as `agreement` where a sample has one."""
 
 
 def answer(
@@ -100,28 +138,31 @@ def _explained(
 
 def evaluate(
     model: str | Path, pack: EvalPack | str | Path, *, batch: int = 32, backend: str = "cpu", threads: int = 1
-) -> Accuracy:
-    """Accuracy of an ONNX file on a pack, through a backend; raises UserError where it can't run or doesn't fit."""
+) -> Accuracy | F1:
+    """Accuracy of an ONNX file on a pack, through a backend; F1 where samples have any number of labels.
+
+    Raises UserError where the model can't run or doesn't fit, and for a pack without labels.
+    """
     model, opened = Path(model), open_pack(pack)
     assert opened is not None
     artifact = known_artifact(model)
+    labels = opened.labels(artifact.outputs)
     record, predicted = judge(artifact, model, opened, batch, backend, threads)
     if predicted is None:
         raise UserError(f"{model} on {backend}: {record.error}")
-    return Accuracy(int(np.sum(predicted == opened.labels(artifact.outputs))), len(predicted))
+    if opened.task == "multi_label":
+        return F1(*f1(predicted, labels), *labels.shape)
+    return Accuracy(int(np.sum(predicted == labels)), len(predicted))
 
 
 def judge(
     artifact: Artifact, model: Path, pack: EvalPack | None, batch: int, backend: str, threads: int
 ) -> tuple[Evaluation, NDArray[np.int64] | None]:
-    """Where the model's nodes run and, with a pack, the predicted classes of all its evaluation samples.
+    """Where the model's nodes run and, with a pack, what all its evaluation samples are predicted to be.
 
-    An Evaluation with the reason where the backend can't; raises UserError where the pack doesn't fit the model.
+    Predictions are classes [N], or 0 and 1 [N, C]; without labels in the pack they are kept to be compared. An
+    Evaluation with the reason where the backend can't; raises UserError where the pack doesn't fit the model.
     """
-    if pack is not None and pack.task == "multi_label":
-        raise UserError(
-            f"{pack.name}: several labels a sample, accuracy takes the largest output: use --against, without a pack"
-        )
     batch = batch_size(artifact.inputs) or batch
     record = Evaluation(
         rung=artifact.rung, artifact_sha256=artifact.sha256, backend=backend, threads=threads, batch=batch
@@ -130,12 +171,20 @@ def judge(
         if pack is None:
             with _explained(model, backend, threads) as (_, placement, operators):
                 return record.model_copy(update={"placement": placement, "optimized_operators": operators}), None
-        pack.labels(artifact.outputs)
+        labels = None if pack.y_test is None else pack.labels(artifact.outputs)
         answers = answer(model, pack.test_inputs(artifact.inputs), batch, backend, threads)
     except WorkerError as error:
         return record.model_copy(update={"error": str(error)}), None
     found = {"placement": answers.placement, "optimized_operators": answers.optimized_operators}
-    return record.model_copy(update=found), answers.labels()
+    predicted = answers.labels(task_of(artifact, pack))
+    if labels is not None and predicted.shape != labels.shape:
+        raise UserError(f"{pack.name}: y_test of shape {labels.shape}, but {model} answers with {predicted.shape}")
+    return record.model_copy(update=found), predicted
+
+
+def task_of(artifact: Artifact, pack: EvalPack | None) -> Task:
+    """The labels' task, where there are any; else the model's own, as its record has it."""
+    return artifact.task if pack is None or pack.y_test is None else pack.task
 
 
 def parity(
@@ -155,10 +204,12 @@ def parity(
         raise UserError(f"{other}: its inputs have other names than those of {model}: they can't be compared")
     batch = batch_size(artifact.inputs) or batch_size(theirs.inputs) or batch
     inputs = opened.test_inputs(artifact.inputs) if opened else generate(artifact.inputs, batch, dims or {}, seed)
-    return parity_on(model, other, inputs, batch, backend)
+    return parity_on(model, other, inputs, batch, backend, task_of(artifact, opened))
 
 
-def parity_on(model: Path, other: Path, inputs: Arrays, batch: int, backend: str = "cpu") -> Parity:
+def parity_on(
+    model: Path, other: Path, inputs: Arrays, batch: int, backend: str = "cpu", task: Task = "classification"
+) -> Parity:
     """Compares the outputs of two models on the same inputs, pairing outputs by position.
 
     Raises UserError where they have other outputs, or where either can't run.
@@ -171,21 +222,26 @@ def parity_on(model: Path, other: Path, inputs: Arrays, batch: int, backend: str
         raise UserError(
             f"{other}: outputs of shapes {[o.shape for o in theirs]}, {model} has {[o.shape for o in ours]}"
         )
-    return compare(ours, theirs)
+    return compare(ours, theirs, task)
 
 
-def compare(ours: list[NDArray[Any]], theirs: list[NDArray[Any]]) -> Parity:
-    """The parity of two lists of outputs of equal shapes [N, …]."""
+def compare(ours: list[NDArray[Any]], theirs: list[NDArray[Any]], task: Task = "classification") -> Parity:
+    """The parity of two lists of outputs of equal shapes [N, …]; `theirs` say what the threshold of a label is."""
     pairs = [
         (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)) for a, b in zip(ours, theirs, strict=True)
     ]
     samples = len(ours[0])
-    first, second = (output.reshape(samples, -1).argmax(axis=1) for output in pairs[0])
+    scores = [output.reshape(samples, -1) for output in pairs[0]]
+    if task == "multi_label":
+        first, second = (labels_above(output, threshold(scores[1])) for output in scores)
+    else:
+        first, second = (output.argmax(axis=1, keepdims=True) for output in scores)
     return Parity(
         samples=samples,
         largest_difference=max(_largest_difference(a, b) for a, b in pairs),
         largest_output=max(float(np.abs(b[np.isfinite(b)]).max(initial=0)) for _, b in pairs),
-        agreement=float(np.mean(first == second)),
+        agreement=float(np.mean((first == second).all(axis=1))),
+        label_agreement=float(np.mean(first == second)),
     )
 
 

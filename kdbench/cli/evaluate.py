@@ -1,14 +1,18 @@
 """`kdbench evaluate`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kdbench.cli import options
 from kdbench.errors import UserError
 
+if TYPE_CHECKING:
+    from kdbench.evaluation import F1, Accuracy
 
-@click.command(short_help="Accuracy of an ONNX file, or its parity with another.")
+
+@click.command(short_help="Accuracy or F1 of an ONNX file, or its parity with another.")
 @click.argument("model", type=options.FILE)
 @click.argument("pack", type=options.FILE, required=False)
 @click.option("--against", type=options.FILE, metavar="OTHER", help="Compare with this model's outputs.")
@@ -21,8 +25,9 @@ def evaluate(
 ) -> None:
     """Accuracy of an ONNX MODEL on a PACK, or its parity with another model, or both.
 
-    A pack is an .npz with 'x_test' and 'y_test', as a run folder has one. Without a pack, --against compares on
-    generated inputs.
+    A pack is an .npz with 'x_test' and 'y_test', as a run folder has one. Where samples have any number of labels, the
+    F1 over all labels (micro) and its mean over them (macro) take the place of accuracy; a label holds above logit 0,
+    or above 0.5 where all outputs lie from 0 to 1. Without a pack, --against compares on generated inputs.
 
     \b
     kdbench evaluate model.onnx pack.npz
@@ -31,12 +36,15 @@ def evaluate(
     """
     from kdbench import evaluate as judge
     from kdbench import parity
+    from kdbench.data.pack import load_pack
 
     if pack is None and against is None:
         raise UserError("nothing to evaluate on: give a PACK, or --against OTHER.onnx")
     if pack is not None:
-        found = judge(model, pack, batch=batch, backend=backend, threads=threads)
-        click.echo(f"accuracy   {100 * found.accuracy:.2f} %  ({found.correct} of {found.samples}) on {backend}")
+        if against is not None and load_pack(pack).y_test is None:
+            click.echo(f"accuracy   –  no labels in {pack}: only how alike the two answer can be told")
+        else:
+            click.echo(_told(judge(model, pack, batch=batch, backend=backend, threads=threads), backend))
     if against is not None:
         check = parity(model, against, pack=pack, batch=batch, backend=backend, dims=dims)
         kind = "evaluation samples" if pack is not None else "generated inputs"
@@ -44,3 +52,15 @@ def evaluate(
             f"parity     on {check.samples} {kind}: largest difference {check.largest_difference:.3g} "
             f"(largest output {check.largest_output:.3g}), same answer in {100 * check.agreement:.2f} %"
         )
+
+
+def _told(found: "Accuracy | F1", backend: str) -> str:
+    """The metric of the task."""
+    from kdbench.evaluation import F1
+
+    if isinstance(found, F1):
+        return (
+            f"F1         micro {100 * found.micro:.2f} %, macro {100 * found.macro:.2f} %  "
+            f"({found.labels} labels of {found.samples} samples) on {backend}"
+        )
+    return f"accuracy   {100 * found.accuracy:.2f} %  ({found.correct} of {found.samples}) on {backend}"

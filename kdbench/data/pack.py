@@ -45,7 +45,7 @@ class EvalPack:
     def labels(self, outputs: Sequence[TensorSpec]) -> Labels:
         """The labels, checked against the number of classes that the model answers with."""
         if self.y_test is None:
-            raise UserError(f"{self.name}: no array 'y_test' in it: needed for accuracy")
+            raise UserError(f"{self.name}: no array 'y_test' in it: needed for accuracy and F1; compare by --against")
         width = outputs[0].shape[1] if outputs and len(outputs[0].shape) == 2 else None
         check_labels(self.y_test, width if isinstance(width, int) else None, f"{self.name}: y_test", self.task)
         return self.y_test

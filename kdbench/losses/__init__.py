@@ -4,13 +4,14 @@ A loss is built as `Loss(student, teacher, **options)` from sample outputs, whic
 called as `loss(student, teacher, target)`. Its options are typed: recipes are checked against them. It owns the
 parameters that it learns with, such as regressors; what it keeps between batches are its buffers, so that both are in
 the checkpoint. An option `pairs` names submodules whose features it reads; one named `temperature` may be scheduled.
-Class attributes say what sets a loss apart: `taught = False` where it does not look at the teacher, `exclusive = False`
-where its classes don't exclude each other.
+Class attributes say what sets a loss apart: `tasks = ("multi_label",)` where it is not for every task,
+`labelled = True` where it looks at the labels, `taught = False` where it does not look at the teacher.
 """
 
 from torch import nn
 
 from kdbench.losses.attention import Attention
+from kdbench.losses.binary_cross_entropy import BinaryCrossEntropy
 from kdbench.losses.cosine import Cosine
 from kdbench.losses.crd import CRD
 from kdbench.losses.cross_entropy import CrossEntropy
@@ -26,6 +27,7 @@ from kdbench.losses.sp import SP
 
 LOSSES: dict[str, type[nn.Module]] = {
     "attention": Attention,
+    "binary_cross_entropy": BinaryCrossEntropy,
     "cosine": Cosine,
     "crd": CRD,
     "cross_entropy": CrossEntropy,

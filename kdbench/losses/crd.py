@@ -25,6 +25,9 @@ class CRD(nn.Module):
     draws come from torch's generator, which training seeds by epoch; banks and Z are buffers: both resume.
     """
 
+    tasks = ("classification",)
+    labelled = True
+
     banks: Tensor
     scales: Tensor
     order: Tensor

@@ -15,6 +15,8 @@ class CrossEntropy(nn.Module):
     `label_smoothing` ε mixes the label with the uniform distribution: (1 − ε) · onehot + ε / C (1512.00567).
     """
 
+    tasks = ("classification",)
+    labelled = True
     taught = False
 
     def __init__(

@@ -13,6 +13,8 @@ class DIST(nn.Module):
     (intra-class): the student matches relations, not values.
     """
 
+    tasks = ("classification",)
+
     def __init__(self, student: Outputs, teacher: Outputs, beta: float = 1.0, gamma: float = 1.0) -> None:
         super().__init__()
         self.beta = beta

@@ -16,6 +16,9 @@ class DKD(nn.Module):
     decoupling gives what it knows of the other classes a weight of its own.
     """
 
+    tasks = ("classification",)
+    labelled = True
+
     def __init__(
         self,
         student: Outputs,

@@ -15,6 +15,8 @@ class KD(nn.Module):
     of T².
     """
 
+    tasks = ("classification",)
+
     def __init__(
         self,
         student: Outputs,

@@ -12,7 +12,7 @@ class MultiLabel(nn.Module):
     Its minimum, at equal logits, is T² times the teacher's mean binary entropy.
     """
 
-    exclusive = False
+    tasks = ("multi_label",)
 
     def __init__(self, student: Outputs, teacher: Outputs, temperature: float = 2.0) -> None:
         super().__init__()

@@ -9,6 +9,8 @@ from kdbench.losses.outputs import Outputs, full_precision
 class SoftTargets(nn.Module):
     """Mean over samples and classes of (softmax(z_s) − softmax(z_t))²: bounded, so an unsure teacher can't dominate."""
 
+    tasks = ("classification",)
+
     def __init__(self, student: Outputs, teacher: Outputs) -> None:
         super().__init__()
 

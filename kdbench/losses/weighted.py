@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from pydantic import PydanticUserError, create_model
@@ -16,7 +16,9 @@ from kdbench.losses import LOSSES, custom
 from kdbench.losses.features import Pairs
 from kdbench.losses.outputs import Outputs
 from kdbench.losses.several import Voice, conditional
-from kdbench.records import CommonOptions, Loss, Schedule, Temperature, parse
+from kdbench.records import CommonOptions, Loss, Schedule, Task, Temperature, parse
+
+TASKS: tuple[Task, ...] = get_args(Task)
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Term:
     options: dict[str, Any]
     """Its own, the temperature apart."""
     temperature: Schedule | None
+    tasks: tuple[Task, ...] = TASKS
+    """That it is for."""
+    labelled: bool = False
+    """Whether it looks at the labels."""
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -51,6 +57,38 @@ def terms(losses: Mapping[str, Loss], temperature: float, folder: Path, epochs: 
                 f"distill.losses: none is left in epoch {epoch}: give one a weight there that 'stop_below' can't end"
             )
     return found
+
+
+def check_data(terms: Sequence[Term], task: Task, labelled: bool) -> None:
+    """Raises UserError where a loss can't learn from data of this task, with labels or without, and names others.
+
+    A user's own function is taken at its word.
+    """
+    others = [name for name, loss in LOSSES.items() if task in tasks_of(loss) and (labelled or not labelled_by(loss))]
+    for term in terms:
+        where = f"distill.losses.{term.name}"
+        if task not in term.tasks:
+            mine, data = (
+                ("one class", "any number of them") if task == "multi_label" else ("any number of classes", "one")
+            )
+            # Losses on features are for every task: what stands in for this one is a loss made for the data's.
+            instead = " or ".join(name for name in others if tasks_of(LOSSES[name]) != TASKS)
+            raise UserError(f"{where}: is for {mine} a sample, this data has {data}: take {instead} instead")
+        if term.labelled and not labelled:
+            raise UserError(
+                f"{where}: learns from labels, and the training set has none: leave it out, and take {', '.join(others)}"
+            )
+
+
+def tasks_of(loss: type[nn.Module]) -> tuple[Task, ...]:
+    """The tasks that a loss is for."""
+    found: tuple[Task, ...] = getattr(loss, "tasks", TASKS)
+    return found
+
+
+def labelled_by(loss: type[nn.Module]) -> bool:
+    """Whether a loss looks at the labels."""
+    return bool(getattr(loss, "labelled", False))
 
 
 def value_at(schedule: Schedule, epoch: int) -> float:
@@ -108,9 +146,9 @@ class WeightedSum(nn.Module):
             self.weights[term.name] = 0.0 if over else weight_at(term, epoch)
 
     def forward(
-        self, student: Outputs, teacher: Outputs | Sequence[Voice], target: Tensor
+        self, student: Outputs, teacher: Outputs | Sequence[Voice], target: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum, and each loss of this epoch by name, without weight and gradient.
+        """The sum, and each loss of this epoch by name, without weight and gradient; `target` is None without labels.
 
         Several teachers that don't know the same classes come as voices.
         """
@@ -124,9 +162,9 @@ class WeightedSum(nn.Module):
         return total, {name: value.detach() for name, value in values.items()}
 
 
-def _value(loss: nn.Module, student: Outputs, teacher: Outputs | Sequence[Voice], target: Tensor) -> Tensor:
+def _value(loss: nn.Module, student: Outputs, teacher: Outputs | Sequence[Voice], target: Tensor | None) -> Tensor:
     if not isinstance(teacher, Outputs) and getattr(loss, "taught", True):
-        return conditional(loss, student, teacher, target, exclusive=getattr(loss, "exclusive", True))
+        return conditional(loss, student, teacher, target, exclusive="classification" in tasks_of(type(loss)))
     value: Tensor = loss(student, teacher if isinstance(teacher, Outputs) else student, target)
     return value
 
@@ -158,4 +196,6 @@ def _term(name: str, loss: Loss, temperature: float, folder: Path) -> Term:
     def build(student: Outputs, teacher: Outputs, **values: Any) -> nn.Module:
         return custom.Custom(name, function, values) if own else function(student, teacher, **values)
 
-    return Term(name, build, read, options, scheduled)
+    if own:
+        return Term(name, build, read, options, scheduled)
+    return Term(name, build, read, options, scheduled, tasks_of(LOSSES[name]), labelled_by(LOSSES[name]))

@@ -116,7 +116,8 @@ def _evaluations(
         record, predicted = judge(subject.artifact, subject.model, pack, batch, backend, threads)
         if pack is not None and predicted is not None:
             arrays[f"predictions.{number}"] = predicted.astype("int32")
-            arrays["labels"] = pack.labels(subject.artifact.outputs).astype("int32")
+            if pack.y_test is not None:
+                arrays["labels"] = pack.y_test.astype("int32")
             record = record.model_copy(update={"raw": str(number)})
         evaluations.append(record)
     progress("evaluate", len(wanted), len(wanted))

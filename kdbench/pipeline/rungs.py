@@ -67,7 +67,9 @@ def distilled(
         folder, "teacher", train.network_of(recipe.teachers[0]), recipe, dataset, data_sha256, progress
     )
     weights = {"teacher": teacher}
-    if alone:
+    if alone and dataset.y_train is None:
+        say("no labels in the training set: without the rung student-alone, which learns from them alone")
+    elif alone:
         weights["student-alone"] = train.train(
             folder, "student-alone", recipe.student, recipe, dataset, data_sha256, progress
         )

@@ -27,7 +27,8 @@ GENERATED_SAMPLES = 128
 PER_CHANNEL_OPSET = 13
 
 LEAST_AGREEMENT = 0.95
-"""With its parent, on the samples that the two are compared on; below it the record carries a warning."""
+"""With its parent, on the samples (or their single labels) that the two are compared on; below it the record carries a
+warning."""
 
 GENERATED_WARNING = "calibrated on generated inputs: its accuracy is a matter of luck, give --calibration PACK"
 
@@ -68,16 +69,18 @@ def quantize(
     write_atomic(part, portable(quantized))
     try:
         compared, batch = comparison_inputs(parent, pack, dims or {})
-        check = parity_on(part, model, compared, batch)
+        check = parity_on(part, model, compared, batch, task=parent.task)
         if not np.isfinite(check.largest_difference):
             raise UserError(f"{out}: not written: its outputs, or those of {model}, are NaN or infinite")
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
     warnings: tuple[str, ...] = () if pack is not None else (GENERATED_WARNING,)
-    if check.agreement < LEAST_AGREEMENT:
+    if check.label_agreement < LEAST_AGREEMENT:
+        compared_on = "the labels of " if parent.task == "multi_label" else ""
         warnings += (
-            f"answers otherwise than {parent.rung} in {1 - check.agreement:.0%} of {check.samples} compared samples: "
+            f"answers otherwise than {parent.rung} in {1 - check.label_agreement:.0%} of "
+            f"{compared_on}{check.samples} compared samples: "
             "quantize fewer operators, such as --operator Conv --operator Gemm --operator MatMul",
         )
     used = options.model_dump() | {"format": "qdq", "reduce_range": saturates_in_int8()} | notes

@@ -46,7 +46,7 @@ def slim(
     part = part_of(output_file(out, model), "-unproven")
     write_atomic(part, portable(slimmed))
     try:
-        check = parity_on(part, model, inputs, batch)
+        check = parity_on(part, model, inputs, batch, task=parent.task)
         if not check.largest_difference <= TOLERANCE * max(check.largest_output, 1.0):
             raise UserError(
                 f"{out}: not written: slimming moved an output by {check.largest_difference:.3g}, more than "

@@ -1,4 +1,4 @@
-"""Training a network to weights: a teacher or a student alone by cross-entropy, or a student by distillation."""
+"""Training a network to weights: a teacher or a student alone by the labels, or a student by distillation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,29 +12,31 @@ from kdbench.data.dataset import Dataset
 from kdbench.data.preprocess import apply
 from kdbench.errors import UserError, first_line
 from kdbench.losses import custom
-from kdbench.losses.weighted import Term, WeightedSum
+from kdbench.losses.weighted import Term, WeightedSum, check_data
 from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.models import build
 from kdbench.progress import Progress, silent
-from kdbench.records import Loss, Network, Recipe, Teacher
+from kdbench.records import Loss, Network, Recipe, Task, Teacher
 from kdbench.store import RunFolder, fingerprint, sha256
 from kdbench.training import weights
 from kdbench.training.features import sample_outputs
-from kdbench.training.loop import deterministic, fit, seeded
+from kdbench.training.loop import deterministic, fit, seeded, whole_target
 from kdbench.training.weights import Trained
 
-ALONE = {"cross_entropy": Loss()}
+ALONE: dict[Task, dict[str, Loss]] = {
+    "classification": {"cross_entropy": Loss()},
+    "multi_label": {"binary_cross_entropy": Loss()},
+}
 """The losses of a network that is trained without a teacher."""
 
 
 def check(recipe: Recipe, dataset: Dataset) -> None:
     """Builds everything that training needs, and trains nothing; raises UserError that names what doesn't fit."""
-    dataset.train_labels("training a teacher")
-    if dataset.task == "multi_label":
-        raise UserError(
-            "data.source: several labels a sample: no loss here learns from them; choose one label a sample"
-        )
+    if recipe.teachers[0].training is not None:
+        dataset.train_labels("training a teacher")
+    terms = _terms(recipe, recipe.student, recipe.distill.losses)
+    check_data(terms, dataset.task, dataset.y_train is not None)
     mixing = recipe.data.augment.mixup_alpha > 0 or recipe.data.augment.cutmix_alpha > 0
     for name in {"dkd", "crd"} & recipe.distill.losses.keys() if mixing else ():
         raise UserError(
@@ -53,8 +55,7 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
             raise UserError(
                 f"{name}: {network.model} can't take samples of shape {shape}: {first_line(error)}"
             ) from None
-    terms = _terms(recipe, recipe.student, recipe.distill.losses)
-    outputs = sample_outputs(models["student"], models["teacher"], x, torch.from_numpy(dataset.y_train), terms)
+    outputs = sample_outputs(models["student"], models["teacher"], x, whole_target(dataset), terms)
     with seeded(recipe.seed, 0):
         WeightedSum(terms, *outputs)
     weights.start_from(models["student"], models["teacher"], recipe.distill.start_from)
@@ -85,8 +86,12 @@ def train(
     data_sha256: str,
     progress: Progress = silent,
 ) -> Path:
-    """Trains `network` on the labels alone; the weights file of `rung`. Kept where it is already there."""
-    return _weights(run, rung, network, recipe, dataset, data_sha256, ALONE, None, progress)
+    """Trains `network` on the labels alone; the weights file of `rung`. Kept where it is already there.
+
+    Raises UserError where the training set has no labels.
+    """
+    dataset.train_labels(f"training {rung}")
+    return _weights(run, rung, network, recipe, dataset, data_sha256, ALONE[dataset.task], None, progress)
 
 
 def distill(

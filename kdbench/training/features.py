@@ -54,11 +54,11 @@ def layers(terms: Sequence[Term]) -> tuple[list[str], list[str]]:
 
 
 def sample_outputs(
-    student: nn.Module, teacher: Model | None, x: Tensor, labels: Tensor, terms: Sequence[Term]
+    student: nn.Module, teacher: Model | None, x: Tensor, labels: Tensor | None, terms: Sequence[Term]
 ) -> tuple[Outputs, Outputs]:
     """One forward pass of both in evaluation mode: the shapes that losses are built from.
 
-    `labels` are those of the whole training set. Raises UserError for a loss that needs more of the teacher than its
+    `labels` are those of the whole training set, if it has any. Raises UserError for a loss that needs more of the teacher than its
     logits where these are all that it gives.
     """
     for term in terms:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdbench.data import augment, preprocess
 from kdbench.data.dataset import Dataset
@@ -50,6 +50,11 @@ def learning_rate(step: int, steps: int, training: Training) -> float:
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
 
 
+def whole_target(dataset: Dataset) -> Tensor | None:
+    """The labels of the whole training set, where it has any."""
+    return None if dataset.y_train is None else torch.from_numpy(dataset.y_train)
+
+
 def fit(
     model: nn.Module,
     dataset: Dataset,
@@ -69,15 +74,13 @@ def fit(
 
     `teacher` answers the very batch that the student sees, in evaluation mode and without gradients. A checkpoint of
     the same training (`started.fingerprint`) is continued: it holds model, losses and momentum, and all that is drawn
-    depends on seed and epoch. Raises UserError where the loss stops being finite; the last good checkpoint stays.
+    depends on seed and epoch. Without labels losses get None for them. Raises UserError where the loss stops being finite; the last good checkpoint stays.
     """
     if isinstance(teacher, nn.Module):
         teacher.eval().requires_grad_(False)
     with deterministic(threads):
         first = torch.from_numpy(preprocess.apply(dataset.x_train[:2], dataset.preprocessing))
-        student_outputs, teacher_outputs = sample_outputs(
-            model, teacher, first, torch.from_numpy(dataset.y_train), terms
-        )
+        student_outputs, teacher_outputs = sample_outputs(model, teacher, first, whole_target(dataset), terms)
         with seeded(seed, 0):
             loss = WeightedSum(terms, student_outputs, teacher_outputs)
         parameters = [*model.parameters(), *loss.parameters()]
@@ -117,8 +120,7 @@ def _epoch(
     augmentation: Augment,
 ) -> dict[str, float]:
     """One pass over the training set in an order that depends on seed and epoch alone; the means of the losses."""
-    labels = dataset.train_labels("training")
-    samples = len(labels)
+    labels, samples = dataset.y_train, len(dataset.x_train)
     order = np.random.default_rng([seed, epoch]).permutation(samples)
     seeds = (seed, epoch % augmentation.views if augmentation.views else epoch)
     mixing = augmentation.mixup_alpha > 0 or augmentation.cutmix_alpha > 0
@@ -134,11 +136,14 @@ def _epoch(
             group["lr"] = learning_rate(epoch * batches + batch, training.epochs * batches, training)
         shown = augment.view(dataset.x_train, index, augmentation, seeds)
         x = torch.from_numpy(preprocess.apply(shown.images, dataset.preprocessing))
-        target = augment.mixed_labels(shown, labels, index, len(dataset.classes)) if mixing else labels[index]
+        target = None
+        if labels is not None:
+            mixed = augment.mixed_labels(shown, labels, index, len(dataset.classes)) if mixing else labels[index]
+            target = torch.from_numpy(mixed)
         student = observe(model, x, our_layers, "student")._replace(places=torch.from_numpy(index))
         with torch.no_grad():
             theirs = observe(teacher, x, their_layers, "teacher") if teacher else student
-        value, values = loss(student, theirs, torch.from_numpy(target))
+        value, values = loss(student, theirs, target)
         if not math.isfinite(value.item()):
             raise UserError(
                 f"the loss is {value.item()} in epoch {epoch + 1}, batch {batch + 1}: lower training.learning_rate; "
