@@ -68,15 +68,16 @@ def check_data(terms: Sequence[Term], task: Task, labelled: bool) -> None:
     for term in terms:
         where = f"distill.losses.{term.name}"
         if task not in term.tasks:
-            mine, data = (
-                ("one class", "any number of them") if task == "multi_label" else ("any number of classes", "one")
-            )
+            mine, data = "one class", "any number of them"
+            if task == "classification":
+                mine, data = "any number of classes", "one"
             # Losses on features are for every task: what stands in for this one is a loss made for the data's.
             instead = " or ".join(name for name in others if tasks_of(LOSSES[name]) != TASKS)
             raise UserError(f"{where}: is for {mine} a sample, this data has {data}: take {instead} instead")
         if term.labelled and not labelled:
             raise UserError(
-                f"{where}: learns from labels, and the training set has none: leave it out, and take {', '.join(others)}"
+                f"{where}: learns from labels, and the training set has none: leave it out, or take one of "
+                f"{', '.join(others)}"
             )
 
 

@@ -11,7 +11,7 @@ from kdbench.store import prepare_folder, write_atomic
 
 
 def save_report(ladders: Sequence[Ladder], rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Writes `report.md`, `report.csv` and a plot for each ladder that has accuracies; the paths, report first."""
+    """Writes `report.md`, `report.csv` and a plot for each ladder whose answers are judged; the paths, report first."""
     prepare_folder(folder)
     plots = [save_plot(ladder, folder, f"-{number}" if number > 1 else "") for number, ladder in enumerate(ladders, 1)]
     report, csv = folder / "report.md", folder / "report.csv"

@@ -41,7 +41,7 @@ def flags(
 
 
 def _failed_evaluation(evaluation: Evaluation | None) -> str | None:
-    return f"no accuracy: {evaluation.error}" if evaluation and evaluation.error else None
+    return f"not evaluated: {evaluation.error}" if evaluation and evaluation.error else None
 
 
 def _fallback(m: Measurement, evaluation: Evaluation | None) -> str | None:

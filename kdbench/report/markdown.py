@@ -7,9 +7,26 @@ from itertools import zip_longest
 import jinja2
 
 from kdbench.records import Recipe
-from kdbench.report.table import Ladder
+from kdbench.report.table import Ladder, Metric
 from kdbench.report.text import TextTable, count, details_table, ladder_tables, mark, size, unmeasured
 from kdbench.store import load_recipe, zoo_recipes
+
+JUDGED: dict[Metric, str] = {
+    "accuracy": (
+        "Accuracy is measured through the backend that is timed;\nits difference, in points,\nhas Bonett and Price's "
+        "interval for paired proportions, and McNemar's exact test a p-value."
+    ),
+    "f1": (
+        "F1 is measured through the backend that is timed; a\nlabel holds above logit 0, or above 0.5 where all "
+        "outputs lie from 0 to 1. The difference of micro F1, in points, has a\npercentile interval of 2000 paired bootstrap "
+        "samples, with one disagreement added each way."
+    ),
+    "agreement": (
+        "The evaluation samples have no labels: agreement with\nthe baseline's answers through the same backend takes "
+        "the place of accuracy."
+    ),
+}
+"""How what stands beside the speed was measured."""
 
 
 def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), heading: str = "#") -> str:
@@ -22,6 +39,7 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
             "details": details_table(ladder),
             "unmeasured": unmeasured(ladder.rows),
             "plot": plot,
+            "judged": JUDGED[ladder.metric],
             "again": _again(ladder.result.recipe),
         }
         for ladder, plot in zip_longest(ladders, plots)

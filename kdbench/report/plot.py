@@ -1,11 +1,11 @@
-"""Accuracy against latency: a panel for each backend, thread count and batch."""
+"""Accuracy, or what the task has in its place, against latency: a panel for each backend, thread count and batch."""
 
 import io
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from kdbench.report.table import Ladder, Row
+from kdbench.report.table import Ladder, Metric, Row
 from kdbench.store import write_atomic
 
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
@@ -15,17 +15,25 @@ MARKERS = "os^DvPX*"
 
 def save_plot(ladder: Ladder, folder: Path, suffix: str = "") -> list[Path]:
     """`accuracy-latency<suffix>.svg` and `.png`; nothing where no cell has both numbers."""
-    rows = [row for row in ladder.rows if row.accuracy is not None and row.latency_p50_s is not None]
+    rows = [row for row in ladder.rows if _height(ladder, row) is not None and row.latency_p50_s is not None]
     if not rows:
         return []
     paths = []
     for kind in ("svg", "png"):
         paths.append(folder / f"accuracy-latency{suffix}.{kind}")
-        write_atomic(paths[-1], _draw(ladder.result.name, ladder.result.baseline, rows, kind))
+        write_atomic(paths[-1], _draw(ladder, rows, kind))
     return paths
 
 
-def _draw(name: str, baseline: str, rows: Sequence[Row], kind: str) -> bytes:
+def _height(ladder: Ladder, row: Row) -> float | None:
+    """The share that is drawn. Where that is agreement with the baseline, the baseline agrees with itself."""
+    shares: dict[Metric, float | None] = {"accuracy": row.accuracy, "f1": row.f1_micro, "agreement": row.agreement}
+    if ladder.metric == "agreement" and row.rung == ladder.result.baseline:
+        return 1.0
+    return shares[ladder.metric]
+
+
+def _draw(ladder: Ladder, rows: Sequence[Row], kind: str) -> bytes:
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -39,11 +47,12 @@ def _draw(name: str, baseline: str, rows: Sequence[Row], kind: str) -> bytes:
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, panel in zip(axes, panels, strict=True):
             for row in panel:
-                assert row.latency_p50_s is not None and row.accuracy is not None
+                share = _height(ladder, row)
+                assert row.latency_p50_s is not None and share is not None
                 index = rungs.index(row.rung)
                 axis.errorbar(
                     row.latency_p50_s * 1e3,
-                    100 * row.accuracy,
+                    100 * share,
                     yerr=_bar(row),
                     linestyle="none",
                     capsize=3,
@@ -61,10 +70,13 @@ def _draw(name: str, baseline: str, rows: Sequence[Row], kind: str) -> bytes:
             axis.grid(True, alpha=0.3)
             axis.set_title(f"{panel[0].backend}, threads {panel[0].threads}, batch {panel[0].batch}", fontsize=10)
             axis.set_xlabel("median latency, ms (log scale)")
-        axes[0].set_ylabel("accuracy, %")
+        name, baseline = ladder.result.name, ladder.result.baseline
+        metric = {"accuracy": "accuracy", "f1": "micro F1", "agreement": f"agreement with {baseline}"}[ladder.metric]
+        axes[0].set_ylabel(f"{metric}, %")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False)
-        figure.suptitle(f"{name}: accuracy (bars: 95 % of its difference to {baseline}) against latency", fontsize=11)
+        bars = "" if ladder.metric == "agreement" else f" (bars: 95 % of its difference to {baseline})"
+        figure.suptitle(f"{name}: {metric}{bars} against latency", fontsize=11)
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
@@ -72,10 +84,11 @@ def _draw(name: str, baseline: str, rows: Sequence[Row], kind: str) -> bytes:
 
 
 def _bar(row: Row) -> tuple[list[float], list[float]] | None:
-    """Points below and above the accuracy that the interval of its paired difference reaches."""
-    if row.accuracy_diff is None or row.accuracy_diff_low is None or row.accuracy_diff_high is None:
+    """Points below and above the accuracy or F1 that the interval of its paired difference reaches."""
+    found = row.difference
+    if found is None:
         return None
-    below, above = row.accuracy_diff - row.accuracy_diff_low, row.accuracy_diff_high - row.accuracy_diff
+    below, above = found.value - found.low, found.high - found.value
     return [100 * max(below, 0.0)], [100 * max(above, 0.0)]
 
 

@@ -1,17 +1,21 @@
 """The table model: one row a cell, computed from raw values on reading."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import stats
-from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
+from kdbench.records import Artifact, Measurement, ResultFile
 from kdbench.report.flags import flags
 from kdbench.stats import Interval
 from kdbench.store import PARTIAL_FILE, RESULTS_FILE, Arrays, find_results, load_result
+
+Answers = Mapping[tuple[str, str, int], NDArray[Any]]
+"""Predictions, classes [N] or 0 and 1 [N, C], by rung, backend and threads."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Row:
     accuracy_diff_low: float | None = None
     accuracy_diff_high: float | None = None
     agreement: float | None = None
-    """Share of samples on which it answers as the baseline does."""
+    """Share of samples on which it answers as the baseline does, in all labels where there are several."""
     size_bytes: int = 0
     parameters: int = 0
     macs: int | None = None
@@ -47,9 +51,33 @@ class Row:
     peak_memory_bytes: int | None = None
     flags: tuple[str, ...] = ()
     error: str | None = None
+    f1_micro: float | None = None
+    """Where samples have any number of labels, instead of accuracy: of all labels together."""
+    f1_macro: float | None = None
+    """The mean over labels."""
+    f1_micro_diff: float | None = None
+    """Minus the baseline's through the same backend, on the same samples."""
+    f1_micro_diff_low: float | None = None
+    f1_micro_diff_high: float | None = None
+
+    @property
+    def difference(self) -> Interval | None:
+        """Of the accuracy or the micro F1 to the baseline's."""
+        for value, low, high in (
+            (self.accuracy_diff, self.accuracy_diff_low, self.accuracy_diff_high),
+            (self.f1_micro_diff, self.f1_micro_diff_low, self.f1_micro_diff_high),
+        ):
+            if value is not None and low is not None and high is not None:
+                return Interval(value, low, high)
+        return None
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
+
+
+Metric = Literal["accuracy", "f1", "agreement"]
+"""What tells how good a model's answers are: by labels of one class a sample, or of any number of them, or by the
+baseline's answers where the evaluation samples have no labels."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +86,7 @@ class Ladder:
 
     result: ResultFile
     rows: tuple[Row, ...]
+    metric: Metric
     mcnemar: dict[tuple[str, str, int], float]
     """p-value of each rung against the baseline, by rung, backend and threads."""
 
@@ -94,11 +123,7 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
     artifacts = {artifact.rung: artifact for artifact in result.artifacts}
     evaluations = {(e.rung, e.backend, e.threads): e for e in result.evaluations}
     labels = arrays.get("labels")
-    correct = {
-        key: arrays[f"predictions.{e.raw}"] == labels
-        for key, e in evaluations.items()
-        if e.raw is not None and labels is not None
-    }
+    answers = {key: arrays[f"predictions.{e.raw}"] for key, e in evaluations.items() if e.raw is not None}
     rungs = {artifact.sha256: artifact.rung for artifact in result.artifacts}
     measurements = {(m.rung, m.backend, m.threads, m.batch): m for m in result.measurements}
     rows = []
@@ -109,10 +134,13 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         parent = measurements.get((parent_rung, m.backend, m.threads, m.batch))
         evaluation = evaluations.get((m.rung, m.backend, m.threads))
         row = _timed(_row(artifact, m), m, baseline, arrays)
-        row = _judged(row, correct, result.baseline, evaluations, arrays)
+        row = _judged(row, answers, labels, result.baseline)
         against_parent = (parent_rung, _ratio(parent, m, arrays)) if parent else None
         rows.append(replace(row, flags=flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays))))
-    return Ladder(result, tuple(rows), _mcnemar(correct, result.baseline))
+    metric: Metric = "accuracy" if labels is None or labels.ndim == 1 else "f1"
+    if labels is None and answers:
+        metric = "agreement"
+    return Ladder(result, tuple(rows), metric, _mcnemar(answers, labels, result.baseline))
 
 
 def _row(artifact: Artifact, m: Measurement) -> Row:
@@ -156,29 +184,28 @@ def _median(values: Sequence[float | None]) -> float | None:
     return float(np.median(known)) if known else None
 
 
-def _judged(
-    row: Row,
-    correct: dict[tuple[str, str, int], NDArray[np.bool_]],
-    baseline: str,
-    evaluations: dict[tuple[str, str, int], Evaluation],
-    arrays: Arrays,
-) -> Row:
-    """The row with its accuracy, and its paired difference to the baseline through the same backend."""
-    key, base = (row.rung, row.backend, row.threads), (baseline, row.backend, row.threads)
-    if key not in correct:
+def _judged(row: Row, answers: Answers, labels: NDArray[Any] | None, baseline: str) -> Row:
+    """The row with its metric, and its paired difference to the baseline through the same backend."""
+    ours, theirs = (answers.get((rung, row.backend, row.threads)) for rung in (row.rung, baseline))
+    if ours is None:
         return row
-    row = replace(row, accuracy=float(correct[key].mean()))
-    if base not in correct or row.rung == baseline:
+    against = theirs if row.rung != baseline else None
+    if against is not None:
+        row = replace(row, agreement=float(np.mean((ours == against).reshape(len(ours), -1).all(axis=1))))
+    if labels is None:
         return row
-    answers, expected = (arrays[f"predictions.{evaluations[k].raw}"] for k in (key, base))
-    difference = stats.accuracy_difference(correct[key], correct[base])
-    return replace(
-        row,
-        agreement=float(np.mean(answers == expected)),
-        accuracy_diff=difference.value,
-        accuracy_diff_low=difference.low,
-        accuracy_diff_high=difference.high,
-    )
+    if labels.ndim == 2:
+        micro, macro = stats.f1(ours, labels)
+        row = replace(row, f1_micro=micro, f1_macro=macro)
+        if against is None:
+            return row
+        found = stats.f1_difference(ours, against, labels)
+        return replace(row, f1_micro_diff=found.value, f1_micro_diff_low=found.low, f1_micro_diff_high=found.high)
+    row = replace(row, accuracy=float(np.mean(ours == labels)))
+    if against is None:
+        return row
+    found = stats.accuracy_difference(ours == labels, against == labels)
+    return replace(row, accuracy_diff=found.value, accuracy_diff_low=found.low, accuracy_diff_high=found.high)
 
 
 def _medians(m: Measurement, arrays: Arrays) -> dict[int, float]:
@@ -196,11 +223,11 @@ def _ratio(baseline: Measurement, m: Measurement, arrays: Arrays) -> Interval | 
     return stats.speedup([slow[r] for r in rounds], [fast[r] for r in rounds])
 
 
-def _mcnemar(
-    correct: dict[tuple[str, str, int], NDArray[np.bool_]], baseline: str
-) -> dict[tuple[str, str, int], float]:
+def _mcnemar(answers: Answers, labels: NDArray[Any] | None, baseline: str) -> dict[tuple[str, str, int], float]:
+    if labels is None or labels.ndim != 1:
+        return {}
     return {
-        (rung, backend, threads): stats.mcnemar(right, correct[baseline, backend, threads])
-        for (rung, backend, threads), right in correct.items()
-        if rung != baseline and (baseline, backend, threads) in correct
+        (rung, backend, threads): stats.mcnemar(ours == labels, answers[baseline, backend, threads] == labels)
+        for (rung, backend, threads), ours in answers.items()
+        if rung != baseline and (baseline, backend, threads) in answers
     }

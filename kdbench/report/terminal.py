@@ -27,6 +27,8 @@ def print_ladder(ladder: Ladder) -> None:
         for row in content.rows:
             table.add_row(_shortened(row[0]), *row[1:])
         console.print(table)
+        if content.legend:
+            console.print(content.legend)
         for number, note in enumerate(content.notes, 1):
             console.print(f"{mark(number)} {note}")
         console.print()

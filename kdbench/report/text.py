@@ -1,10 +1,11 @@
 """Numbers as people read them, and the ladder as cells of text: shared by every writer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from kdbench.report.table import Ladder, Row
+from kdbench.report.table import Ladder, Metric, Row
+from kdbench.stats import Interval
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class TextTable:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    legend: str = ""
+    """What a heading means that doesn't say it all."""
 
 
 def seconds(value: float | None) -> str:
@@ -54,12 +57,12 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def points(row: Row) -> str:
-    """The accuracy difference in points: `−0.7 [−1.6, 0.2]`."""
-    if row.accuracy_diff is None or row.accuracy_diff_low is None or row.accuracy_diff_high is None:
+def points(difference: Interval | None) -> str:
+    """A difference of accuracies or of F1 in points: `−0.7 [−1.6, 0.2]`."""
+    if difference is None:
         return "–"
-    low, high = (_point(value).lstrip("+") for value in (row.accuracy_diff_low, row.accuracy_diff_high))
-    return f"{_point(row.accuracy_diff)} [{low}, {high}]"
+    low, high = (_point(value).lstrip("+") for value in (difference.low, difference.high))
+    return f"{_point(difference.value)} [{low}, {high}]"
 
 
 def _point(share: float) -> str:
@@ -85,72 +88,95 @@ def mark(number: int) -> str:
 def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
     """One table for each backend, thread count and batch; backends without any number are left to `unmeasured`.
 
-    Accuracy differences are in points; they and speed-ups are against the baseline, with 95 % intervals.
+    Differences are in points; they and speed-ups are against the baseline, with 95 % intervals. A brief table leaves
+    out what makes it wider than a terminal.
     """
     tables = []
+    columns = [column for column in _columns(ladder, brief) if not (brief and column[0] in _LEFT_OUT[ladder.metric])]
     for (backend, threads, batch), group in groupby(ladder.rows, key=lambda row: (row.backend, row.threads, row.batch)):
         rows = list(group)
         if all(row.error for row in rows):
             continue
         notes: dict[str, int] = {}
-        cells = tuple(_ladder_row(row, ladder.result.baseline, notes, brief) for row in rows)
+        cells = tuple((*(cell(row) for _, cell in columns), _marks(row, notes)) for row in rows)
         title = (
             f"{backend}, {threads} thread{'s' if threads > 1 else ''}, batch {batch}, against {ladder.result.baseline}"
         )
-        header = ("rung", "acc. %", "Δ points", "size", "p50", "p99", "per s", "speed-up", "")
-        tables.append(TextTable(title, header, cells, tuple(notes)))
+        header = (*(name for name, _ in columns), "")
+        legend = LEGENDS[ladder.metric].format(baseline=ladder.result.baseline)
+        tables.append(TextTable(title, header, cells, tuple(notes), legend))
     return tables
 
 
-def _ladder_row(row: Row, baseline: str, notes: dict[str, int], brief: bool) -> tuple[str, ...]:
+LEGENDS: dict[Metric, str] = {
+    "accuracy": "",
+    "f1": (
+        "F1 µ: of all labels together; F1 macro: the mean over labels, 0 for one that never occurs and is never "
+        "predicted. Δ µ: the difference in F1 µ, its interval by bootstrap over samples."
+    ),
+    "agreement": (
+        "agree %: share of samples that are answered as {baseline} answers them, in all labels where there are "
+        "several; the evaluation samples have no labels, so this is no accuracy."
+    ),
+}
+
+_LEFT_OUT: dict[Metric, tuple[str, ...]] = {"accuracy": (), "f1": ("per s",), "agreement": ()}
+
+
+def _columns(ladder: Ladder, brief: bool) -> list[tuple[str, Callable[[Row], str]]]:
+    """Headings, and what stands below them."""
+    metric: dict[Metric, list[tuple[str, Callable[[Row], str]]]] = {
+        "accuracy": [
+            ("acc. %", lambda row: _hundredths(row.accuracy)),
+            ("Δ points", lambda row: points(row.difference)),
+        ],
+        "f1": [
+            ("F1 µ %", lambda row: _hundredths(row.f1_micro)),
+            ("F1 macro %", lambda row: _hundredths(row.f1_macro)),
+            ("Δ µ points", lambda row: points(row.difference)),
+        ],
+        "agreement": [("agree %", lambda row: _hundredths(row.agreement))],
+    }
+    return [
+        ("rung", lambda row: row.rung),
+        *metric[ladder.metric],
+        ("size", lambda row: size(row.size_bytes)),
+        ("p50", lambda row: seconds(row.latency_p50_s)),
+        ("p99", lambda row: seconds(row.latency_p99_s)),
+        ("per s", lambda row: count(row.throughput_per_s)),
+        ("speed-up", lambda row: "1" if row.rung == ladder.result.baseline else speedup(row, brief)),
+    ]
+
+
+def _hundredths(share: float | None) -> str:
+    return percent(share).removesuffix(" %")
+
+
+def _marks(row: Row, notes: dict[str, int]) -> str:
+    """The numbers of the row's footnotes, which are added to `notes` where they are new."""
     said = (*row.flags, f"error: {row.error}") if row.error else row.flags
-    marks = " ".join(mark(notes.setdefault(text, len(notes) + 1)) for text in said)
-    return (
-        row.rung,
-        percent(row.accuracy).removesuffix(" %"),
-        points(row),
-        size(row.size_bytes),
-        seconds(row.latency_p50_s),
-        seconds(row.latency_p99_s),
-        count(row.throughput_per_s),
-        "1" if row.rung == baseline else speedup(row, brief),
-        marks,
-    )
+    return " ".join(mark(notes.setdefault(text, len(notes) + 1)) for text in said)
 
 
 def details_table(ladder: Ladder) -> TextTable:
     """What doesn't change from batch to batch, and what a process costs before it is warm."""
-    header = (
-        "rung",
-        "parent",
-        "backend",
-        "batch",
-        "parameters",
-        "MACs",
-        "agreement",
-        "McNemar p",
-        "load",
-        "first run",
-        "peak memory",
-    )
-    rows = tuple(
-        (
-            row.rung,
-            row.parent or "–",
-            row.backend,
-            str(row.batch),
-            count(row.parameters),
-            count(row.macs),
-            percent(row.agreement),
-            _p(ladder.mcnemar.get((row.rung, row.backend, row.threads))),
-            seconds(row.load_s),
-            seconds(row.first_run_s),
-            size(row.peak_memory_bytes),
-        )
-        for row in ladder.rows
-        if not row.error
-    )
-    return TextTable("Details", header, rows)
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("rung", lambda row: row.rung),
+        ("parent", lambda row: row.parent or "–"),
+        ("backend", lambda row: row.backend),
+        ("batch", lambda row: str(row.batch)),
+        ("parameters", lambda row: count(row.parameters)),
+        ("MACs", lambda row: count(row.macs)),
+        ("all labels agree" if ladder.metric == "f1" else "agreement", lambda row: percent(row.agreement)),
+        ("McNemar p", lambda row: _p(ladder.mcnemar.get((row.rung, row.backend, row.threads)))),
+        ("load", lambda row: seconds(row.load_s)),
+        ("first run", lambda row: seconds(row.first_run_s)),
+        ("peak memory", lambda row: size(row.peak_memory_bytes)),
+    ]
+    if ladder.metric != "accuracy":
+        columns = [column for column in columns if column[0] != "McNemar p"]
+    rows = tuple(tuple(cell(row) for _, cell in columns) for row in ladder.rows if not row.error)
+    return TextTable("Details", tuple(name for name, _ in columns), rows)
 
 
 def _p(value: float | None) -> str:

@@ -58,8 +58,8 @@ def sample_outputs(
 ) -> tuple[Outputs, Outputs]:
     """One forward pass of both in evaluation mode: the shapes that losses are built from.
 
-    `labels` are those of the whole training set, if it has any. Raises UserError for a loss that needs more of the teacher than its
-    logits where these are all that it gives.
+    `labels` are those of the whole training set, if it has any. Raises UserError for a loss that needs more of the
+    teacher than its logits where these are all that it gives.
     """
     for term in terms:
         if term.pairs and not isinstance(teacher, nn.Module):

@@ -72,9 +72,10 @@ def fit(
 ) -> Trained:
     """Trains `model` in place by the weighted sum of the losses `terms`; a checkpoint is written after each epoch.
 
-    `teacher` answers the very batch that the student sees, in evaluation mode and without gradients. A checkpoint of
+    `teacher` answers the very batch that the student sees, in evaluation mode and without gradients. The losses' target
+    is None where the training set has no labels. A checkpoint of
     the same training (`started.fingerprint`) is continued: it holds model, losses and momentum, and all that is drawn
-    depends on seed and epoch. Without labels losses get None for them. Raises UserError where the loss stops being finite; the last good checkpoint stays.
+    depends on seed and epoch. Raises UserError where the loss stops being finite; the last good checkpoint stays.
     """
     if isinstance(teacher, nn.Module):
         teacher.eval().requires_grad_(False)
