@@ -77,6 +77,11 @@ def accuracy_difference(correct: NDArray[np.bool_], baseline_correct: NDArray[np
     return Interval((won - lost) / n, max(p - q - half, -1.0), min(p - q + half, 1.0))
 
 
+def agreement(answers: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Share of samples with the same answer, in all labels where these are [N, C]."""
+    return float(np.mean((answers == expected).reshape(len(answers), -1).all(axis=1)))
+
+
 def mcnemar(correct: NDArray[np.bool_], baseline_correct: NDArray[np.bool_]) -> float:
     """p-value of McNemar's exact test: a two-sided binomial test on the samples that only one of them has right."""
     from scipy import stats

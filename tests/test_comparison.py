@@ -93,3 +93,16 @@ def test_a_comparison_is_read_back_as_it_was_written(tmp_path):
     record, arrays = compared(FULL)
     save_results(tmp_path / "comparison.json", record, arrays)
     assert comparison_table(*load_comparison(tmp_path / "comparison.json")) == comparison_table(record, arrays)
+
+
+def test_of_several_labels_a_sample_it_is_f1_and_without_labels_agreement():
+    record, arrays = compared(FULL)
+    both = {name: np.stack([values, 1 - values], axis=1) for name, values in arrays.items()}
+    table = comparison_table(record, both)
+    assert table.header[2:5] == ("F1 µ %", "best %", "F1 macro %")
+    assert table.rows[0][2] == "95.00"
+    del arrays["labels"]
+    table = comparison_table(record, arrays)
+    assert table.header[2:] == ("agree %", "best %", "gain, points", "gap closed")
+    assert table.rows[0][2] == "100.00"
+    assert table.rows[2][2] == "95.00 ± 1.00"

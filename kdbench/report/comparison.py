@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdbench import stats
 from kdbench.records import Comparison, Distill, Schedule, Trial
@@ -11,8 +13,8 @@ from kdbench.report.text import TextTable, mark
 from kdbench.stats import Interval
 from kdbench.store import Arrays
 
-ALONE, DISTILLED = "alone", "distilled"
-"""The student by labels alone, and by the recipe's own `distill`."""
+TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"
+"""The first trial; the student by labels alone; and by the recipe's own `distill`."""
 
 
 @dataclass(frozen=True)
@@ -26,53 +28,56 @@ class Mean:
 
 @dataclass(frozen=True)
 class MethodRow:
-    """A method over its seeds. Accuracies are shares of the evaluation samples."""
+    """A method over its seeds. Its score is accuracy, micro F1 where samples have any number of labels, or agreement
+    with the teacher where the evaluation samples have none."""
 
     method: str
     last: Mean
-    """Accuracy after the last epoch."""
+    """The score after the last epoch."""
     best: Mean | None
     """Of the epoch that was best on the held-out samples."""
+    f1_macro: Mean | None
+    """After the last epoch, where samples have any number of labels."""
     agreement: Mean | None
     """Share of samples on which the last epoch answers as the teacher does."""
     gain: float | None
-    """Accuracy minus that of the student alone on the same seeds."""
+    """Score minus that of the student alone on the same seeds."""
     gain_interval: Interval | None
     """Of the gain, paired by seed; None for fewer than two seeds."""
     gap_closed: float | None
     """Share of the way from the student alone to the teacher; None where the teacher is not ahead."""
 
 
-def method_rows(comparison: Comparison, arrays: Arrays, teacher: str = "teacher") -> list[MethodRow]:
+def method_rows(comparison: Comparison, arrays: Arrays) -> list[MethodRow]:
     """The teacher, and each method in the order of the trials."""
-    labels = arrays["labels"]
-    last = _by_method(comparison.trials, "last")
-    best = _by_method(comparison.trials, "best")
-
-    def accuracies(trials: Sequence[Trial]) -> list[float]:
-        return [float(np.mean(arrays[f"predictions.{trial.raw}"] == labels)) for trial in trials]
-
+    labels = arrays.get("labels")
+    last, best = (_by_method(comparison.trials, kept) for kept in ("last", "best"))
+    teacher = next(iter(last))
     expected = arrays[f"predictions.{last[teacher][0].raw}"]
-    ceiling = accuracies(last[teacher])[0]
-    alone = last.get(ALONE, [])
+
+    def scores(trials: Sequence[Trial]) -> list[float]:
+        return [_score(arrays[f"predictions.{trial.raw}"], labels, expected) for trial in trials]
+
+    ceiling, alone = scores(last[teacher])[0], last.get(ALONE, [])
     rows = []
     for method, trials in last.items():
-        ours = accuracies(trials)
-        student = method != teacher and not method.startswith("teacher-")
+        ours, floors = scores(trials), scores(alone)
+        student = not method.startswith(TEACHER)
         against = student and method != ALONE and [t.seed for t in trials] == [t.seed for t in alone]
-        floor = float(np.mean(accuracies(alone))) if alone else None
-        agreements = [float(np.mean(arrays[f"predictions.{trial.raw}"] == expected)) for trial in trials]
+        gain = float(np.mean(ours) - np.mean(floors)) if against else None
+        gap = ceiling - float(np.mean(floors)) if against else 0.0
+        answers = [arrays[f"predictions.{trial.raw}"] for trial in trials]
+        several = labels is not None and labels.ndim == 2
         rows.append(
             MethodRow(
                 method=method,
                 last=_mean(ours),
-                best=_mean(accuracies(best[method])) if method in best else None,
-                agreement=_mean(agreements) if student else None,
-                gain=float(np.mean(ours)) - floor if against and floor is not None else None,
-                gain_interval=stats.paired_difference(ours, accuracies(alone)) if against else None,
-                gap_closed=(float(np.mean(ours)) - floor) / (ceiling - floor)
-                if against and floor is not None and ceiling > floor
-                else None,
+                best=_mean(scores(best[method])) if method in best else None,
+                f1_macro=_mean([stats.f1(a, labels)[1] for a in answers]) if several and labels is not None else None,
+                agreement=_mean([stats.agreement(a, expected) for a in answers]) if student else None,
+                gain=gain,
+                gain_interval=stats.paired_difference(ours, floors) if against else None,
+                gap_closed=gain / gap if gain is not None and gap > 0 else None,
             )
         )
     return rows
@@ -81,19 +86,36 @@ def method_rows(comparison: Comparison, arrays: Arrays, teacher: str = "teacher"
 def comparison_table(comparison: Comparison, arrays: Arrays) -> TextTable:
     """Percent and points, mean ± standard deviation over seeds; footnotes say what each method's losses are."""
     rows = method_rows(comparison, arrays)
-    with_best = any(row.best for row in rows)
+    labels = arrays.get("labels")
+    score = "agree %" if labels is None else "acc. %" if labels.ndim == 1 else "F1 µ %"
+    columns: dict[str, list[str]] = {
+        "method": [],
+        "seeds": [str(row.last.n) for row in rows],
+        score: [_spread(row.last) for row in rows],
+        "best %": [_spread(row.best) for row in rows],
+        "F1 macro %": [_spread(row.f1_macro) for row in rows],
+        "gain, points": [_points(row) for row in rows],
+        "gap closed": [_share(row.gap_closed) for row in rows],
+    }
+    if labels is not None:
+        columns["agree %"] = [_spread(row.agreement) for row in rows]
+    for name, known in (("best %", "best"), ("F1 macro %", "f1_macro")):
+        if all(getattr(row, known) is None for row in rows):
+            del columns[name]
     notes = []
-    cells = []
     for row in rows:
         losses = _losses(comparison, row.method)
         if losses:
             notes.append(losses)
-        name = f"{row.method} {mark(len(notes))}" if losses else row.method
-        best = [_spread(row.best)] if with_best else []
-        gap = "–" if row.gap_closed is None else f"{100 * row.gap_closed:.0f} %".replace("-", "−")
-        cells.append((name, str(row.last.n), _spread(row.last), *best, _points(row), gap, _spread(row.agreement)))
-    header = ("method", "seeds", "acc. %", *(["best %"] if with_best else []), "gain, points", "gap closed", "agree %")
-    return TextTable(f"{comparison.name}: students by method", header, tuple(cells), tuple(notes))
+        columns["method"].append(f"{row.method} {mark(len(notes))}" if losses else row.method)
+    cells = tuple(zip(*columns.values(), strict=True))
+    return TextTable(f"{comparison.name}: students by method", tuple(columns), cells, tuple(notes))
+
+
+def _score(answers: NDArray[Any], labels: NDArray[Any] | None, expected: NDArray[Any]) -> float:
+    if labels is None:
+        return stats.agreement(answers, expected)
+    return float(np.mean(answers == labels)) if labels.ndim == 1 else stats.f1(answers, labels)[0]
 
 
 def _by_method(trials: Sequence[Trial], kept: str) -> dict[str, list[Trial]]:
@@ -122,6 +144,10 @@ def _points(row: MethodRow) -> str:
     interval = row.gain_interval
     limits = f" [{100 * interval.low:.2f}, {100 * interval.high:.2f}]" if interval else ""
     return f"{100 * row.gain:+.2f}{limits}".replace("-", "−")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %".replace("-", "−")
 
 
 def _losses(comparison: Comparison, method: str) -> str | None:

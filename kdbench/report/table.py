@@ -191,7 +191,7 @@ def _judged(row: Row, answers: Answers, labels: NDArray[Any] | None, baseline: s
         return row
     against = theirs if row.rung != baseline else None
     if against is not None:
-        row = replace(row, agreement=float(np.mean((ours == against).reshape(len(ours), -1).all(axis=1))))
+        row = replace(row, agreement=stats.agreement(ours, against))
     if labels is None:
         return row
     if labels.ndim == 2:
