@@ -172,7 +172,7 @@ def judge(
             with _explained(model, backend, threads) as (_, placement, operators):
                 return record.model_copy(update={"placement": placement, "optimized_operators": operators}), None
         labels = None if pack.y_test is None else pack.labels(artifact.outputs)
-        answers = answer(model, pack.test_inputs(artifact.inputs), batch, backend, threads)
+        answers = answer(model, pack.test_inputs(artifact.inputs, artifact.preprocessing), batch, backend, threads)
     except WorkerError as error:
         return record.model_copy(update={"error": str(error)}), None
     found = {"placement": answers.placement, "optimized_operators": answers.optimized_operators}
@@ -197,25 +197,42 @@ def parity(
     dims: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Parity:
-    """Compares the outputs of two ONNX files on a pack's evaluation samples, or on one batch of generated inputs."""
+    """Compares the outputs of two ONNX files on a pack's evaluation samples, or on one batch of generated inputs.
+
+    Samples of a pack are shown to each under its own preprocessing.
+    """
     model, other, opened = Path(model), Path(other), open_pack(pack)
     artifact, theirs = known_artifact(model), known_artifact(other)
     if [spec.name for spec in artifact.inputs] != [spec.name for spec in theirs.inputs]:
         raise UserError(f"{other}: its inputs have other names than those of {model}: they can't be compared")
     batch = batch_size(artifact.inputs) or batch_size(theirs.inputs) or batch
-    inputs = opened.test_inputs(artifact.inputs) if opened else generate(artifact.inputs, batch, dims or {}, seed)
-    return parity_on(model, other, inputs, batch, backend, task_of(artifact, opened))
+    task = task_of(artifact, opened)
+    if opened is None:
+        return parity_on(model, other, generate(artifact.inputs, batch, dims or {}, seed), batch, backend, task)
+    inputs, others = (opened.test_inputs(known.inputs, known.preprocessing) for known in (artifact, theirs))
+    return parity_on(model, other, inputs, batch, backend, task, others)
 
 
 def parity_on(
-    model: Path, other: Path, inputs: Arrays, batch: int, backend: str = "cpu", task: Task = "classification"
+    model: Path,
+    other: Path,
+    inputs: Arrays,
+    batch: int,
+    backend: str = "cpu",
+    task: Task = "classification",
+    others: Arrays | None = None,
 ) -> Parity:
     """Compares the outputs of two models on the same inputs, pairing outputs by position.
+
+    `others` are these inputs as the other model wants them, where it wants them otherwise.
 
     Raises UserError where they have other outputs, or where either can't run.
     """
     try:
-        ours, theirs = (list(answer(path, inputs, batch, backend).outputs.values()) for path in (model, other))
+        ours, theirs = (
+            list(answer(path, fed, batch, backend).outputs.values())
+            for path, fed in ((model, inputs), (other, others or inputs))
+        )
     except WorkerError as error:
         raise UserError(f"{model} against {other}: {error}") from None
     if [output.shape for output in ours] != [output.shape for output in theirs]:

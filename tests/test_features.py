@@ -10,7 +10,7 @@ from kdbench.errors import UserError
 from kdbench.losses.weighted import terms
 from kdbench.models import build
 from kdbench.records import Loss, Preprocessing, Training
-from kdbench.training.features import layers, observe, sample_outputs
+from kdbench.training.features import Teaching, layers, observe, sample_outputs
 from kdbench.training.loop import fit
 from kdbench.training.weights import Trained
 
@@ -100,8 +100,10 @@ def black_box(x):
 def test_a_black_box_with_a_loss_on_features_is_refused(tmp_path):
     both = {"kd": Loss(), **HINT}
     with pytest.raises(UserError, match=r"distill.losses.hint: needs features of the teacher, and 'black_box' is a"):
-        sample_outputs(network(), black_box, X, torch.zeros(9), read(both, tmp_path))
-    _, theirs = sample_outputs(network(), black_box, X, torch.zeros(9), read({"kd": Loss()}, tmp_path))
+        sample_outputs(network(), Teaching(black_box, None), X, X, torch.zeros(9), read(both, tmp_path))
+    _, theirs = sample_outputs(
+        network(), Teaching(black_box, None), X, X, torch.zeros(9), read({"kd": Loss()}, tmp_path)
+    )
     assert torch.equal(theirs.logits, black_box(X))
 
 
@@ -133,7 +135,15 @@ def fitted(tmp_path, teacher, losses):
     )
     training = Training(epochs=2, learning_rate=0.01, batch_size=8)
     checkpoint = tmp_path / "checkpoint"
-    return fit(network(), dataset, training, read(losses, tmp_path, 2), started, checkpoint, teacher=teacher)
+    return fit(
+        network(),
+        dataset,
+        training,
+        read(losses, tmp_path, 2),
+        started,
+        checkpoint,
+        teacher=Teaching(teacher, Preprocessing()),
+    )
 
 
 def test_the_teacher_is_asked_in_evaluation_mode_without_gradients_and_not_changed(tmp_path):

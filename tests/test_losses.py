@@ -14,7 +14,7 @@ from kdbench.losses.outputs import Outputs
 from kdbench.losses.weighted import WeightedSum, history_key, terms, weight_at
 from kdbench.models import build
 from kdbench.records import recipe_from_toml
-from kdbench.training.features import layers, sample_outputs
+from kdbench.training.features import Teaching, layers, sample_outputs
 from tests.conftest import REPOSITORY
 from tests.test_records import TEXT
 
@@ -496,6 +496,7 @@ def test_documented_recipes_can_be_built(block, tmp_path):
     recipe = recipe_from_toml(TEXT[: TEXT.index("[distill]")] + block, "methods.md")
     resnet = build("resnet", {"widths": [4, 8], "blocks": [1, 1]}, (1, 8, 8), 5)
     read = terms(recipe.distill.losses, recipe.distill.temperature, tmp_path, 30)
-    outputs = sample_outputs(resnet, resnet, torch.zeros(2, 1, 8, 8), torch.arange(5), read)
+    x = torch.zeros(2, 1, 8, 8)
+    outputs = sample_outputs(resnet, Teaching(resnet, None), x, x, torch.arange(5), read)
     total, _ = WeightedSum(read, *outputs)(outputs[0]._replace(places=torch.arange(2)), outputs[1], torch.arange(2))
     assert torch.isfinite(total)

@@ -11,6 +11,7 @@ from kdbench.errors import UserError
 from kdbench.losses import LOSSES
 from kdbench.records import Augment, Data, Network, Training
 from kdbench.steps import train
+from kdbench.steps.teach import teach
 from kdbench.store import RunFolder, load_recipe, zoo_recipes
 from kdbench.training import weights
 from kdbench.training.loop import learning_rate
@@ -31,7 +32,7 @@ def dataset():
 def trained(recipe, dataset, tmp_path_factory):
     """Teacher and student weights, trained without interruption."""
     folder = RunFolder(tmp_path_factory.mktemp("trained"))
-    teacher = train.train(folder, "teacher", train.network_of(recipe.teachers[0]), recipe, dataset, "")
+    teacher = teach(folder, "teacher", recipe.teachers[0], recipe, dataset, "")
     return teacher, train.distill(folder, "student", teacher, recipe, dataset, "")
 
 
@@ -234,7 +235,7 @@ def test_a_damaged_checkpoint_is_trained_again(trained, recipe, dataset, tmp_pat
 def test_finished_weights_are_kept(trained, recipe, dataset):
     teacher, _ = trained
     before = teacher.stat().st_mtime_ns
-    train.train(RunFolder(teacher.parent), "teacher", train.network_of(recipe.teachers[0]), recipe, dataset, "")
+    teach(RunFolder(teacher.parent), "teacher", recipe.teachers[0], recipe, dataset, "")
     assert teacher.stat().st_mtime_ns == before
 
 

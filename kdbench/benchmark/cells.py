@@ -81,8 +81,9 @@ def _why_not(artifact: Artifact, backend: str, batch: int) -> str | None:
 
 def inputs(cell: Cell, pack: EvalPack | None, dims: Mapping[str, int]) -> Arrays:
     """What the cell is timed on: the pack's first samples, repeated where the batch is larger, or generated ones."""
+    artifact = cell.subject.artifact
     if pack is None:
-        return generate(cell.subject.artifact.inputs, cell.batch, dims)
-    shapes = pack.test_inputs(cell.subject.artifact.inputs)
+        return generate(artifact.inputs, cell.batch, dims)
+    shapes = pack.test_inputs(artifact.inputs, artifact.preprocessing)
     check_elements({name: (cell.batch, *values.shape[1:]) for name, values in shapes.items()})
     return {name: values[np.arange(cell.batch) % len(values)] for name, values in shapes.items()}

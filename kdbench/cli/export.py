@@ -13,7 +13,10 @@ from kdbench.cli import options
 @click.option(
     "--pack", type=options.FILE, help="Compare PyTorch and onnxruntime on its samples, not on generated ones."
 )
-def export(weights: Path, out: Path, pack: Path | None) -> None:
+@click.option(
+    "--code", type=options.FILE, metavar="DIR", help="Where the module.py of a model of your own lies: it is run."
+)
+def export(weights: Path, out: Path, pack: Path | None, code: Path | None) -> None:
     """Export the model of a WEIGHTS file (.safetensors, as `kdbench distill` writes) to ONNX.
 
     The batch is free. Nothing is written where onnxruntime's outputs differ from PyTorch's.
@@ -27,4 +30,4 @@ def export(weights: Path, out: Path, pack: Path | None) -> None:
     needs_torch()
     from kdbench.steps.export import export as export_step
 
-    show_artifact(export_step(weights, out, pack), out)
+    show_artifact(export_step(weights, out, pack, code=code), out)

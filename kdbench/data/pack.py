@@ -34,13 +34,16 @@ class EvalPack:
     preprocessing: Preprocessing | None
     task: Task = "classification"
 
-    def test_inputs(self, inputs: Sequence[TensorSpec]) -> Arrays:
-        """All evaluation samples as the model's input; raises UserError where they don't fit it."""
-        return self._feed("x_test", self.x_test, inputs)
+    def test_inputs(self, inputs: Sequence[TensorSpec], preprocessing: Preprocessing | None = None) -> Arrays:
+        """All evaluation samples as the model's input, under the model's own `preprocessing` where it has one.
 
-    def calibration_inputs(self, inputs: Sequence[TensorSpec]) -> Arrays:
-        """All calibration samples as the model's input; raises UserError where they don't fit it."""
-        return self._feed("x_calibration", self.x_calibration, inputs)
+        A pack without preprocessing is fed as it is. Raises UserError where the samples don't fit the model.
+        """
+        return self._feed("x_test", self.x_test, inputs, preprocessing)
+
+    def calibration_inputs(self, inputs: Sequence[TensorSpec], preprocessing: Preprocessing | None = None) -> Arrays:
+        """All calibration samples, likewise."""
+        return self._feed("x_calibration", self.x_calibration, inputs, preprocessing)
 
     def labels(self, outputs: Sequence[TensorSpec]) -> Labels:
         """The labels, checked against the number of classes that the model answers with."""
@@ -50,14 +53,16 @@ class EvalPack:
         check_labels(self.y_test, width if isinstance(width, int) else None, f"{self.name}: y_test", self.task)
         return self.y_test
 
-    def _feed(self, part: str, samples: NDArray[Any] | None, inputs: Sequence[TensorSpec]) -> Arrays:
+    def _feed(
+        self, part: str, samples: NDArray[Any] | None, inputs: Sequence[TensorSpec], own: Preprocessing | None
+    ) -> Arrays:
         if samples is None:
             raise UserError(f"{self.name}: no array '{part}' in it")
         if len(inputs) != 1:
             names = ", ".join(spec.name for spec in inputs)
             raise UserError(f"{self.name}: feeds models of one input, this one has {len(inputs)} ({names})")
         spec = inputs[0]
-        values = preprocess.apply(samples, self.preprocessing)
+        values = preprocess.apply(samples, self.preprocessing and (own or self.preprocessing))
         expected = spec.shape[1:]
         if len(values.shape) != len(spec.shape) or any(
             isinstance(size, int) and size != actual for size, actual in zip(expected, values.shape[1:], strict=True)

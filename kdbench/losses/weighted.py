@@ -11,6 +11,7 @@ import torch
 from pydantic import PydanticUserError, create_model
 from torch import Tensor, nn
 
+from kdbench import functions
 from kdbench.errors import UserError, first_line, pick
 from kdbench.losses import LOSSES, custom
 from kdbench.losses.features import Pairs
@@ -172,7 +173,7 @@ def _value(loss: nn.Module, student: Outputs, teacher: Outputs | Sequence[Voice]
 
 def _term(name: str, loss: Loss, temperature: float, folder: Path) -> Term:
     where = f"distill.losses.{name}"
-    own = ":" in name
+    own = functions.is_own(name)
     function = custom.load(name, folder) if own else pick(LOSSES, name, "loss")
     parameters = list(inspect.signature(function, eval_str=True).parameters.values())[3 if own else 2 :]
     fields: dict[str, Any] = {

@@ -49,7 +49,7 @@ def distilled(
     """Weights and ONNX files of teacher and student, and of the student alone if asked."""
     needs_torch()
     from kdbench import data
-    from kdbench.steps import train
+    from kdbench.steps import teach, train
     from kdbench.steps.export import export
 
     dataset = data.load(recipe.data)
@@ -63,9 +63,7 @@ def distilled(
         preprocessing=dataset.preprocessing and dataset.preprocessing.to_json(),
         classes=dataset.classes,
     )
-    teacher = train.train(
-        folder, "teacher", train.network_of(recipe.teachers[0]), recipe, dataset, data_sha256, progress
-    )
+    teacher = teach.teach(folder, "teacher", recipe.teachers[0], recipe, dataset, data_sha256, progress)
     weights = {"teacher": teacher}
     if alone and dataset.y_train is None:
         say("no labels in the training set: without the rung student-alone, which learns from them alone")
@@ -77,10 +75,13 @@ def distilled(
     artifacts: dict[str, Artifact] = {}
     for number, (rung, path) in enumerate(weights.items()):
         progress("export", number, len(weights))
+        if path == folder.onnx(rung):  # a black box is its own
+            artifacts[rung] = known_artifact(path)
+            continue
         parent = artifacts["teacher"] if rung == "student" else None
 
         def make(out: Path, path: Path = path, rung: str = rung, parent: Artifact | None = parent) -> Artifact:
-            made = export(path, out, folder.pack, rung)
+            made = export(path, out, folder.pack, rung, recipe.folder)
             lineage = (
                 {"parent": parent.rung, "parent_sha256": parent.sha256, "step": "distill"}
                 if parent

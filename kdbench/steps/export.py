@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from kdbench.data.generated import SMALL, generate
 from kdbench.data.pack import EvalPack, open_pack
@@ -18,6 +19,7 @@ from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import inspect, portable
 from kdbench.records import Artifact, TensorSpec
 from kdbench.store import output_file, part_of, save_artifact, write_atomic
+from kdbench.teachers.classes import ClassMap
 from kdbench.training import weights
 
 OPSET = 20
@@ -26,20 +28,41 @@ TOLERANCE = 1e-4
 """Largest difference between PyTorch's and onnxruntime's outputs, as a share of the largest output."""
 
 
+class Mapped(nn.Module):
+    """A model whose outputs are mapped to the data's classes."""
+
+    def __init__(self, model: nn.Module, classes: ClassMap) -> None:
+        super().__init__()
+        self.model = model
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classes(self.model(x))
+
+
 def export(
-    source: str | Path, out: str | Path, pack: EvalPack | str | Path | None = None, rung: str | None = None
+    source: str | Path,
+    out: str | Path,
+    pack: EvalPack | str | Path | None = None,
+    rung: str | None = None,
+    code: str | Path | None = None,
 ) -> Artifact:
     """Writes the model of a weights file to `out` with free batch; its record beside it.
+
+    Where the model is a user's own, `code` is the folder in which its file lies, which is then run.
 
     PyTorch and onnxruntime are compared on the pack's calibration samples, or on generated ones, at batch 1 and at an
     odd batch. Raises UserError with the figures where they differ by more than TOLERANCE; nothing is written then.
     """
     source, out = Path(source), Path(out)
-    model, trained = weights.model_of(source)
+    bare, trained = weights.model_of(source, None if code is None else Path(code))
+    model = bare if trained.class_map is None else Mapped(bare, trained.class_map).eval()
     spec = TensorSpec(name="input", dtype=trained.input_dtype, shape=("batch", *trained.input_shape))
     found = open_pack(pack)
     below = trained.options.get("vocabulary", SMALL)
-    samples = (found.calibration_inputs([spec]) if found else generate([spec], 64, {}, below=below))["input"]
+    samples = (
+        found.calibration_inputs([spec], trained.preprocessing) if found else generate([spec], 64, {}, below=below)
+    )["input"]
     example = torch.from_numpy(np.resize(samples, (2, *trained.input_shape)))
     # The exporter prints and warns about itself; what matters is proven below.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -76,7 +99,7 @@ def export(
         out,
         rung,
         step="export",
-        options={"opset": OPSET, "model": trained.model, **trained.options},
+        options={"opset": OPSET, "source": trained.source, "model": trained.model, **trained.options},
         task=trained.task,
         classes=trained.classes,
         preprocessing=trained.preprocessing,

@@ -54,7 +54,7 @@ def quantize(
         raise UserError(f"{model}: is {state}: give its fp32 parent")
     graph, notes = _upgraded(slimmed_graph(load_model(model), model), model, options)
     inputs = (
-        pack.calibration_inputs(parent.inputs)
+        pack.calibration_inputs(parent.inputs, parent.preprocessing)
         if pack is not None
         else generate(parent.inputs, batch_size(parent.inputs) or GENERATED_SAMPLES, dims or {})
     )

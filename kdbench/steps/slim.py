@@ -83,7 +83,7 @@ def comparison_inputs(artifact: Artifact, pack: EvalPack | None, dims: Mapping[s
     """Samples on which a rewritten model is compared with its parent, and the batch to run them in."""
     batch = batch_size(artifact.inputs)
     if pack is not None:
-        inputs = pack.calibration_inputs(artifact.inputs)
+        inputs = pack.calibration_inputs(artifact.inputs, artifact.preprocessing)
         return {name: values[:SAMPLES] for name, values in inputs.items()}, batch or BATCH
     return generate(artifact.inputs, batch or BATCH, dims), batch or BATCH
 

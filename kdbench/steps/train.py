@@ -1,34 +1,29 @@
-"""Training a network to weights: a teacher or a student alone by the labels, or a student by distillation."""
+"""Training a student to weights: alone by the labels, or by distillation."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from kdbench import __version__
+from kdbench import __version__, functions
 from kdbench.data.dataset import Dataset
 from kdbench.data.preprocess import apply
 from kdbench.errors import UserError, first_line
-from kdbench.losses import custom
 from kdbench.losses.weighted import Term, WeightedSum, check_data
 from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.models import build
 from kdbench.progress import Progress, silent
-from kdbench.records import Loss, Network, Recipe, Task, Teacher
+from kdbench.records import Loss, Network, Recipe
+from kdbench.steps.teach import ALONE, at_work, untrained
 from kdbench.store import RunFolder, fingerprint, sha256
 from kdbench.training import weights
 from kdbench.training.features import sample_outputs
-from kdbench.training.loop import deterministic, fit, seeded, whole_target
+from kdbench.training.finished import weights_file
+from kdbench.training.loop import deterministic, seeded, whole_target
 from kdbench.training.weights import Trained
-
-ALONE: dict[Task, dict[str, Loss]] = {
-    "classification": {"cross_entropy": Loss()},
-    "multi_label": {"binary_cross_entropy": Loss()},
-}
-"""The losses of a network that is trained without a teacher."""
 
 
 def check(recipe: Recipe, dataset: Dataset) -> None:
@@ -43,22 +38,22 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
             f"distill.losses.{name}: needs one class a sample, which mixup and cutmix don't leave: drop either"
         )
     x = torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))
-    models = {}
-    for name, network in (("teacher", network_of(recipe.teachers[0])), ("student", recipe.student)):
-        models[name] = initial(network, dataset, recipe.seed, name).eval()
-        _check_vocabulary(name, network, dataset)
-        try:
-            with torch.no_grad():
-                models[name](x)
-        except RuntimeError as error:
-            shape = dataset.x_train.shape[1:]
-            raise UserError(
-                f"{name}: {network.model} can't take samples of shape {shape}: {first_line(error)}"
-            ) from None
-    outputs = sample_outputs(models["student"], models["teacher"], x, whole_target(dataset), terms)
+    student = initial(recipe.student, dataset, recipe.seed, "student", recipe.folder).eval()
+    _check_vocabulary("student", recipe.student, dataset)
+    try:
+        with torch.no_grad():
+            student(x)
+    except RuntimeError as error:
+        shape = dataset.x_train.shape[1:]
+        raise UserError(
+            f"student: {recipe.student.model} can't take samples of shape {shape}: {first_line(error)}"
+        ) from None
+    with untrained(recipe.teachers[0], recipe, dataset) as teacher:
+        theirs = teacher.sees(dataset.x_train[:2], x, dataset.preprocessing)
+        outputs = sample_outputs(student, teacher, x, theirs, whole_target(dataset), terms)
+        weights.start_from(student, teacher.model, recipe.distill.start_from)
     with seeded(recipe.seed, 0):
         WeightedSum(terms, *outputs)
-    weights.start_from(models["student"], models["teacher"], recipe.distill.start_from)
 
 
 def _check_vocabulary(name: str, network: Network, dataset: Dataset) -> None:
@@ -68,13 +63,6 @@ def _check_vocabulary(name: str, network: Network, dataset: Dataset) -> None:
         highest = max(dataset.x_train.max(), dataset.x_test.max())
         if highest >= int(vocabulary):
             raise UserError(f"{name}.options.vocabulary: {vocabulary}, but the data has token ids up to {highest}")
-
-
-def network_of(teacher: Teacher) -> Network:
-    """A teacher of the zoo that is trained here, as a network."""
-    if teacher.training is None:
-        raise UserError("teacher.training: is missing: add it")
-    return Network(model=teacher.model, options=teacher.options, training=teacher.training)
 
 
 def train(
@@ -103,7 +91,7 @@ def distill(
     data_sha256: str,
     progress: Progress = silent,
 ) -> Path:
-    """Trains the recipe's student by its distillation losses under the teacher of a weights file."""
+    """Trains the recipe's student by its distillation losses under the teacher of a file that `teach` has made."""
     return _weights(run, rung, recipe.student, recipe, dataset, data_sha256, recipe.distill.losses, teacher, progress)
 
 
@@ -120,11 +108,14 @@ def _weights(
 ) -> Path:
     terms = _terms(recipe, network, losses)
     start_from = recipe.distill.start_from if teacher else {}
+    own = {n: functions.source(n, recipe.folder, "loss") for n in losses if functions.is_own(n)}
+    if functions.is_own(network.model):
+        own[network.model] = functions.source(network.model, recipe.folder, f"{rung}.model")
     facts = {
         "network": network.model_dump(),
         "losses": {name: loss.model_dump() for name, loss in losses.items()},
         "temperature": recipe.distill.temperature if teacher else None,
-        "loss_files": {n: sha256(custom.source(n, recipe.folder).read_bytes()) for n in losses if ":" in n},
+        "files": {name: sha256(path.read_bytes()) for name, path in own.items()},
         "start_from": start_from,
         "seed": recipe.seed,
         "threads": recipe.threads,
@@ -134,7 +125,6 @@ def _weights(
         "versions": {name: versions().get(name) for name in ("torch", "numpy")},
         "teacher": sha256(teacher.read_bytes()) if teacher else None,
     }
-    path, checkpoint = run.weights(rung), run.checkpoint(rung)
     sample = apply(dataset.x_train[:1], dataset.preprocessing)
     started = Trained(
         model=network.model,
@@ -145,37 +135,24 @@ def _weights(
         preprocessing=dataset.preprocessing,
         fingerprint=fingerprint(**facts),
         epoch=0,
-        input_dtype="int64" if np.issubdtype(sample.dtype, np.integer) else "float32",
+        input_dtype=weights.input_dtype(sample),
     )
-    if weights.load_matching(path, started.fingerprint) is None:
-        model = initial(network, dataset, recipe.seed, rung)
-        taught_by = weights.model_of(teacher)[0] if teacher else None
-        if taught_by:
-            weights.start_from(model, taught_by, start_from)
-        trained = fit(
-            model,
-            dataset,
-            network.training,
-            terms,
-            started,
-            checkpoint,
-            teacher=taught_by,
-            seed=recipe.seed,
-            threads=recipe.threads,
-            augmentation=recipe.data.augment,
-            label=rung,
-            progress=progress,
-        )
-        weights.save(path, model.state_dict(), trained)
-    checkpoint.unlink(missing_ok=True)
-    return path
+    with at_work(teacher, recipe.folder) if teacher else nullcontext() as taught_by:
+
+        def start() -> nn.Module:
+            model = initial(network, dataset, recipe.seed, rung, recipe.folder)
+            if taught_by:
+                weights.start_from(model, taught_by.model, start_from)
+            return model
+
+        return weights_file(run, rung, start, started, network.training, terms, recipe, dataset, taught_by, progress)
 
 
-def initial(network: Network, dataset: Dataset, seed: int, field: str) -> nn.Module:
-    """The untrained network, the same for the same seed."""
+def initial(network: Network, dataset: Dataset, seed: int, field: str, folder: Path) -> nn.Module:
+    """The untrained network, the same for the same seed; `folder` is the recipe's."""
     with deterministic(1), torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build(network.model, network.options, dataset.x_train.shape[1:], len(dataset.classes), field)
+        return build(network.model, network.options, dataset.x_train.shape[1:], len(dataset.classes), field, folder)
 
 
 def _terms(recipe: Recipe, network: Network, losses: Mapping[str, Loss]) -> list[Term]:

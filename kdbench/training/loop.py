@@ -17,7 +17,7 @@ from kdbench.losses.weighted import Term, WeightedSum, history_key
 from kdbench.progress import Progress, silent
 from kdbench.records import Augment, Training
 from kdbench.training import weights
-from kdbench.training.features import Model, layers, observe, sample_outputs
+from kdbench.training.features import Teaching, layers, observe, sample_outputs
 from kdbench.training.weights import Trained
 
 
@@ -63,7 +63,7 @@ def fit(
     started: Trained,
     checkpoint: Path,
     *,
-    teacher: Model | None = None,
+    teacher: Teaching | None = None,
     seed: int = 0,
     threads: int = 1,
     augmentation: Augment = Augment(),  # noqa: B008 — frozen
@@ -72,16 +72,17 @@ def fit(
 ) -> Trained:
     """Trains `model` in place by the weighted sum of the losses `terms`; a checkpoint is written after each epoch.
 
-    `teacher` answers the very batch that the student sees, in evaluation mode and without gradients. The losses' target
-    is None where the training set has no labels. A checkpoint of
+    `teacher` answers the very batch that the student sees, under its own preprocessing, in evaluation mode and without
+    gradients. The losses' target is None where the training set has no labels. A checkpoint of
     the same training (`started.fingerprint`) is continued: it holds model, losses and momentum, and all that is drawn
     depends on seed and epoch. Raises UserError where the loss stops being finite; the last good checkpoint stays.
     """
-    if isinstance(teacher, nn.Module):
-        teacher.eval().requires_grad_(False)
+    if teacher:
+        teacher.freeze()
     with deterministic(threads):
         first = torch.from_numpy(preprocess.apply(dataset.x_train[:2], dataset.preprocessing))
-        student_outputs, teacher_outputs = sample_outputs(model, teacher, first, whole_target(dataset), terms)
+        theirs = teacher.sees(dataset.x_train[:2], first, dataset.preprocessing) if teacher else first
+        student_outputs, teacher_outputs = sample_outputs(model, teacher, first, theirs, whole_target(dataset), terms)
         with seeded(seed, 0):
             loss = WeightedSum(terms, student_outputs, teacher_outputs)
         parameters = [*model.parameters(), *loss.parameters()]
@@ -115,7 +116,7 @@ def _epoch(
     optimizer: torch.optim.Optimizer,
     dataset: Dataset,
     training: Training,
-    teacher: Model | None,
+    teacher: Teaching | None,
     seed: int,
     epoch: int,
     augmentation: Augment,
@@ -143,7 +144,8 @@ def _epoch(
             target = torch.from_numpy(mixed)
         student = observe(model, x, our_layers, "student")._replace(places=torch.from_numpy(index))
         with torch.no_grad():
-            theirs = observe(teacher, x, their_layers, "teacher") if teacher else student
+            shown_theirs = teacher.sees(shown.images, x, dataset.preprocessing) if teacher else x
+            theirs = teacher.observe(shown_theirs, their_layers) if teacher else student
         value, values = loss(student, theirs, target)
         if not math.isfinite(value.item()):
             raise UserError(

@@ -4,16 +4,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line, nearest
 from kdbench.losses.outputs import below
-from kdbench.models import build
 from kdbench.records import Count, Preprocessing, Task, Versioned, from_json
 from kdbench.store import write_atomic
+from kdbench.teachers import architecture
+from kdbench.teachers.classes import ClassMap
+from kdbench.teachers.source import Wanted
 
 KEY = "kdbench"
 """Under which a file's metadata holds its record as JSON."""
@@ -22,6 +26,8 @@ KEY = "kdbench"
 class Trained(Versioned):
     """What a weights file says of itself."""
 
+    source: str = "zoo"
+    """Of the model: one of the teachers' sources."""
     model: str
     options: dict[str, Any]
     input_shape: tuple[Count, ...]
@@ -35,9 +41,16 @@ class Trained(Versioned):
     """Epochs trained so far."""
     input_dtype: Literal["float32", "int64"] = "float32"
     """Token ids are integers, from 0 to the model's option `vocabulary` − 1."""
+    class_map: ClassMap | None = None
+    """Where the model's outputs are not the classes, one by one."""
     history: tuple[dict[str, float], ...] = ()
     """One entry an epoch: `loss`, the mean of the training loss, `loss.NAME` of each loss in it without its weight,
     and `learning_rate` at its end."""
+
+
+def input_dtype(samples: NDArray[Any]) -> Literal["float32", "int64"]:
+    """What a model of such samples takes: token ids where they are integers."""
+    return "int64" if np.issubdtype(samples.dtype, np.integer) else "float32"
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], trained: Trained) -> None:
@@ -71,10 +84,24 @@ def load_matching(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], Trai
     return (tensors, trained) if trained.fingerprint == fingerprint else None
 
 
-def model_of(path: Path) -> tuple[nn.Module, Trained]:
-    """The model that a weights file belongs to, with these weights, in evaluation mode."""
+def model_of(path: Path, folder: Path | None = None) -> tuple[nn.Module, Trained]:
+    """The model that a weights file belongs to, with these weights, in evaluation mode.
+
+    In `folder` lies the code of a user's own model, which is not run without it.
+    """
     tensors, trained = load(path)
-    model = build(trained.model, trained.options, trained.input_shape, len(trained.classes), str(path))
+    wanted = Wanted(
+        model=trained.model,
+        options=trained.options,
+        input_shape=trained.input_shape,
+        classes=trained.class_map.own if trained.class_map else len(trained.classes),
+        folder=folder,
+        tokens=trained.input_dtype == "int64",
+        task=trained.task,
+        field=str(path),
+    )
+    with torch.random.fork_rng():
+        model = architecture(trained.source, wanted)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -1,0 +1,173 @@
+"""The teacher of a recipe: its weights file or ONNX file in the run folder, and at work."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from kdbench import __version__, functions
+from kdbench.data.dataset import Dataset
+from kdbench.errors import UserError
+from kdbench.losses.weighted import terms as terms_of
+from kdbench.machine import versions
+from kdbench.onnxfile import inspect, known_artifact, load_model, portable
+from kdbench.progress import Progress, silent
+from kdbench.records import Loss, Recipe, Task, Teacher
+from kdbench.store import RunFolder, fingerprint, save_artifact, sha256, write_atomic
+from kdbench.teachers import Candidate, prepare, weights_file
+from kdbench.teachers.black_box import BlackBox, Options
+from kdbench.teachers.classes import ClassMap
+from kdbench.teachers.graph import mapped
+from kdbench.training import weights
+from kdbench.training.features import Teaching
+from kdbench.training.finished import weights_file as trained_weights
+from kdbench.training.loop import deterministic
+from kdbench.training.weights import Trained
+
+ALONE: dict[Task, dict[str, Loss]] = {
+    "classification": {"cross_entropy": Loss()},
+    "multi_label": {"binary_cross_entropy": Loss()},
+}
+"""The losses of a network that is trained without a teacher."""
+
+LIBRARIES = {"torchvision": ("torchvision",), "timm": ("timm", "torchvision"), "huggingface": ("transformers",)}
+"""By source: whose versions decide what a model computes."""
+
+
+def teach(
+    run: RunFolder,
+    rung: str,
+    section: Teacher,
+    recipe: Recipe,
+    dataset: Dataset,
+    data_sha256: str,
+    progress: Progress = silent,
+    field: str = "teacher",
+) -> Path:
+    """The teacher's file in the run folder, kept where it is already there.
+
+    A black box is its ONNX file, with its class map if it has one; any other ends as a weights file, trained or not.
+    """
+    if section.training is not None:
+        dataset.train_labels(f"training {rung}")
+    candidate = _prepared(section, recipe, dataset, field)
+    if isinstance(candidate.model, BlackBox):
+        for stale in (run.weights(rung), run.checkpoint(rung)):
+            stale.unlink(missing_ok=True)
+        return _black_box(run.onnx(rung), rung, candidate, dataset)
+    model = candidate.model
+    seen = replace(dataset, preprocessing=candidate.preprocessing)
+    trained = section.training is not None
+    facts = {
+        "teacher": section.model_dump(exclude={"weight"}),
+        "files": _files(section, recipe.folder, field),
+        "seed": recipe.seed,
+        "threads": recipe.threads,
+        "augment": recipe.data.augment.model_dump() if trained else None,
+        "data": data_sha256,
+        "preprocessing": candidate.preprocessing and candidate.preprocessing.to_json(),
+        "kdbench": __version__,
+        "versions": {name: versions().get(name) for name in ("torch", "numpy", *LIBRARIES.get(section.source, ()))},
+    }
+    started = Trained(
+        source=section.source,
+        model=section.model,
+        options=section.options,
+        input_shape=candidate.input_shape,
+        task=dataset.task,
+        classes=dataset.classes,
+        class_map=None if candidate.class_map.identity else candidate.class_map,
+        preprocessing=candidate.preprocessing,
+        fingerprint=fingerprint(**facts),
+        epoch=0,
+        input_dtype="float32" if candidate.preprocessing else weights.input_dtype(dataset.x_train),
+    )
+    terms = terms_of(ALONE[dataset.task], 1.0, recipe.folder, section.training.epochs) if section.training else []
+    return trained_weights(run, rung, lambda: model, started, section.training, terms, recipe, seen, progress=progress)
+
+
+@contextmanager
+def at_work(path: Path, folder: Path) -> Iterator[Teaching]:
+    """The teacher of a file that `teach` has made; `folder` is the recipe's."""
+    if path.suffix == ".onnx":
+        artifact = known_artifact(path)
+        said = artifact.options
+        options = Options(backend=said["backend"], threads=said["threads"])
+        with BlackBox(path, artifact, said["outputs"], options) as model:
+            yield Teaching(model, artifact.preprocessing)
+    else:
+        module, trained = weights.model_of(path, folder)
+        yield Teaching(module, trained.preprocessing, trained.class_map)
+
+
+@contextmanager
+def untrained(section: Teacher, recipe: Recipe, dataset: Dataset, field: str = "teacher") -> Iterator[Teaching]:
+    """The teacher before any training, to see whether everything fits."""
+    candidate = _prepared(section, recipe, dataset, field)
+    if isinstance(candidate.model, BlackBox):
+        with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
+            path = _black_box(Path(scratch, "teacher.onnx"), "teacher", candidate, dataset)
+            with at_work(path, recipe.folder) as teaching:
+                yield teaching
+    else:
+        yield Teaching(candidate.model, candidate.preprocessing, candidate.class_map)
+
+
+def _prepared(section: Teacher, recipe: Recipe, dataset: Dataset, field: str) -> Candidate:
+    """The teacher with its first weights, which are the same for the same seed."""
+    with deterministic(1), torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        candidate = prepare(section, dataset, recipe.folder, field)
+    _check_complete(candidate.class_map, dataset, field)
+    return candidate
+
+
+def _check_complete(classes: ClassMap, dataset: Dataset, field: str) -> None:
+    """Raises UserError where the teacher doesn't know all of the data's classes."""
+    unknown = [name for index, name in enumerate(dataset.classes) if index not in classes.known]
+    if unknown:
+        raise UserError(
+            f"{field}.class_map: no class of the teacher stands for {len(unknown)} of the data's, such as "
+            f"'{unknown[0]}': map one to each"
+        )
+
+
+def _files(section: Teacher, folder: Path, field: str) -> dict[str, str]:
+    """sha256 of what lies on this machine and decides on the teacher, by name."""
+    paths = [weights_file(section, folder, field)]
+    if functions.is_own(section.model):
+        paths.append(functions.source(section.model, folder, f"{field}.model"))
+    hub = functions.find(section.model, folder) if section.source in LIBRARIES else None
+    if hub is not None and hub.is_dir():
+        paths += sorted(path for path in hub.iterdir() if path.suffix in (".json", ".safetensors", ".bin"))
+    return {path.name: sha256(path.read_bytes()) for path in paths if path is not None}
+
+
+def _black_box(out: Path, rung: str, candidate: Candidate, dataset: Dataset) -> Path:
+    """Copies the ONNX file, whole and with its class map, and writes its record."""
+    box = candidate.model
+    assert isinstance(box, BlackBox)
+    content = box.file.read_bytes()
+    model = load_model(box.file)
+    if not candidate.class_map.identity:
+        content = portable(mapped(model, candidate.class_map, box.kind, str(box.file)))
+    elif sha256(content) != box.artifact.sha256:  # of several files
+        content = portable(model)
+    write_atomic(out, content)
+    lineage = {
+        "step": "import",
+        "options": {
+            "file": box.file.name,
+            "outputs": box.kind,
+            **box.options.model_dump(include={"backend", "threads"}),
+        },
+        "task": dataset.task,
+        "classes": dataset.classes,
+        "preprocessing": candidate.preprocessing,
+        "warnings": box.artifact.warnings,
+    }
+    save_artifact(out.parent, inspect(out, rung, **lineage))
+    return out

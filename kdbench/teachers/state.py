@@ -1,0 +1,95 @@
+"""state_dicts that others wrote: safetensors, or torch files of plain tensors; nothing in them is ever executed."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdbench.errors import UserError, first_line
+
+NESTED = ("state_dict", "model_state_dict", "model", "net")
+"""Where training scripts put a state_dict among other things."""
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile leave in front of names."""
+
+SHOWN = 3
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pth, .th, .pt or .bin file by name, without what wrappers leave in front.
+
+    Raises UserError where the file is missing, damaged, or holds anything but tensors and plain data.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        found: Any = load_file(path) if path.suffix == ".safetensors" else _plain(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({first_line(error, 80)})") from None
+    for _ in NESTED:
+        key = next((key for key in NESTED if isinstance(found, Mapping) and isinstance(found.get(key), Mapping)), None)
+        found = found if key is None else found[key]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(part, Tensor) for part in found.values()):
+        raise UserError(f"{path}: holds no state_dict: save model.state_dict()")
+    tensors = {str(name): tensor for name, tensor in found.items()}
+    for prefix in PREFIXES * 2:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _plain(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+            raise UserError(
+                f"{path}: a pickle that is not plain weights: refused, it could run code; save model.state_dict()"
+            ) from None
+        raise UserError(f"{path}: not a readable torch file, or cut off: save it again") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile):
+        raise UserError(f"{path}: not a readable torch file, or cut off: save it again") from None
+
+
+def fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], where: str, field: str, head: str | None, new_head: bool
+) -> None:
+    """Loads `tensors` into the model, with `new_head` all but those of the submodule `head`.
+
+    Raises UserError, which begins with `where`, with the numbers of missing, unexpected and misshapen tensors, and the
+    first of each.
+    """
+    own = model.state_dict()
+    in_head = {name for name in {*own, *tensors} if head is not None and name.startswith(f"{head}.")}
+    given = dict(tensors)
+    if new_head:
+        given = {name: tensor for name, tensor in given.items() if name not in in_head}
+        given |= {name: own[name] for name in in_head & own.keys()}
+    # Counted since PyTorch 0.4.1, and not looked at while batch norm has a momentum.
+    given |= {name: own[name] for name in own.keys() - given.keys() if name.endswith("num_batches_tracked")}
+    faults = {
+        "missing": [name for name in own if name not in given],
+        "unexpected": [name for name in given if name not in own],
+        "of another shape": [name for name in own if name in given and given[name].shape != own[name].shape],
+    }
+    wrong = {name for names in faults.values() for name in names}
+    if wrong:
+        said = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names)
+        hint = (
+            f"only the head's: set {field}.new_head = true and give {field}.training"
+            if wrong <= in_head
+            else f"give {field}.options as it was trained with"
+        )
+        raise UserError(f"{where}: does not fit the model: {len(wrong)} tensors, {said}: {hint}")
+    model.load_state_dict(given)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
