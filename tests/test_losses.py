@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kdbench.errors import UserError
 from kdbench.losses import LOSSES
 from kdbench.losses.outputs import Outputs
-from kdbench.losses.weighted import WeightedSum, history_key, terms, weight_at
+from kdbench.losses.weighted import WeightedSum, check_data, history_key, terms, weight_at
 from kdbench.models import build
 from kdbench.records import recipe_from_toml
 from kdbench.training.features import layers, sample_outputs
@@ -515,5 +515,8 @@ def test_documented_recipes_can_be_built(block, tmp_path):
     resnet = build("resnet", {"widths": [4, 8], "blocks": [1, 1]}, (1, 8, 8), 5)
     read = terms(recipe.distill.losses, recipe.distill.temperature, tmp_path, 30)
     outputs = sample_outputs(resnet, resnet, torch.zeros(2, 1, 8, 8), torch.arange(5), read)
-    total, _ = WeightedSum(read, *outputs)(outputs[0]._replace(places=torch.arange(2)), outputs[1], torch.arange(2))
+    several = any("classification" not in term.tasks for term in read)
+    check_data(read, "multi_label" if several else "classification", labelled=True)
+    target = SEVERAL[:2] if several else torch.arange(2)
+    total, _ = WeightedSum(read, *outputs)(outputs[0]._replace(places=torch.arange(2)), outputs[1], target)
     assert torch.isfinite(total)
