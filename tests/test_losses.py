@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kdbench.errors import UserError
 from kdbench.losses import LOSSES
 from kdbench.losses.outputs import Outputs
-from kdbench.losses.weighted import WeightedSum, history_key, terms, weight_at
+from kdbench.losses.weighted import WeightedSum, check_data, history_key, terms, weight_at
 from kdbench.models import build
 from kdbench.records import recipe_from_toml
 from kdbench.training.features import Teaching, layers, sample_outputs
@@ -35,10 +35,16 @@ STUDENT = Outputs(torch.sin(K + 1).reshape(4, 5), FEATURES, PARAMETERS, torch.te
 TEACHER = Outputs((2 * torch.cos(K / 2)).reshape(4, 5), THEIR_FEATURES, THEIR_PARAMETERS)
 STUDENT = STUDENT._replace(labels=STUDENT.labels.long())
 TARGET = torch.tensor([0, 1, 2, 3])
+SEVERAL = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 1, 1, 1], [0, 0, 1, 0, 0]])
+"""Labels that don't exclude each other."""
 
 MAPS, POOLED = {"pairs": [("map", "map")]}, {"pairs": [("vector", "vector")]}
 OPTIONS = dict.fromkeys(("rkd", "crd"), POOLED) | dict.fromkeys(("attention", "sp", "hint", "cosine"), MAPS)
 """What a loss needs besides its defaults."""
+
+
+def target_of(name):
+    return SEVERAL if name in ("binary_cross_entropy", "multi_label") else TARGET
 
 
 def built(name, student=STUDENT, teacher=TEACHER, **options):
@@ -47,7 +53,7 @@ def built(name, student=STUDENT, teacher=TEACHER, **options):
 
 
 def value(name, student=STUDENT, teacher=TEACHER, **options):
-    return built(name, student, teacher, **options)(student, teacher, TARGET)
+    return built(name, student, teacher, **options)(student, teacher, target_of(name))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +99,18 @@ def test_label_smoothing_by_hand():
     p = softmax(STUDENT.logits)
     smooth = [-0.9 * np.log(p[n, y]) - 0.1 * np.log(p[n]).mean() for n, y in enumerate(TARGET)]
     assert value("cross_entropy", label_smoothing=0.1).item() == pytest.approx(np.mean(smooth), abs=1e-9)
+
+
+def test_binary_cross_entropy_by_hand():
+    q = 1 / (1 + np.exp(-STUDENT.logits.numpy()))
+
+    def by_hand(y):
+        return -np.mean(y * np.log(q) + (1 - y) * np.log(1 - q))
+
+    assert value("binary_cross_entropy").item() == pytest.approx(by_hand(SEVERAL.numpy()), abs=1e-9)
+    mixed = 0.3 * SEVERAL.float() + 0.7 * SEVERAL.float().roll(1, 0)
+    found = built("binary_cross_entropy")(STUDENT, TEACHER, mixed).item()
+    assert found == pytest.approx(by_hand(mixed.numpy()), abs=1e-7)
 
 
 def test_dynamic_temperature_by_hand():
@@ -247,7 +265,7 @@ def tensors(outputs):
 def test_gradients_reach_the_student_and_the_losses_own_parameters_alone(name):
     student, teacher = leaves(STUDENT), leaves(TEACHER)
     loss = built(name, student, teacher)
-    loss(student, teacher, TARGET).backward()
+    loss(student, teacher, target_of(name)).backward()
     given = [tensor.grad for tensor in tensors(student) if tensor.grad is not None]
     assert given
     assert all(torch.isfinite(grad).all() and grad.abs().sum() > 0 for grad in given)
@@ -281,7 +299,7 @@ def test_finite_for_extreme_values_in_bf16(name, options):
     recipe = {"weight": 1.0, **OPTIONS.get(name, {}), **options}
     loss = weighted({name: recipe}, student, teacher)
     with torch.autocast("cpu", torch.bfloat16):
-        found, _ = loss(student, teacher, TARGET)
+        found, _ = loss(student, teacher, target_of(name))
     found.backward()
     assert torch.isfinite(found)
     assert found.dtype == torch.float32
@@ -498,5 +516,8 @@ def test_documented_recipes_can_be_built(block, tmp_path):
     read = terms(recipe.distill.losses, recipe.distill.temperature, tmp_path, 30)
     x = torch.zeros(2, 1, 8, 8)
     outputs = sample_outputs(resnet, Teaching(resnet, None), x, x, torch.arange(5), read)
-    total, _ = WeightedSum(read, *outputs)(outputs[0]._replace(places=torch.arange(2)), outputs[1], torch.arange(2))
+    several = any("classification" not in term.tasks for term in read)
+    check_data(read, "multi_label" if several else "classification", labelled=True)
+    target = SEVERAL[:2] if several else torch.arange(2)
+    total, _ = WeightedSum(read, *outputs)(outputs[0]._replace(places=torch.arange(2)), outputs[1], target)
     assert torch.isfinite(total)

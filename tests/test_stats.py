@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdbench import stats
@@ -106,3 +106,60 @@ def test_mcnemar_by_counting_all_outcomes(won, lost):
 def test_process_medians_by_round():
     latencies, rounds = np.array([1.0, 2.0, 9.0, 5.0]), np.array([0, 0, 0, 3])
     assert stats.process_medians(latencies, rounds) == {0: 2.0, 3: 5.0}
+
+
+# --- F1 ---------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)  # the first example waits for scikit-learn
+@given(st.lists(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=4, max_size=4), min_size=1))
+def test_f1_is_scikit_learns(pairs):
+    from sklearn.metrics import f1_score
+
+    predicted, labels = np.array(pairs, dtype=np.int64).transpose(2, 0, 1)
+    micro, macro = stats.f1(predicted, labels)
+    assert micro == pytest.approx(f1_score(labels, predicted, average="micro", zero_division=0))
+    assert macro == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0))
+
+
+def test_f1_by_hand():
+    # Label 0: one right, one missed; label 1: one right, one too many; label 2 never occurs and is never predicted.
+    labels, predicted = np.array([[1, 0, 0], [1, 1, 0]]), np.array([[1, 1, 0], [0, 1, 0]])
+    micro, macro = stats.f1(predicted, labels)
+    assert micro == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert macro == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+
+
+def answers(generator, n, flipped, labels=14):
+    """Labels, a baseline that errs in 15 % of them, and a candidate that differs from it in a share `flipped`.
+
+    In a third of the samples both err, and differ, twice as often: the labels of a sample are not independent.
+    """
+    hard = np.where(generator.random((n, 1)) < 1 / 3, 2.0, 1.0)
+    truth = generator.random((n, labels)) < np.linspace(0.05, 0.7, labels)
+    baseline = truth ^ (generator.random((n, labels)) < 0.15 * hard)
+    return truth, baseline, baseline ^ (generator.random((n, labels)) < flipped * hard)
+
+
+@pytest.mark.parametrize(("n", "flipped"), [(400, 0.1), (400, 0.02), (100, 0.01), (100, 0.001)])
+def test_f1_interval_covers_the_true_difference(n, flipped):
+    generator = np.random.default_rng(1)
+    truth, baseline, candidate = answers(generator, 200_000, flipped)
+    true = stats.f1(candidate, truth)[0] - stats.f1(baseline, truth)[0]
+    runs, covered = 100, 0
+    for _ in range(runs):
+        truth, baseline, candidate = answers(generator, n, flipped)
+        found = stats.f1_difference(candidate, baseline, truth)
+        assert found.value == pytest.approx(stats.f1(candidate, truth)[0] - stats.f1(baseline, truth)[0])
+        covered += found.low <= true <= found.high
+    assert covered / runs >= 0.9
+
+
+def test_f1_difference_of_equal_answers_is_zero_but_not_certain():
+    truth, same, _ = answers(np.random.default_rng(0), 400, 0.0)
+    found = stats.f1_difference(same, same, truth)
+    assert found == stats.f1_difference(same, same, truth)
+    assert found.value == 0
+    assert found.low < 0 < found.high < 0.005
+    with pytest.raises(ValueError, match="same samples"):
+        stats.f1_difference(same, same[:2], truth)

@@ -18,8 +18,8 @@ JUDGED: dict[Metric, str] = {
     ),
     "f1": (
         "F1 is measured through the backend that is timed; a\nlabel holds above logit 0, or above 0.5 where all "
-        "outputs lie from 0 to 1. The difference of micro F1, in points, has a\npercentile interval of 2000 paired bootstrap "
-        "samples, with one disagreement added each way."
+        "outputs lie from 0 to 1. The difference of micro F1, in points, has a\npercentile interval of 2000 paired "
+        "bootstrap samples, with one disagreement added each way."
     ),
     "agreement": (
         "The evaluation samples have no labels: agreement with\nthe baseline's answers through the same backend takes "
