@@ -13,7 +13,7 @@ from kdbench.records import Augment, Data, Network, Training
 from kdbench.steps import train
 from kdbench.store import RunFolder, load_recipe, zoo_recipes
 from kdbench.training import weights
-from kdbench.training.loop import learning_rate
+from kdbench.training.optimizer import learning_rate
 from tests.conftest import TINY
 
 

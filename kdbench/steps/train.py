@@ -16,10 +16,10 @@ from kdbench.losses.weighted import Term, WeightedSum
 from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.models import build
-from kdbench.progress import Progress, silent
+from kdbench.progress import Progress, is_main, silent
 from kdbench.records import Loss, Network, Recipe, Teacher
 from kdbench.store import RunFolder, fingerprint, sha256
-from kdbench.training import weights
+from kdbench.training import processes, weights
 from kdbench.training.features import sample_outputs
 from kdbench.training.loop import deterministic, fit, seeded
 from kdbench.training.weights import Trained
@@ -30,6 +30,7 @@ ALONE = {"cross_entropy": Loss()}
 
 def check(recipe: Recipe, dataset: Dataset) -> None:
     """Builds everything that training needs, and trains nothing; raises UserError that names what doesn't fit."""
+    _check_judged(recipe)
     dataset.train_labels("training a teacher")
     if dataset.task == "multi_label":
         raise UserError(
@@ -58,6 +59,18 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
     with seeded(recipe.seed, 0):
         WeightedSum(terms, *outputs)
     weights.start_from(models["student"], models["teacher"], recipe.distill.start_from)
+
+
+def _check_judged(recipe: Recipe) -> None:
+    """Raises UserError where a training needs held-out samples, and there are none."""
+    trainings = {"teacher": recipe.teachers[0].training, "student": recipe.student.training}
+    for name, training in trainings.items() if not recipe.data.held_out_samples else ():
+        asked = training and ("patience_epochs" if training.patience_epochs else training.keep == "best" and "keep")
+        if asked:
+            raise UserError(
+                f"{name}.training.{asked}: epochs are judged on held-out samples, and there are none: "
+                "set data.held_out_samples"
+            )
 
 
 def _check_vocabulary(name: str, network: Network, dataset: Dataset) -> None:
@@ -125,6 +138,8 @@ def _weights(
         "threads": recipe.threads,
         "augment": recipe.data.augment.model_dump(),
         "data": data_sha256,
+        "held_out": _held_out(dataset),
+        "processes": processes.count(),
         "kdbench": __version__,
         "versions": {name: versions().get(name) for name in ("torch", "numpy")},
         "teacher": sha256(teacher.read_bytes()) if teacher else None,
@@ -142,7 +157,7 @@ def _weights(
         epoch=0,
         input_dtype="int64" if np.issubdtype(sample.dtype, np.integer) else "float32",
     )
-    if weights.load_matching(path, started.fingerprint) is None:
+    if not processes.of_main(weights.load_matching(path, started.fingerprint) is not None):
         model = initial(network, dataset, recipe.seed, rung)
         taught_by = weights.model_of(teacher)[0] if teacher else None
         if taught_by:
@@ -158,12 +173,26 @@ def _weights(
             seed=recipe.seed,
             threads=recipe.threads,
             augmentation=recipe.data.augment,
+            aside=run.weights_of_epoch(rung, "best" if network.training.keep == "last" else "last"),
+            lines=run.metrics(rung),
+            curves=run.tensorboard(rung),
             label=rung,
             progress=progress,
         )
-        weights.save(path, model.state_dict(), trained)
-    checkpoint.unlink(missing_ok=True)
+        if is_main():
+            weights.save(path, model.state_dict(), trained)
+    if is_main():
+        checkpoint.unlink(missing_ok=True)
+    processes.wait()
     return path
+
+
+def _held_out(dataset: Dataset) -> str | None:
+    """A hash of the held-out samples."""
+    if dataset.x_held_out is None:
+        return None
+    labels = b"" if dataset.y_held_out is None else dataset.y_held_out.tobytes()
+    return sha256(dataset.x_held_out.tobytes() + labels)
 
 
 def initial(network: Network, dataset: Dataset, seed: int, field: str) -> nn.Module:
