@@ -1,6 +1,7 @@
 """One recipe, rung by rung, each kept while what it was made from is the same; and the benchmark of any artifacts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,8 @@ from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.pack import load_pack
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.measuring import Report, measured
-from kdbench.pipeline.rungs import compressed, distilled, run_subjects
-from kdbench.progress import Progress, silent, unsaid
+from kdbench.pipeline.rungs import compressed, distilled, needs_torch, run_subjects
+from kdbench.progress import Progress, is_main, silent, unsaid
 from kdbench.records import Artifact, Bench, Recipe, parse, slug
 from kdbench.store import RunFolder, load_recipe
 from kdbench.store import publish as publish_results
@@ -62,10 +63,18 @@ def distill(
     progress: Progress = silent,
     say: Callable[[str], None] = unsaid,
 ) -> dict[str, Artifact]:
-    """Trains the recipe's teacher and distils its student, both exported to ONNX in `out` (default `runs/<name>`)."""
+    """Trains the recipe's teacher and distils its student, both exported to ONNX in `out` (default `runs/<name>`).
+
+    Under torchrun all processes train together; files are written, and artifacts given, by the main one alone.
+    """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or RUNS / recipe.name))
-    with folder.lock():
+    if not is_main():
+        progress, say = silent, unsaid
+    needs_torch()
+    from kdbench.training.processes import joined
+
+    with joined(), folder.lock() if is_main() else nullcontext():
         return distilled(folder, recipe, progress, say, alone=False)
 
 

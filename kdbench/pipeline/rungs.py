@@ -9,12 +9,13 @@ from typing import Any
 
 from kdbench import __version__
 from kdbench.benchmark.cells import Subject
+from kdbench.data.dataset import Dataset
 from kdbench.data.pack import load_pack, save_pack
 from kdbench.data.remarks import remarks
 from kdbench.errors import UserError
 from kdbench.machine import saturates_in_int8, versions
 from kdbench.onnxfile import inspect, known_artifact
-from kdbench.progress import Progress
+from kdbench.progress import Progress, is_main
 from kdbench.records import Artifact, Quantize, Recipe
 from kdbench.store import RunFolder, fingerprint, save_artifact, sha256
 
@@ -46,17 +47,26 @@ def run_subjects(folder: RunFolder) -> list[Subject]:
 def distilled(
     folder: RunFolder, recipe: Recipe, progress: Progress, say: Callable[[str], None], alone: bool
 ) -> dict[str, Artifact]:
-    """Weights and ONNX files of teacher and student, and of the student alone if asked."""
+    """Weights and ONNX files of teacher and student, and of the student alone if asked.
+
+    Of several processes that train together, the main one exports; the others give no artifacts.
+    """
     needs_torch()
     from kdbench import data
     from kdbench.steps import train
     from kdbench.steps.export import export
+    from kdbench.training.processes import agreed
 
-    dataset = data.load(recipe.data)
-    for remark in remarks(dataset):
-        say(remark)
-    train.check(recipe, dataset)
-    save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed)
+    def checked() -> Dataset:
+        dataset = data.load(recipe.data)
+        for remark in remarks(dataset):
+            say(remark)
+        train.check(recipe, dataset)
+        return dataset
+
+    dataset = agreed(checked)
+    if is_main():
+        save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed)
     data_sha256 = fingerprint(
         x=sha256(dataset.x_train.tobytes()),
         y=sha256(b"" if dataset.y_train is None else dataset.y_train.tobytes()),
@@ -73,6 +83,8 @@ def distilled(
         )
     weights["student"] = train.distill(folder, "student", teacher, recipe, dataset, data_sha256, progress)
     artifacts: dict[str, Artifact] = {}
+    if not is_main():
+        return artifacts
     for number, (rung, path) in enumerate(weights.items()):
         progress("export", number, len(weights))
         parent = artifacts["teacher"] if rung == "student" else None
@@ -135,6 +147,7 @@ def needs_torch() -> None:
     """Imports torch as training wants it; raises UserError where the training extra is not installed."""
     # Spinning OpenMP threads that share a core can slow small steps down fifty times. Read once, when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matrix products on GPUs don't repeat
     for package in TRAINING.split():
         try:
             import_module(package)

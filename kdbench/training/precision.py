@@ -1,9 +1,9 @@
 """float32, or bf16 autocast with images channels-last; which of them is faster here is measured."""
 
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from time import perf_counter as now
 from typing import Literal
 
 import torch
@@ -44,9 +44,9 @@ def choose(step: Callable[[Precision], Callable[[], object]]) -> tuple[Precision
     for _ in range(ROUNDS):
         times = []
         for run in steps:
-            start = time.perf_counter()
+            start = now()
             run()
-            times.append(time.perf_counter() - start)
+            times.append(now() - start)
         ratios.append(times[0] / times[1])
     speedup = statistics.median(ratios)
     return ("bf16" if speedup >= WORTHWHILE else "fp32"), speedup

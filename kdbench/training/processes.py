@@ -31,8 +31,10 @@ def joined() -> Iterator[None]:
     if not launched():
         yield
         return
-    from accelerate import PartialState
-
+    try:
+        from accelerate import PartialState
+    except ImportError:
+        raise UserError("several processes need accelerate, which is not installed: pip install accelerate") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # threads are set by the recipe
         state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
