@@ -53,8 +53,8 @@ def tried(overrides: dict[str, str], cache: Path) -> tuple[list[list[float]], fl
         folder = RunFolder(cache / f"{abs(hash((seed, *sorted(overrides.items()))))}")
         folder.path.mkdir(parents=True)
         teacher = train.train(folder, "teacher", train.network_of(recipe.teachers[0]), recipe, dataset, "")
-        alone = train.train(folder, "student-alone", recipe.student, recipe, dataset, "")
-        student = train.distill(folder, "student", teacher, recipe, dataset, "")
+        alone = train.train(folder, "student-alone", recipe, dataset, "")
+        student = train.distill(folder, "student", [teacher], recipe, dataset, "")
         found.append([accuracy(path, dataset) for path in (teacher, alone, student)])
     return found, (time.monotonic() - start) / len(SEEDS)
 

@@ -1,5 +1,6 @@
-"""Flat progress bars with time left; silent where standard error is no terminal."""
+"""Flat progress bars with time left; silent where standard error is no terminal, and in all but the main process."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,16 @@ def unsaid(sentence: str) -> None:
     """Keeps a remark to itself: the default of every function that has some."""
 
 
+def launched() -> bool:
+    """Whether torchrun, or a launcher that speaks as it does, started this process as one of a training."""
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files, prints and shows progress: the only one, or the first."""
+    return not launched() or os.environ["RANK"] == "0"
+
+
 @contextmanager
 def bars() -> Iterator[Progress]:
     """Bars on standard error, one a label, each with the time left."""
@@ -23,7 +34,7 @@ def bars() -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or not is_main():
         yield silent
         return
     columns = (

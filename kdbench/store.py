@@ -169,6 +169,18 @@ class RunFolder:
     def weights(self, rung: str) -> Path:
         return self.path / f"{rung}.safetensors"
 
+    def weights_of_epoch(self, rung: str, epoch: str) -> Path:
+        """Where the weights of the epoch lie that does not go on along the ladder: the `last` or the `best`."""
+        return self.path / f"{rung}-{epoch}.safetensors"
+
+    def metrics(self, rung: str) -> Path:
+        """A JSON object an epoch, one a line."""
+        return self.path / f"{rung}.metrics.jsonl"
+
+    def tensorboard(self, rung: str) -> Path:
+        """The folder of its curves, where TensorBoard is installed."""
+        return self.path / "tensorboard" / rung
+
     def checkpoint(self, rung: str) -> Path:
         return self.path / f"{rung}.checkpoint.safetensors"
 

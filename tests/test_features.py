@@ -10,8 +10,9 @@ from kdbench.errors import UserError
 from kdbench.losses.weighted import terms
 from kdbench.models import build
 from kdbench.records import Loss, Preprocessing, Training
-from kdbench.training.features import Teaching, layers, observe, sample_outputs
-from kdbench.training.loop import fit
+from kdbench.training.features import layers, observe
+from kdbench.training.loop import Course, fit
+from kdbench.training.teaching import Faculty, Teaching, sample_outputs
 from kdbench.training.weights import Trained
 
 X = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -93,6 +94,13 @@ def test_layers_are_those_of_all_losses(tmp_path):
     assert layers(found) == (["head", "pool", "stages.0"], ["head", "stages.1"])
 
 
+DATASET = Dataset(X.numpy(), np.zeros(len(X), np.int64), X.numpy(), None, ("a", "b", "c"), None)
+
+
+def faculty(model, preprocessing=None):
+    return Faculty([Teaching(model, preprocessing)], preprocessing, 3)
+
+
 def black_box(x):
     return torch.zeros(len(x), 3)
 
@@ -100,10 +108,8 @@ def black_box(x):
 def test_a_black_box_with_a_loss_on_features_is_refused(tmp_path):
     both = {"kd": Loss(), **HINT}
     with pytest.raises(UserError, match=r"distill.losses.hint: needs features of the teacher, and 'black_box' is a"):
-        sample_outputs(network(), Teaching(black_box, None), X, X, torch.zeros(9), read(both, tmp_path))
-    _, theirs = sample_outputs(
-        network(), Teaching(black_box, None), X, X, torch.zeros(9), read({"kd": Loss()}, tmp_path)
-    )
+        sample_outputs(network(), faculty(black_box), DATASET, X, read(both, tmp_path))
+    _, theirs = sample_outputs(network(), faculty(black_box), DATASET, X, read({"kd": Loss()}, tmp_path))
     assert torch.equal(theirs.logits, black_box(X))
 
 
@@ -135,15 +141,8 @@ def fitted(tmp_path, teacher, losses):
     )
     training = Training(epochs=2, learning_rate=0.01, batch_size=8)
     checkpoint = tmp_path / "checkpoint"
-    return fit(
-        network(),
-        dataset,
-        training,
-        read(losses, tmp_path, 2),
-        started,
-        checkpoint,
-        teacher=Teaching(teacher, Preprocessing()),
-    )
+    course = Course(dataset, training, read(losses, tmp_path, 2), faculty(teacher, Preprocessing()))
+    return fit(network(), course, started, checkpoint)["last"][1]
 
 
 def test_the_teacher_is_asked_in_evaluation_mode_without_gradients_and_not_changed(tmp_path):

@@ -8,13 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdbench.data.dataset import Dataset
 from kdbench.errors import UserError
 from kdbench.losses import LOSSES
 from kdbench.losses.outputs import Outputs
 from kdbench.losses.weighted import WeightedSum, check_data, history_key, terms, weight_at
 from kdbench.models import build
 from kdbench.records import recipe_from_toml
-from kdbench.training.features import Teaching, layers, sample_outputs
+from kdbench.training.features import layers
+from kdbench.training.teaching import Faculty, Teaching, sample_outputs
 from tests.conftest import REPOSITORY
 from tests.test_records import TEXT
 
@@ -515,7 +517,9 @@ def test_documented_recipes_can_be_built(block, tmp_path):
     resnet = build("resnet", {"widths": [4, 8], "blocks": [1, 1]}, (1, 8, 8), 5)
     read = terms(recipe.distill.losses, recipe.distill.temperature, tmp_path, 30)
     x = torch.zeros(2, 1, 8, 8)
-    outputs = sample_outputs(resnet, Teaching(resnet, None), x, x, torch.arange(5), read)
+    labels = np.arange(5)
+    dataset = Dataset(np.zeros((5, 1, 8, 8), np.float32), labels, x.numpy(), None, ("a",) * 5, None)
+    outputs = sample_outputs(resnet, Faculty([Teaching(resnet, None)], None, 5), dataset, x, read)
     several = any("classification" not in term.tasks for term in read)
     check_data(read, "multi_label" if several else "classification", labelled=True)
     target = SEVERAL[:2] if several else torch.arange(2)

@@ -13,7 +13,7 @@ from kdbench.models.resnet import from_common_names
 from kdbench.records import Preprocessing
 from kdbench.steps.export import export
 from kdbench.training import weights
-from kdbench.training.loop import deterministic
+from kdbench.training.seeds import deterministic
 
 CIFAR = (3, 32, 32)
 

@@ -123,7 +123,7 @@ def test_a_teacher_that_is_trained_here_needs_labels(dataset):
     with pytest.raises(UserError, match="the training set has no labels: training a teacher needs them"):
         train.check(recipe(distill__losses="{ multi_label = 1.0 }"), unlabelled(dataset))
     with pytest.raises(UserError, match="the training set has no labels: training student-alone needs them"):
-        train.train(RunFolder(Path()), "student-alone", recipe().student, recipe(), unlabelled(dataset), "")
+        train.train(RunFolder(Path()), "student-alone", recipe(), unlabelled(dataset), "")
 
 
 @pytest.mark.parametrize(

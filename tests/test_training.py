@@ -14,7 +14,7 @@ from kdbench.steps import train
 from kdbench.steps.teach import teach
 from kdbench.store import RunFolder, load_recipe, zoo_recipes
 from kdbench.training import weights
-from kdbench.training.loop import learning_rate
+from kdbench.training.optimizer import learning_rate
 from tests.conftest import TINY
 
 
@@ -33,7 +33,7 @@ def trained(recipe, dataset, tmp_path_factory):
     """Teacher and student weights, trained without interruption."""
     folder = RunFolder(tmp_path_factory.mktemp("trained"))
     teacher = teach(folder, "teacher", recipe.teachers[0], recipe, dataset, "")
-    return teacher, train.distill(folder, "student", teacher, recipe, dataset, "")
+    return teacher, train.distill(folder, "student", [teacher], recipe, dataset, "")
 
 
 def test_augmentation_of_every_kind_trains_and_repeats(recipe, dataset, tmp_path):
@@ -42,7 +42,7 @@ def test_augmentation_of_every_kind_trains_and_repeats(recipe, dataset, tmp_path
     found = {}
     for name, chosen in {"first": varied, "again": varied, "plain": recipe}.items():
         (tmp_path / name).mkdir()
-        path = train.train(RunFolder(tmp_path / name), "student", recipe.student, chosen, dataset, "")
+        path = train.train(RunFolder(tmp_path / name), "student", chosen, dataset, "")
         found[name] = path.read_bytes()
     assert found["first"] == found["again"]
     assert found["first"] != found["plain"]
@@ -72,9 +72,9 @@ def test_a_stopped_training_ends_with_the_same_bytes(trained, recipe, dataset, t
     teacher, student = trained
     folder = RunFolder(tmp_path)
     with pytest.raises(StopError):
-        train.distill(folder, "student", teacher, recipe, dataset, "", stop_at(epoch))
+        train.distill(folder, "student", [teacher], recipe, dataset, "", stop_at(epoch))
     assert weights.load(folder.checkpoint("student"))[1].epoch == epoch
-    resumed = train.distill(folder, "student", teacher, recipe, dataset, "")
+    resumed = train.distill(folder, "student", [teacher], recipe, dataset, "")
     assert resumed.read_bytes() == student.read_bytes()
     assert not folder.checkpoint("student").exists()
 
@@ -104,16 +104,16 @@ def test_a_stopped_training_by_a_loss_with_a_state_of_its_own_ends_with_the_same
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     for folder in (whole, parts):
         folder.path.mkdir()
-    finished = train.distill(whole, "student", teacher, recipe, dataset, "")
+    finished = train.distill(whole, "student", [teacher], recipe, dataset, "")
     assert finished.read_bytes() != student.read_bytes()
     for epoch in (1, 2):
         torch.manual_seed(epoch)  # whatever was drawn elsewhere makes no difference
         with pytest.raises(StopError):
-            train.distill(parts, "student", teacher, recipe, dataset, "", stop_at(epoch))
+            train.distill(parts, "student", [teacher], recipe, dataset, "", stop_at(epoch))
         state, record = weights.load(parts.checkpoint("student"))
         assert record.epoch == epoch
         assert any(key.startswith("loss.") for key in state)
-    assert train.distill(parts, "student", teacher, recipe, dataset, "").read_bytes() == finished.read_bytes()
+    assert train.distill(parts, "student", [teacher], recipe, dataset, "").read_bytes() == finished.read_bytes()
     seen = [[key for key in entry if key.startswith("loss.")] for entry in weights.load(finished)[1].history]
     every = ["loss.cross_entropy", f"loss.{loss}", "loss.kd"]
     expected = {
@@ -131,7 +131,7 @@ def test_all_losses_together_train(trained, dataset, tmp_path):
     given |= {"crd": FEATURES["crd"], "parameters": '{ layers = [["head", "head"]] }'}
     assert sorted(given) == sorted(LOSSES.keys() - {"binary_cross_entropy", "multi_label"})
     recipe = with_losses(losses="{ " + ", ".join(f"{name} = {table}" for name, table in given.items()) + " }")
-    first, *_, last = weights.load(train.distill(RunFolder(tmp_path), "student", teacher, recipe, dataset, ""))[
+    first, *_, last = weights.load(train.distill(RunFolder(tmp_path), "student", [teacher], recipe, dataset, ""))[
         1
     ].history
     assert len(first) == len(given) + 2
@@ -141,7 +141,7 @@ def test_all_losses_together_train(trained, dataset, tmp_path):
 def test_the_weights_file_has_the_students_tensors_alone(trained, dataset, tmp_path):
     teacher, student = trained
     recipe = with_losses(losses=f"{{ cross_entropy = 1.0, hint = {FEATURES['hint']} }}")
-    hinted = train.distill(RunFolder(tmp_path), "student", teacher, recipe, dataset, "")
+    hinted = train.distill(RunFolder(tmp_path), "student", [teacher], recipe, dataset, "")
     assert weights.load(hinted)[0].keys() == weights.load(student)[0].keys()
 
 
@@ -153,7 +153,7 @@ def test_a_users_own_loss_is_a_part_of_what_the_training_started_from(trained, d
     for factor in (1.0, 2.0, 1.0):
         file.write_text(f"def mine(student, teacher, target):\n    return {factor} * student.logits.square().mean()\n")
         train.check(recipe, dataset)
-        ends.append(train.distill(RunFolder(tmp_path), "student", teacher, recipe, dataset, "").read_bytes())
+        ends.append(train.distill(RunFolder(tmp_path), "student", [teacher], recipe, dataset, "").read_bytes())
     assert ends[0] != ends[1]
     assert ends[0] == ends[2]
 
@@ -174,14 +174,14 @@ def test_a_student_starts_from_layers_of_its_teacher(trained, dataset, tmp_path)
     slow = {"student.training.epochs": "1", "student.training.learning_rate": "1e-12"}
     recipe = load_recipe("digits", SAME_STUDENT | slow | {"distill.start_from": layers})
     train.check(recipe, dataset)
-    student = weights.load(train.distill(RunFolder(tmp_path), "student", teacher, recipe, dataset, ""))[0]
+    student = weights.load(train.distill(RunFolder(tmp_path), "student", [teacher], recipe, dataset, ""))[0]
     theirs = weights.load(teacher)[0]
     for name in (n for n in student if n.endswith(("weight", "bias"))):
         copied = name.startswith(("stem.", "stages.1.")) or name == "head.bias"
         same = torch.allclose(student[name], theirs[name], rtol=0, atol=1e-6)
         assert same == copied or name.startswith("stages.0.0.norm"), name
     alone = train.distill(
-        RunFolder(tmp_path), "other", teacher, load_recipe("digits", SAME_STUDENT | slow), dataset, ""
+        RunFolder(tmp_path), "other", [teacher], load_recipe("digits", SAME_STUDENT | slow), dataset, ""
     )
     assert not torch.equal(weights.load(alone)[0]["head.bias"], student["head.bias"])
 
@@ -221,15 +221,15 @@ def test_a_checkpoint_of_another_training_is_not_continued(trained, recipe, data
     folder = RunFolder(tmp_path)
     other = recipe.model_copy(update={"seed": 7})
     with pytest.raises(StopError):
-        train.distill(folder, "student", teacher, other, dataset, "", stop_at(1))
-    assert train.distill(folder, "student", teacher, recipe, dataset, "").read_bytes() == student.read_bytes()
+        train.distill(folder, "student", [teacher], other, dataset, "", stop_at(1))
+    assert train.distill(folder, "student", [teacher], recipe, dataset, "").read_bytes() == student.read_bytes()
 
 
 def test_a_damaged_checkpoint_is_trained_again(trained, recipe, dataset, tmp_path):
     teacher, student = trained
     folder = RunFolder(tmp_path)
     folder.checkpoint("student").write_bytes(b"cut off")
-    assert train.distill(folder, "student", teacher, recipe, dataset, "").read_bytes() == student.read_bytes()
+    assert train.distill(folder, "student", [teacher], recipe, dataset, "").read_bytes() == student.read_bytes()
 
 
 def test_finished_weights_are_kept(trained, recipe, dataset):
@@ -243,8 +243,8 @@ def test_distillation_depends_on_teacher_and_temperature(trained, recipe, datase
     teacher, student = trained
     warmer = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"temperature": 1.0})})
     folder = RunFolder(tmp_path)
-    alone = train.train(folder, "alone", recipe.student, recipe, dataset, "")
-    other = train.distill(folder, "student", teacher, warmer, dataset, "")
+    alone = train.train(folder, "alone", recipe, dataset, "")
+    other = train.distill(folder, "student", [teacher], warmer, dataset, "")
     tensors = [weights.load(path)[0]["head.weight"] for path in (student, alone, other)]
     assert not torch.equal(tensors[0], tensors[1])
     assert not torch.equal(tensors[0], tensors[2])
@@ -253,7 +253,7 @@ def test_distillation_depends_on_teacher_and_temperature(trained, recipe, datase
 def test_the_teacher_is_not_touched_by_teaching(trained, recipe, dataset, tmp_path):
     teacher, _ = trained
     before = teacher.read_bytes()
-    train.distill(RunFolder(tmp_path), "student", teacher, recipe, dataset, "")
+    train.distill(RunFolder(tmp_path), "student", [teacher], recipe, dataset, "")
     assert teacher.read_bytes() == before
 
 
@@ -264,7 +264,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(recipe, d
         training=Training(epochs=2, learning_rate=1e30, warmup_share=0),
     )
     with pytest.raises(UserError, match=r"epoch 1, batch \d+: lower training.learning_rate"):
-        train.train(RunFolder(tmp_path), "teacher", broken, recipe, dataset, "")
+        train.train(RunFolder(tmp_path), "student", recipe.model_copy(update={"student": broken}), dataset, "")
 
 
 def test_a_vocabulary_that_is_too_small_for_the_data_is_named(recipe, dataset):

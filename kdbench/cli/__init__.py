@@ -11,6 +11,7 @@ import click
 
 from kdbench import __version__
 from kdbench.errors import UserError, first_line, nearest
+from kdbench.progress import is_main, launched
 
 COMMANDS = ("run", "distill", "export", "slim", "quantize", "evaluate", "bench", "report", "backends", "zoo")
 """In the order of the work; each is a module beside this one with a click command of its name."""
@@ -33,6 +34,8 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise UserError(f"unknown command '{args[0]}': {nearest(args[0], COMMANDS)}")
+        if launched() and args and args[0] != "distill":
+            raise UserError(f"torchrun is for 'kdbench distill': call 'kdbench {args[0]}' by itself")
         return super().resolve_command(ctx, args)
 
 
@@ -49,7 +52,10 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Runs the command line. A mistake of the user's is one line and exit status 2; Ctrl-C is 130."""
+    """Runs the command line. A mistake of the user's is one line and exit status 2; Ctrl-C is 130.
+
+    Of several processes that torchrun started, the main one speaks for all.
+    """
     try:
         with _ctrl_c_is_never_lost():
             status = cli(standalone_mode=False)
@@ -61,7 +67,8 @@ def main() -> None:
         hint = f" (see '{context.command_path} --help')" if context else ""
         _fail(" ".join(error.format_message().split()) + hint, 2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("kdbench: interrupted; what is finished is kept", err=True)
+        if is_main():
+            click.echo("kdbench: interrupted; what is finished is kept", err=True)
         sys.stdout.flush()
         # Everything is written and every worker ended; unloading torch would take another second.
         os._exit(130)
@@ -94,5 +101,6 @@ def _ctrl_c_is_never_lost() -> Iterator[None]:
 
 
 def _fail(message: str, status: int) -> None:
-    click.echo(f"kdbench: {message}", err=True)
+    if is_main():
+        click.echo(f"kdbench: {message}", err=True)
     sys.exit(status)

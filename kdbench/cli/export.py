@@ -25,7 +25,7 @@ def export(weights: Path, out: Path, pack: Path | None, code: Path | None) -> No
     kdbench export runs/digits/student.safetensors --pack runs/digits/pack.npz --out student.onnx
     """
     from kdbench.cli.show import show_artifact
-    from kdbench.pipeline.rungs import needs_torch
+    from kdbench.pipeline.learning import needs_torch
 
     needs_torch()
     from kdbench.steps.export import export as export_step

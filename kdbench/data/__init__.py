@@ -22,7 +22,7 @@ SOURCES: dict[str, Callable[..., Dataset]] = {
 
 
 def load(data: Data) -> Dataset:
-    """The data of a recipe, with the split that it asks for; raises UserError where options or arrays don't fit."""
+    """The data of a recipe, with the splits that it asks for; raises UserError where options or arrays don't fit."""
     source = pick(SOURCES, data.source, "data source")
     try:
         dataset = validate_call(source)(**data.options)
@@ -36,4 +36,5 @@ def load(data: Data) -> Dataset:
         raise UserError(f"data.options.{option}: {problem['msg']}") from None
     dataset.check()
     augment.check(data.augment, dataset.x_train)
-    return dataset.with_validation(data.validation_samples) if data.split == "validation" else dataset
+    dataset = dataset.with_validation(data.validation_samples) if data.split == "validation" else dataset
+    return dataset.with_held_out(data.held_out_samples) if data.held_out_samples else dataset

@@ -34,6 +34,9 @@ class Dataset:
     task: Task = "classification"
     remarks: tuple[str, ...] = ()
     """What the source did that a reader of the numbers should know."""
+    x_held_out: NDArray[Any] | None = None
+    """Training samples that are set aside, and not in `x_train`."""
+    y_held_out: Labels | None = None
 
     def check(self) -> None:
         """Raises UserError where shapes, labels or values are impossible."""
@@ -71,6 +74,19 @@ class Dataset:
             y_train=None if self.y_train is None else self.y_train[train],
             x_test=self.x_train[validation],
             y_test=None if self.y_train is None else self.y_train[validation],
+        )
+
+    def with_held_out(self, samples: int) -> "Dataset":
+        """The training set without as many samples, which are set aside as in `with_validation`."""
+        if samples >= len(self.x_train):
+            raise UserError(f"data.held_out_samples: {samples} of {len(self.x_train)} training samples: leave some")
+        train, held = split(self.y_train, len(self.x_train), samples)
+        return replace(
+            self,
+            x_train=self.x_train[train],
+            y_train=None if self.y_train is None else self.y_train[train],
+            x_held_out=self.x_train[held],
+            y_held_out=None if self.y_train is None else self.y_train[held],
         )
 
 

@@ -46,28 +46,31 @@ class Term:
         return value_at(schedule, epoch - self.common.from_epoch + 1)
 
 
-def terms(losses: Mapping[str, Loss], temperature: float, folder: Path, epochs: int) -> list[Term]:
+def terms(
+    losses: Mapping[str, Loss], temperature: float, folder: Path, epochs: int, where: str = "distill"
+) -> list[Term]:
     """The losses by name, each with `temperature` where it has one and names none; `folder` is the recipe's.
 
-    Raises UserError for unknown losses and options, and where an epoch would be left without a loss.
+    Raises UserError, which begins with `where`, for unknown losses and options, and where an epoch would be left
+    without a loss.
     """
-    found = [_term(name, losses[name], temperature, folder) for name in sorted(losses)]
+    found = [_term(name, losses[name], temperature, folder, f"{where}.losses.{name}") for name in sorted(losses)]
     for epoch in range(1, epochs + 1):
         if not any(weight_at(term, epoch) > 0 and term.common.stop_below is None for term in found):
             raise UserError(
-                f"distill.losses: none is left in epoch {epoch}: give one a weight there that 'stop_below' can't end"
+                f"{where}.losses: none is left in epoch {epoch}: give one a weight there that 'stop_below' can't end"
             )
     return found
 
 
-def check_data(terms: Sequence[Term], task: Task, labelled: bool) -> None:
+def check_data(terms: Sequence[Term], task: Task, labelled: bool, section: str = "distill") -> None:
     """Raises UserError where a loss can't learn from data of this task, with labels or without, and names others.
 
     A user's own function is taken at its word.
     """
     others = [name for name, loss in LOSSES.items() if task in tasks_of(loss) and (labelled or not labelled_by(loss))]
     for term in terms:
-        where = f"distill.losses.{term.name}"
+        where = f"{section}.losses.{term.name}"
         if task not in term.tasks:
             mine, data = "one class", "any number of them"
             if task == "classification":
@@ -171,8 +174,7 @@ def _value(loss: nn.Module, student: Outputs, teacher: Outputs | Sequence[Voice]
     return value
 
 
-def _term(name: str, loss: Loss, temperature: float, folder: Path) -> Term:
-    where = f"distill.losses.{name}"
+def _term(name: str, loss: Loss, temperature: float, folder: Path, where: str) -> Term:
     own = functions.is_own(name)
     function = custom.load(name, folder) if own else pick(LOSSES, name, "loss")
     parameters = list(inspect.signature(function, eval_str=True).parameters.values())[3 if own else 2 :]

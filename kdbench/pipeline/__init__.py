@@ -1,15 +1,17 @@
 """One recipe, rung by rung, each kept while what it was made from is the same; and the benchmark of any artifacts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.pack import load_pack
 from kdbench.onnxfile import known_artifact
+from kdbench.pipeline.learning import distilled, needs_torch
 from kdbench.pipeline.measuring import Report, measured
-from kdbench.pipeline.rungs import compressed, distilled, run_subjects
-from kdbench.progress import Progress, silent, unsaid
+from kdbench.pipeline.rungs import compressed, run_subjects
+from kdbench.progress import Progress, is_main, silent, unsaid
 from kdbench.records import Artifact, Bench, Recipe, parse, slug
 from kdbench.store import RunFolder, load_recipe
 from kdbench.store import publish as publish_results
@@ -35,12 +37,14 @@ def run(
     folder = RunFolder(Path(out or RUNS / recipe.name))
     check_backends(recipe.bench.backends)
     with folder.lock():
-        distilled(folder, recipe, progress, say, alone=True)
-        compressed(folder, recipe.quantize, progress)
+        made = distilled(folder, recipe, progress, say, alone=True)
+        # Against the first teacher; where none of them knows all classes, against the student alone.
+        baseline = next(iter(made))
+        compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, progress)
         subjects = run_subjects(folder)
         report = measured(
             subjects,
-            "teacher",
+            baseline,
             recipe.bench,
             load_pack(folder.pack),
             folder.path,
@@ -62,10 +66,18 @@ def distill(
     progress: Progress = silent,
     say: Callable[[str], None] = unsaid,
 ) -> dict[str, Artifact]:
-    """Trains the recipe's teacher and distils its student, both exported to ONNX in `out` (default `runs/<name>`)."""
+    """Trains the recipe's teacher and distils its student, both exported to ONNX in `out` (default `runs/<name>`).
+
+    Under torchrun all processes train together; files are written, and artifacts given, by the main one alone.
+    """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or RUNS / recipe.name))
-    with folder.lock():
+    if not is_main():
+        progress, say = silent, unsaid
+    needs_torch()
+    from kdbench.training.processes import joined
+
+    with joined(), folder.lock() if is_main() else nullcontext():
         return distilled(folder, recipe, progress, say, alone=False)
 
 
@@ -105,7 +117,7 @@ def bench(
         reference = next(s.artifact.rung for s in subjects if s.artifact.sha256 == found.sha256)
     else:
         rungs = [subject.artifact.rung for subject in subjects]
-        reference = "teacher" if folder and "teacher" in rungs else rungs[0]
+        reference = rungs[0]
     out = Path(out)
     with RunFolder(out).lock():
         report = measured(

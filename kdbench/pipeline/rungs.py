@@ -1,35 +1,30 @@
 """The rungs of a recipe, each made once, and kept while what it was made from is the same."""
 
-import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from kdbench import __version__
 from kdbench.benchmark.cells import Subject
-from kdbench.data.pack import load_pack, save_pack
-from kdbench.data.remarks import remarks
+from kdbench.data.pack import load_pack
 from kdbench.errors import UserError
 from kdbench.machine import saturates_in_int8, versions
 from kdbench.onnxfile import inspect, known_artifact
 from kdbench.progress import Progress
-from kdbench.records import Artifact, Quantize, Recipe
+from kdbench.records import Artifact, Quantize
 from kdbench.store import RunFolder, fingerprint, save_artifact, sha256
 
 LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim", "student-int8")
 """The rungs of a recipe, in the order of the table."""
-
-TRAINING = "torch onnxscript"
-"""Packages that training and export need, as pip wants them."""
 
 
 def run_subjects(folder: RunFolder) -> list[Subject]:
     """The rungs of a run folder in the order of the ladder, then others by name."""
     artifacts = folder.artifacts()
     order = {rung: index for index, rung in enumerate(LADDER)}
-    rungs = sorted(artifacts, key=lambda rung: (order.get(rung, len(order)), rung))
+    rungs = sorted(artifacts, key=lambda rung: (order.get(re.sub(r"^teacher-\d+", "teacher", rung), len(order)), rung))
     subjects = [Subject(artifacts[rung], folder.path / artifacts[rung].file) for rung in rungs]
     for subject in subjects:
         parent = artifacts.get(subject.artifact.parent or "")
@@ -43,61 +38,8 @@ def run_subjects(folder: RunFolder) -> list[Subject]:
     return subjects
 
 
-def distilled(
-    folder: RunFolder, recipe: Recipe, progress: Progress, say: Callable[[str], None], alone: bool
-) -> dict[str, Artifact]:
-    """Weights and ONNX files of teacher and student, and of the student alone if asked."""
-    needs_torch()
-    from kdbench import data
-    from kdbench.steps import teach, train
-    from kdbench.steps.export import export
-
-    dataset = data.load(recipe.data)
-    for remark in remarks(dataset):
-        say(remark)
-    train.check(recipe, dataset)
-    save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed)
-    data_sha256 = fingerprint(
-        x=sha256(dataset.x_train.tobytes()),
-        y=sha256(b"" if dataset.y_train is None else dataset.y_train.tobytes()),
-        preprocessing=dataset.preprocessing and dataset.preprocessing.to_json(),
-        classes=dataset.classes,
-    )
-    teacher = teach.teach(folder, "teacher", recipe.teachers[0], recipe, dataset, data_sha256, progress)
-    weights = {"teacher": teacher}
-    if alone and dataset.y_train is None:
-        say("no labels in the training set: without the rung student-alone, which learns from them alone")
-    elif alone:
-        weights["student-alone"] = train.train(
-            folder, "student-alone", recipe.student, recipe, dataset, data_sha256, progress
-        )
-    weights["student"] = train.distill(folder, "student", teacher, recipe, dataset, data_sha256, progress)
-    artifacts: dict[str, Artifact] = {}
-    for number, (rung, path) in enumerate(weights.items()):
-        progress("export", number, len(weights))
-        if path == folder.onnx(rung):  # a black box is its own
-            artifacts[rung] = known_artifact(path)
-            continue
-        parent = artifacts["teacher"] if rung == "student" else None
-
-        def make(out: Path, path: Path = path, rung: str = rung, parent: Artifact | None = parent) -> Artifact:
-            made = export(path, out, folder.pack, rung, recipe.folder)
-            lineage = (
-                {"parent": parent.rung, "parent_sha256": parent.sha256, "step": "distill"}
-                if parent
-                else {"step": "train"}
-            )
-            return made.model_copy(update=lineage)
-
-        artifacts[rung] = _kept(
-            folder, rung, make, "export", weights=sha256(path.read_bytes()), parent=parent and parent.sha256
-        )
-    progress("export", len(weights), len(weights))
-    return artifacts
-
-
-def compressed(folder: RunFolder, options: Quantize, progress: Progress) -> None:
-    """The slimmed and the int8 rungs."""
+def compressed(folder: RunFolder, options: Quantize, teacher: str | None, progress: Progress) -> None:
+    """The slimmed and the int8 rungs of the student, and the int8 one of `teacher`, if there is such a rung."""
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
 
@@ -112,17 +54,18 @@ def compressed(folder: RunFolder, options: Quantize, progress: Progress) -> None
         return lambda out: quantize(folder.onnx(parent), out, pack, options, rung)
 
     steps: list[tuple[str, str, str, Callable[[Path], Artifact]]] = [
-        ("teacher", "teacher-int8", "quantize", quantized("teacher", "teacher-int8")),
         ("student", "student-slim", "slim", lambda out: slim(folder.onnx("student"), out, "student-slim", pack)),
         ("student-slim", "student-int8", "quantize", quantized("student-slim", "student-int8")),
     ]
+    if teacher:
+        steps.insert(0, (teacher, f"{teacher}-int8", "quantize", quantized(teacher, f"{teacher}-int8")))
     for number, (parent, rung, step, make) in enumerate(steps):
         progress("slim, quantize", number, len(steps))
-        _kept(folder, rung, make, step, parent=sha256(folder.onnx(parent).read_bytes()), **facts)
+        kept(folder, rung, make, step, parent=sha256(folder.onnx(parent).read_bytes()), **facts)
     progress("slim, quantize", len(steps), len(steps))
 
 
-def _kept(folder: RunFolder, rung: str, make: Callable[[Path], Artifact], step: str, **facts: Any) -> Artifact:
+def kept(folder: RunFolder, rung: str, make: Callable[[Path], Artifact], step: str, **facts: Any) -> Artifact:
     """The rung's artifact: the one in the folder if it was made from the same `facts`, else made now."""
     mark = fingerprint(step=step, versions=versions() | {"kdbench": __version__}, **facts)
     path = folder.onnx(rung)
@@ -132,14 +75,3 @@ def _kept(folder: RunFolder, rung: str, make: Callable[[Path], Artifact], step: 
             if artifact.fingerprint == mark:
                 return artifact
     return save_artifact(folder.path, make(path).model_copy(update={"fingerprint": mark}))
-
-
-def needs_torch() -> None:
-    """Imports torch as training wants it; raises UserError where the training extra is not installed."""
-    # Spinning OpenMP threads that share a core can slow small steps down fifty times. Read once, when torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for package in TRAINING.split():
-        try:
-            import_module(package)
-        except ImportError:
-            raise UserError(f"training needs {package}, which is not installed: pip install {TRAINING}") from None

@@ -5,7 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from kdbench.errors import UserError
@@ -42,18 +52,54 @@ class Data(Record):
     """What the rungs are evaluated on. `validation` is a part of the training set, then left out of it: for choosing
     options without a look at the test split."""
     validation_samples: Count = 300
+    held_out_samples: Annotated[int, Field(ge=0)] = 0
+    """Training samples that are set aside, on which each epoch is judged: for the best epoch and early stopping."""
     augment: Augment = Augment()
 
 
 class Training(Record):
     epochs: Count
     learning_rate: Positive
+    """The highest of the schedule."""
     batch_size: Annotated[int, Field(ge=2)] = 64
-    """At least two: batch norm learns nothing from a single sample."""
+    """At least two: batch norm learns nothing from a single sample. Of all processes together."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """`sgd` with Nesterov's momentum; Adam's second beta is 0.999."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD; Adam's first beta."""
     weight_decay: NotNegative = 5e-4
+    """Added to the gradient as L2 penalty; by `adamw` decoupled from it."""
+    decay_norms: bool = True
+    """Whether weight decay is also for the weights of norms and for biases."""
+    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "cosine"
+    """Of the learning rate, after the warm-up."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of the steps in which the learning rate rises linearly; after it, it falls along a cosine."""
+    """Share of the steps in which the learning rate rises: linearly, in `one_cycle` along a cosine."""
+    step_epochs: Annotated[tuple[Count, ...], Field(validate_default=True)] = ()
+    """Of the schedule `step`: epochs after which the learning rate is multiplied by `step_factor`."""
+    step_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    clip_norm: Positive | None = None
+    """Gradients whose norm, over all parameters together, is larger are shortened to it."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of an exponential moving average of the weights, which is then what is judged, kept and exported."""
+    patience_epochs: Count | None = None
+    """Training ends after as many epochs without a better one on the held-out samples."""
+    keep: Literal["last", "best"] = "last"
+    """Which epoch goes on along the ladder: the last, or the best on the held-out samples."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """`bf16`: autocast, with images channels-last. `auto`: what a few steps of both show to be faster."""
+
+    @field_validator("step_epochs")
+    @classmethod
+    def _within(cls, epochs: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        total, stepped = info.data.get("epochs"), info.data.get("schedule") == "step"
+        if stepped and not epochs:
+            raise PydanticCustomError("missing_steps", "epochs after which the learning rate falls, such as [10, 20]")
+        if epochs and not stepped:
+            raise PydanticCustomError("unused_steps", "left out where schedule is not 'step'")
+        if total is not None and any(epoch >= total for epoch in epochs):
+            raise PydanticCustomError("late_steps", f"epochs before the last one, {total}")
+        return epochs
 
 
 class Network(Record):
@@ -144,12 +190,17 @@ class Loss(CommonOptions):
 
 
 class Distill(Record):
+    mode: Literal["offline", "mutual"] = "offline"
+    """`mutual`: student and teacher learn together, each from the other; the teacher's own training is left out."""
     losses: Annotated[dict[str, Loss], Field(min_length=1)]
     """By name, or as `module.py:function`: a table of options, or the weight alone."""
     temperature: Positive = 4.0
     """Of every loss that has one and names no other."""
     start_from: dict[str, str] = {}
     """Submodules of the student that start with the weights of one of the teacher's, of the same shapes."""
+    cache: bool = True
+    """Keep the teachers' answers where views of a sample come again and no loss reads features: see data.augment.views.
+    """
 
 
 class Quantize(Record):
@@ -191,6 +242,18 @@ class Recipe(Versioned):
     @property
     def teachers(self) -> tuple[Teacher, ...]:
         return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+
+    @property
+    def teacher_names(self) -> tuple[str, ...]:
+        """Of their rungs."""
+        several = isinstance(self.teacher, tuple) and len(self.teacher) > 1
+        return tuple(f"teacher-{number}" for number in range(1, len(self.teachers) + 1)) if several else ("teacher",)
+
+    @property
+    def teacher_fields(self) -> tuple[str, ...]:
+        """As they stand in the recipe."""
+        several = isinstance(self.teacher, tuple)
+        return tuple(f"teacher.{number}" for number in range(len(self.teachers))) if several else ("teacher",)
 
     @property
     def folder(self) -> Path:

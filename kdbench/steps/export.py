@@ -95,11 +95,19 @@ def export(
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
+    measured = {} if trained.bf16_speedup is None else {"bf16_training_speedup": trained.bf16_speedup}
     artifact = inspect(
         out,
         rung,
         step="export",
-        options={"opset": OPSET, "source": trained.source, "model": trained.model, **trained.options},
+        options={
+            "opset": OPSET,
+            "source": trained.source,
+            "model": trained.model,
+            "trained_in": trained.precision,
+            **measured,
+            **trained.options,
+        },
         task=trained.task,
         classes=trained.classes,
         preprocessing=trained.preprocessing,

@@ -16,15 +16,16 @@ from kdbench.machine import versions
 from kdbench.onnxfile import inspect, known_artifact, load_model, portable
 from kdbench.progress import Progress, silent
 from kdbench.records import Loss, Recipe, Task, Teacher
-from kdbench.store import RunFolder, fingerprint, save_artifact, sha256, write_atomic
+from kdbench.store import RunFolder, fingerprint, save_artifact, sha256, sidecar, write_atomic
 from kdbench.teachers import Candidate, prepare, weights_file
 from kdbench.teachers.black_box import BlackBox, Options
 from kdbench.teachers.classes import ClassMap
 from kdbench.teachers.graph import mapped
-from kdbench.training import weights
-from kdbench.training.features import Teaching
-from kdbench.training.finished import weights_file as trained_weights
-from kdbench.training.loop import deterministic
+from kdbench.training import processes, weights
+from kdbench.training.finished import Part, weights_files
+from kdbench.training.loop import Course
+from kdbench.training.seeds import deterministic
+from kdbench.training.teaching import Teaching
 from kdbench.training.weights import Trained
 
 ALONE: dict[Task, dict[str, Loss]] = {
@@ -50,6 +51,7 @@ def teach(
     """The teacher's file in the run folder, kept where it is already there.
 
     A black box is its ONNX file, with its class map if it has one; any other ends as a weights file, trained or not.
+    Only the main process writes; all wait for it.
     """
     if section.training is not None:
         dataset.train_labels(f"training {rung}")
@@ -68,6 +70,7 @@ def teach(
         "threads": recipe.threads,
         "augment": recipe.data.augment.model_dump() if trained else None,
         "data": data_sha256,
+        "processes": processes.count(),
         "preprocessing": candidate.preprocessing and candidate.preprocessing.to_json(),
         "kdbench": __version__,
         "versions": {name: versions().get(name) for name in ("torch", "numpy", *LIBRARIES.get(section.source, ()))},
@@ -85,8 +88,18 @@ def teach(
         epoch=0,
         input_dtype="float32" if candidate.preprocessing else weights.input_dtype(dataset.x_train),
     )
-    terms = terms_of(ALONE[dataset.task], 1.0, recipe.folder, section.training.epochs) if section.training else []
-    return trained_weights(run, rung, lambda: model, started, section.training, terms, recipe, seen, progress=progress)
+    course = None
+    if section.training:
+        terms = terms_of(ALONE[dataset.task], 1.0, recipe.folder, section.training.epochs)
+        augmentation, seed, threads = recipe.data.augment, recipe.seed, recipe.threads
+        course = Course(seen, section.training, terms, augmentation=augmentation, seed=seed, threads=threads)
+    return weights_files(run, [Part(rung, started)], lambda: model, course, progress)[0]
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file that `teach` has made, with the record that says how an ONNX file is fed and read."""
+    record = sidecar(path).read_bytes() if path.suffix == ".onnx" else b""
+    return sha256(path.read_bytes() + record)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Training a student to weights: alone by the labels, or by distillation."""
+"""Training a student to weights: alone by the labels, by distillation, or together with its teacher."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,28 +16,24 @@ from kdbench.losses.weighted import Term, WeightedSum, check_data
 from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.models import build
-from kdbench.progress import Progress, silent
-from kdbench.records import Loss, Network, Recipe
-from kdbench.steps.teach import ALONE, at_work, untrained
+from kdbench.progress import Progress, silent, unsaid
+from kdbench.records import Distill, Loss, Network, Recipe, Training
+from kdbench.steps.teach import ALONE, at_work, digest, untrained
 from kdbench.store import RunFolder, fingerprint, sha256
-from kdbench.training import weights
-from kdbench.training.features import sample_outputs
-from kdbench.training.finished import weights_file
-from kdbench.training.loop import deterministic, seeded, whole_target
+from kdbench.training import mutual as pairs
+from kdbench.training import processes, weights
+from kdbench.training.finished import Part, weights_files
+from kdbench.training.loop import Course
+from kdbench.training.seeds import deterministic, seeded
+from kdbench.training.teaching import Faculty, Shelf, Teaching, sample_outputs
 from kdbench.training.weights import Trained
 
 
 def check(recipe: Recipe, dataset: Dataset) -> None:
     """Builds everything that training needs, and trains nothing; raises UserError that names what doesn't fit."""
-    if recipe.teachers[0].training is not None:
+    _check_judged(recipe)
+    if any(teacher.training is not None for teacher in recipe.teachers):
         dataset.train_labels("training a teacher")
-    terms = _terms(recipe, recipe.student, recipe.distill.losses)
-    check_data(terms, dataset.task, dataset.y_train is not None)
-    mixing = recipe.data.augment.mixup_alpha > 0 or recipe.data.augment.cutmix_alpha > 0
-    for name in {"dkd", "crd"} & recipe.distill.losses.keys() if mixing else ():
-        raise UserError(
-            f"distill.losses.{name}: needs one class a sample, which mixup and cutmix don't leave: drop either"
-        )
     x = torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))
     student = initial(recipe.student, dataset, recipe.seed, "student", recipe.folder).eval()
     _check_vocabulary("student", recipe.student, dataset)
@@ -48,12 +45,87 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
         raise UserError(
             f"student: {recipe.student.model} can't take samples of shape {shape}: {first_line(error)}"
         ) from None
-    with untrained(recipe.teachers[0], recipe, dataset) as teacher:
-        theirs = teacher.sees(dataset.x_train[:2], x, dataset.preprocessing)
-        outputs = sample_outputs(student, teacher, x, theirs, whole_target(dataset), terms)
-        weights.start_from(student, teacher.model, recipe.distill.start_from)
+    with ExitStack() as stack:
+        members = [
+            replace(stack.enter_context(untrained(section, recipe, dataset, field)), name=name)
+            for section, name, field in zip(recipe.teachers, recipe.teacher_names, recipe.teacher_fields, strict=True)
+        ]
+        _check_known(members, dataset)
+        faculty = Faculty(members, dataset.preprocessing, len(dataset.classes))
+        for where, distill in {"distill": recipe.distill, **_methods(recipe)}.items():
+            _check_method(where, distill, recipe, dataset, student, faculty, x)
+
+
+def _methods(recipe: Recipe) -> dict[str, Distill]:
+    return {f"methods.{name}": method for name, method in recipe.methods.items()}
+
+
+def _check_method(
+    where: str,
+    distill: Distill,
+    recipe: Recipe,
+    dataset: Dataset,
+    student: nn.Module,
+    faculty: Faculty,
+    x: torch.Tensor,
+) -> None:
+    """Raises UserError where a way to distil doesn't fit the data or the networks."""
+    terms = _terms(recipe, recipe.student, distill.losses, where, distill.temperature)
+    check_data(terms, dataset.task, dataset.y_train is not None, where)
+    augmentation = recipe.data.augment
+    mixing = augmentation.mixup_alpha > 0 or augmentation.cutmix_alpha > 0
+    for name in {"dkd", "crd"} & distill.losses.keys() if mixing else ():
+        raise UserError(
+            f"{where}.losses.{name}: needs one class a sample, which mixup and cutmix don't leave: drop either"
+        )
+    if distill.mode == "mutual":
+        _check_mutual(where, terms, distill, faculty)
+    elif distill.start_from and len(faculty.members) > 1:
+        raise UserError(f"{where}.start_from: there are several teachers: leave it out")
+    elif distill.start_from:
+        weights.start_from(student, faculty.members[0].model, distill.start_from)
+    outputs = sample_outputs(student, faculty, dataset, x, terms)
     with seeded(recipe.seed, 0):
         WeightedSum(terms, *outputs)
+
+
+def _check_mutual(where: str, terms: Sequence[Term], distill: Distill, faculty: Faculty) -> None:
+    """Raises UserError where student and teacher can't learn from each other."""
+    if len(faculty.members) > 1 or not isinstance(faculty.members[0].model, nn.Module):
+        raise UserError(f"{where}.mode: mutual learning is of a student and one teacher that is a network: name one")
+    if not faculty.members[0].same_inputs(faculty.preprocessing):
+        raise UserError(f"{where}.mode: in mutual learning both see the same inputs: leave teacher.preprocessing out")
+    if distill.start_from:
+        raise UserError(f"{where}.start_from: in mutual learning the teacher has nothing to give yet: leave it out")
+    for term in terms:
+        if term.pairs or term.name == "parameters":
+            raise UserError(f"{where}.losses.{term.name}: mutual learning is by losses on logits, such as kd")
+
+
+def _check_known(members: Sequence[Teaching], dataset: Dataset) -> None:
+    """Raises UserError where nobody teaches some of the classes: not a teacher, and not the labels."""
+    known = {place for member in members for place in member.known(len(dataset.classes))}
+    unknown = [name for place, name in enumerate(dataset.classes) if place not in known]
+    if unknown and dataset.y_train is None:
+        raise UserError(
+            f"teacher.class_map: no teacher knows {len(unknown)} of the data's classes, such as '{unknown[0]}', and "
+            "the training set has no labels: map one to each"
+        )
+
+
+def _check_judged(recipe: Recipe) -> None:
+    """Raises UserError where a training needs held-out samples, and there are none."""
+    trainings: dict[str, Training | None] = {
+        field: section.training for field, section in zip(recipe.teacher_fields, recipe.teachers, strict=True)
+    }
+    trainings["student"] = recipe.student.training
+    for name, training in trainings.items() if not recipe.data.held_out_samples else ():
+        asked = training and ("patience_epochs" if training.patience_epochs else training.keep == "best" and "keep")
+        if asked:
+            raise UserError(
+                f"{name}.training.{asked}: epochs are judged on held-out samples, and there are none: "
+                "set data.held_out_samples"
+            )
 
 
 def _check_vocabulary(name: str, network: Network, dataset: Dataset) -> None:
@@ -66,86 +138,157 @@ def _check_vocabulary(name: str, network: Network, dataset: Dataset) -> None:
 
 
 def train(
-    run: RunFolder,
-    rung: str,
-    network: Network,
-    recipe: Recipe,
-    dataset: Dataset,
-    data_sha256: str,
-    progress: Progress = silent,
+    run: RunFolder, rung: str, recipe: Recipe, dataset: Dataset, data_sha256: str, progress: Progress = silent
 ) -> Path:
-    """Trains `network` on the labels alone; the weights file of `rung`. Kept where it is already there.
+    """Trains the recipe's student on the labels alone; the weights file of `rung`. Kept where it is already there.
 
     Raises UserError where the training set has no labels.
     """
     dataset.train_labels(f"training {rung}")
-    return _weights(run, rung, network, recipe, dataset, data_sha256, ALONE[dataset.task], None, progress)
+    losses = ALONE[dataset.task]
+    started = _started(rung, recipe.student, recipe, dataset, data_sha256, losses=_plain(losses))
+    terms = _terms(recipe, recipe.student, losses)
+    course = _course(recipe, dataset, terms)
+    part = Part(rung, started)
+    return weights_files(run, [part], lambda: _student(recipe, dataset), course, progress)[0]
 
 
 def distill(
     run: RunFolder,
     rung: str,
-    teacher: Path,
+    teachers: Sequence[Path],
     recipe: Recipe,
     dataset: Dataset,
     data_sha256: str,
     progress: Progress = silent,
+    say: Callable[[str], None] = unsaid,
+    method: Distill | None = None,
 ) -> Path:
-    """Trains the recipe's student by its distillation losses under the teacher of a file that `teach` has made."""
-    return _weights(run, rung, recipe.student, recipe, dataset, data_sha256, recipe.distill.losses, teacher, progress)
+    """Trains the recipe's student under the teachers of files that `teach` has made; the weights file of `rung`.
+
+    It learns by `method`, the recipe's `distill` if that is None. `say` is told where kept answers are not sound.
+    """
+    method = method or recipe.distill
+    facts = {
+        **_method_facts(method, recipe),
+        "start_from": method.start_from,
+        "teachers": [digest(path) for path in teachers],
+        "voices": [section.weight for section in recipe.teachers],
+    }
+    started = _started(rung, recipe.student, recipe, dataset, data_sha256, **facts)
+    terms = _terms(recipe, recipe.student, method.losses, "distill", method.temperature)
+    shelf = Shelf(run.cache, {"data": data_sha256, "augment": recipe.data.augment.model_dump()}, say, progress)
+    with _at_work(teachers, recipe) as members:
+
+        def start() -> nn.Module:
+            model = _student(recipe, dataset)
+            if method.start_from:
+                weights.start_from(model, members[0].model, method.start_from)
+            return model
+
+        kept = shelf if method.cache else None
+        faculty = Faculty(members, dataset.preprocessing, len(dataset.classes), kept)
+        course = replace(_course(recipe, dataset, terms), faculty=faculty)
+        return weights_files(run, [Part(rung, started)], start, course, progress)[0]
 
 
-def _weights(
+def mutual(
     run: RunFolder,
-    rung: str,
-    network: Network,
+    rungs: tuple[str, str],
     recipe: Recipe,
     dataset: Dataset,
     data_sha256: str,
-    losses: Mapping[str, Loss],
-    teacher: Path | None,
-    progress: Progress,
-) -> Path:
-    terms = _terms(recipe, network, losses)
-    start_from = recipe.distill.start_from if teacher else {}
-    own = {n: functions.source(n, recipe.folder, "loss") for n in losses if functions.is_own(n)}
-    if functions.is_own(network.model):
-        own[network.model] = functions.source(network.model, recipe.folder, f"{rung}.model")
-    facts = {
+    progress: Progress = silent,
+    method: Distill | None = None,
+) -> list[Path]:
+    """Trains the recipe's student and its teacher together, each by the other (1706.00384), as `student.training` has
+    it; the weights files of both `rungs`, the student's first."""
+    method = method or recipe.distill
+    section = recipe.teachers[0]
+    teacher = Network(model=section.model, options=section.options, training=recipe.student.training)
+    facts = {**_method_facts(method, recipe), "mutual": section.model_dump(exclude={"weight", "training"})}
+    terms = _terms(recipe, recipe.student, method.losses, "distill", method.temperature)
+    parts = [
+        Part(rung, _started(rung, network, recipe, dataset, data_sha256, **facts), within)
+        for rung, network, within in zip(rungs, (recipe.student, teacher), (pairs.STUDENT, pairs.PEER), strict=True)
+    ]
+    with untrained(section, recipe, dataset) as peer:
+
+        def start() -> nn.Module:
+            assert isinstance(peer.model, nn.Module)
+            return pairs.Pair(_student(recipe, dataset), peer.model)
+
+        return weights_files(run, parts, start, _course(recipe, dataset, terms), progress)
+
+
+def _method_facts(method: Distill, recipe: Recipe) -> dict[str, object]:
+    own = {name: functions.source(name, recipe.folder, "loss") for name in method.losses if functions.is_own(name)}
+    return {
+        "losses": _plain(method.losses),
+        "temperature": method.temperature,
+        "loss_files": {name: sha256(path.read_bytes()) for name, path in own.items()},
+    }
+
+
+def _plain(losses: Mapping[str, Loss]) -> dict[str, object]:
+    return {name: loss.model_dump() for name, loss in losses.items()}
+
+
+@contextmanager
+def _at_work(teachers: Sequence[Path], recipe: Recipe) -> Iterator[list[Teaching]]:
+    """The recipe's teachers from their files."""
+    with ExitStack() as stack:
+        yield [
+            replace(
+                stack.enter_context(at_work(path, recipe.folder)), name=name, weight=section.weight, digest=digest(path)
+            )
+            for path, name, section in zip(teachers, recipe.teacher_names, recipe.teachers, strict=True)
+        ]
+
+
+def _started(
+    rung: str, network: Network, recipe: Recipe, dataset: Dataset, data_sha256: str, **facts: object
+) -> Trained:
+    """The record of a student before its training, with a hash of everything that it starts from."""
+    own = functions.source(network.model, recipe.folder, f"{rung}.model") if functions.is_own(network.model) else None
+    everything = {
+        **facts,
         "network": network.model_dump(),
-        "losses": {name: loss.model_dump() for name, loss in losses.items()},
-        "temperature": recipe.distill.temperature if teacher else None,
-        "files": {name: sha256(path.read_bytes()) for name, path in own.items()},
-        "start_from": start_from,
+        "network_file": own and sha256(own.read_bytes()),
         "seed": recipe.seed,
         "threads": recipe.threads,
         "augment": recipe.data.augment.model_dump(),
         "data": data_sha256,
+        "processes": processes.count(),
         "kdbench": __version__,
         "versions": {name: versions().get(name) for name in ("torch", "numpy")},
-        "teacher": sha256(teacher.read_bytes()) if teacher else None,
     }
-    sample = apply(dataset.x_train[:1], dataset.preprocessing)
-    started = Trained(
+    return Trained(
         model=network.model,
         options=network.options,
         input_shape=dataset.x_train.shape[1:],
         task=dataset.task,
         classes=dataset.classes,
         preprocessing=dataset.preprocessing,
-        fingerprint=fingerprint(**facts),
+        fingerprint=fingerprint(**everything),
         epoch=0,
-        input_dtype=weights.input_dtype(sample),
+        input_dtype=weights.input_dtype(apply(dataset.x_train[:1], dataset.preprocessing)),
     )
-    with at_work(teacher, recipe.folder) if teacher else nullcontext() as taught_by:
 
-        def start() -> nn.Module:
-            model = initial(network, dataset, recipe.seed, rung, recipe.folder)
-            if taught_by:
-                weights.start_from(model, taught_by.model, start_from)
-            return model
 
-        return weights_file(run, rung, start, started, network.training, terms, recipe, dataset, taught_by, progress)
+def _course(recipe: Recipe, dataset: Dataset, terms: Sequence[Term]) -> Course:
+    return Course(
+        dataset,
+        recipe.student.training,
+        terms,
+        augmentation=recipe.data.augment,
+        seed=recipe.seed,
+        threads=recipe.threads,
+    )
+
+
+def _student(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    return initial(recipe.student, dataset, recipe.seed, "student", recipe.folder)
 
 
 def initial(network: Network, dataset: Dataset, seed: int, field: str, folder: Path) -> nn.Module:
@@ -155,5 +298,11 @@ def initial(network: Network, dataset: Dataset, seed: int, field: str, folder: P
         return build(network.model, network.options, dataset.x_train.shape[1:], len(dataset.classes), field, folder)
 
 
-def _terms(recipe: Recipe, network: Network, losses: Mapping[str, Loss]) -> list[Term]:
-    return terms_of(losses, recipe.distill.temperature, recipe.folder, network.training.epochs)
+def _terms(
+    recipe: Recipe,
+    network: Network,
+    losses: Mapping[str, Loss],
+    where: str = "distill",
+    temperature: float = 1.0,
+) -> list[Term]:
+    return terms_of(losses, temperature, recipe.folder, network.training.epochs, where)

@@ -1,55 +1,78 @@
-"""A training from its start to the weights file that it ends with, kept where it is already there."""
+"""A training from its start to the weights files that it ends with, kept where they are already there."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from kdbench.data.dataset import Dataset
-from kdbench.losses.weighted import Term
-from kdbench.progress import Progress, silent
-from kdbench.records import Recipe, Training
+from kdbench.losses.outputs import below
+from kdbench.progress import Progress, is_main, silent
 from kdbench.store import RunFolder
-from kdbench.training import weights
-from kdbench.training.features import Teaching
-from kdbench.training.loop import fit
+from kdbench.training import processes, weights
+from kdbench.training.loop import Course, Ends, fit
 from kdbench.training.weights import Trained
 
+LEARNED = ("epoch", "history", "kept", "precision", "bf16_speedup")
+"""What a record says of the training itself."""
 
-def weights_file(
+
+@dataclass(frozen=True)
+class Part:
+    """What of a trained model becomes the weights file of a rung."""
+
+    rung: str
+    started: Trained
+    within: str = ""
+    """The submodule that it is; the whole model without."""
+
+
+def weights_files(
     run: RunFolder,
-    rung: str,
+    parts: Sequence[Part],
     start: Callable[[], nn.Module],
-    started: Trained,
-    training: Training | None,
-    terms: Sequence[Term],
-    recipe: Recipe,
-    dataset: Dataset,
-    teacher: Teaching | None = None,
+    course: Course | None,
     progress: Progress = silent,
-) -> Path:
-    """The weights file of `rung`: of the model that `start` gives, trained unless `training` is None.
+) -> list[Path]:
+    """The weights files of `parts`: of the model that `start` gives, trained unless `course` is None.
 
-    A file of the same `started.fingerprint` is kept, and a checkpoint of it continued.
+    Files of the same `started.fingerprint` are kept, and a checkpoint of it continued. Of the last and the best epoch
+    the one that the recipe does not ask for is written beside. Only the main process writes; all wait for it.
     """
-    path, checkpoint = run.weights(rung), run.checkpoint(rung)
-    if weights.load_matching(path, started.fingerprint) is None:
-        model, trained = start(), started
-        if training is not None:
-            trained = fit(
+    checkpoint = run.checkpoint(parts[0].rung)
+    there = all(weights.load_matching(run.weights(part.rung), part.started.fingerprint) for part in parts)
+    if not processes.of_main(there):
+        model, first = start(), parts[0]
+        ends: Ends = {"last": (model.state_dict(), first.started)}
+        if course is not None:
+            lines, curves = run.metrics(first.rung), run.tensorboard(first.rung)
+            ends = fit(
                 model,
-                dataset,
-                training,
-                terms,
-                started,
+                course,
+                first.started,
                 checkpoint,
-                teacher=teacher,
-                seed=recipe.seed,
-                threads=recipe.threads,
-                augmentation=recipe.data.augment,
-                label=rung,
+                lines=lines,
+                curves=curves,
+                label=first.rung,
                 progress=progress,
             )
-        weights.save(path, model.state_dict(), trained)
-    checkpoint.unlink(missing_ok=True)
-    return path
+        for part in parts if is_main() else ():
+            _save(run, part, ends, course.training.keep if course else "last")
+    if is_main():
+        checkpoint.unlink(missing_ok=True)
+    processes.wait()
+    return [run.weights(part.rung) for part in parts]
+
+
+def _save(run: RunFolder, part: Part, ends: Ends, keep: str) -> None:
+    """Writes the part of each end, that of `keep` as the rung's own."""
+    for epoch in ("last", "best"):
+        path = run.weights(part.rung) if epoch == keep else run.weights_of_epoch(part.rung, epoch)
+        if epoch not in ends:
+            path.unlink(missing_ok=True)  # of an earlier training
+            continue
+        tensors, trained = ends[epoch]
+        learned = {name: getattr(trained, name) for name in LEARNED}
+        weights.save(
+            path, below(tensors, part.within) if part.within else tensors, part.started.model_copy(update=learned)
+        )

@@ -1,8 +1,10 @@
 """The training loop: deterministic, and resumed from its last finished epoch."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,165 +14,246 @@ from torch import Tensor, nn
 from kdbench.data import augment, preprocess
 from kdbench.data.dataset import Dataset
 from kdbench.errors import UserError
-from kdbench.losses.outputs import below
+from kdbench.losses.outputs import Outputs, full_precision
 from kdbench.losses.weighted import Term, WeightedSum, history_key
-from kdbench.progress import Progress, silent
+from kdbench.progress import Progress, is_main, silent
 from kdbench.records import Augment, Training
-from kdbench.training import weights
-from kdbench.training.features import Teaching, layers, observe, sample_outputs
+from kdbench.training import metrics, mutual, optimizer, processes, weights
+from kdbench.training import precision as precisions
+from kdbench.training.features import layers, observe
+from kdbench.training.precision import Precision
+from kdbench.training.seeds import deterministic, seeded
+from kdbench.training.state import State, begin, copied
+from kdbench.training.teaching import Faculty, sample_outputs
 from kdbench.training.weights import Trained
 
-
-@contextmanager
-def deterministic(threads: int) -> Iterator[None]:
-    """Bit-identical results for equal seeds and threads; leaves torch as it was."""
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
+Ends = dict[str, tuple[dict[str, Tensor], Trained]]
+"""Weights and record of the `last` epoch and, where epochs are judged, of the `best`."""
 
 
-@contextmanager
-def seeded(*seed: int) -> Iterator[None]:
-    """torch's own generator starts from `seed`, and is left as it was: what is drawn depends on `seed` alone."""
-    with torch.random.fork_rng():
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
-        yield
+@dataclass(frozen=True)
+class Course:
+    """What a training learns from; the same from its first step to its last."""
 
-
-def learning_rate(step: int, steps: int, training: Training) -> float:
-    """Linear warm-up over `warmup_share` of the steps, then a cosine towards zero."""
-    warmup = max(1.0, training.warmup_share * steps) if training.warmup_share else 0.0
-    if step < warmup:
-        return training.learning_rate * (step + 1) / warmup
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
-
-
-def whole_target(dataset: Dataset) -> Tensor | None:
-    """The labels of the whole training set, where it has any."""
-    return None if dataset.y_train is None else torch.from_numpy(dataset.y_train)
+    dataset: Dataset
+    training: Training
+    terms: Sequence[Term]
+    faculty: Faculty | None = None
+    """None without a teacher."""
+    augmentation: Augment = Augment()  # noqa: RUF009 — frozen
+    seed: int = 0
+    threads: int = 1
 
 
 def fit(
     model: nn.Module,
-    dataset: Dataset,
-    training: Training,
-    terms: Sequence[Term],
+    course: Course,
     started: Trained,
     checkpoint: Path,
     *,
-    teacher: Teaching | None = None,
-    seed: int = 0,
-    threads: int = 1,
-    augmentation: Augment = Augment(),  # noqa: B008 — frozen
+    lines: Path | None = None,
+    curves: Path | None = None,
     label: str = "train",
     progress: Progress = silent,
-) -> Trained:
-    """Trains `model` in place by the weighted sum of the losses `terms`; a checkpoint is written after each epoch.
+) -> Ends:
+    """Trains `model` in place by the weighted sum of the course's losses; a checkpoint is written after each epoch.
 
-    `teacher` answers the very batch that the student sees, under its own preprocessing, in evaluation mode and without
-    gradients. The losses' target is None where the training set has no labels. A checkpoint of
-    the same training (`started.fingerprint`) is continued: it holds model, losses and momentum, and all that is drawn
-    depends on seed and epoch. Raises UserError where the loss stops being finite; the last good checkpoint stays.
+    Teachers answer the very view that the student sees, in evaluation mode and without gradients. The losses' target is
+    None where the training set has no labels. A checkpoint of the same training (`started.fingerprint`) is continued:
+    it holds all that changes, and all that is drawn depends on seed and epoch. Where the dataset has held-out samples,
+    each epoch is judged on them. `lines` is the file of metrics as JSON lines, `curves` the folder of TensorBoard's.
+    Raises UserError where the loss stops being finite; the last good checkpoint stays.
     """
-    if teacher:
-        teacher.freeze()
-    with deterministic(threads):
-        first = torch.from_numpy(preprocess.apply(dataset.x_train[:2], dataset.preprocessing))
-        theirs = teacher.sees(dataset.x_train[:2], first, dataset.preprocessing) if teacher else first
-        student_outputs, teacher_outputs = sample_outputs(model, teacher, first, theirs, whole_target(dataset), terms)
-        with seeded(seed, 0):
-            loss = WeightedSum(terms, student_outputs, teacher_outputs)
-        parameters = [*model.parameters(), *loss.parameters()]
-        optimizer = torch.optim.SGD(
-            parameters,
-            lr=training.learning_rate,
-            momentum=training.momentum,
-            nesterov=training.momentum > 0,
-            weight_decay=training.weight_decay,
-        )
-        done, history = _resume(checkpoint, started.fingerprint, model, loss, optimizer)
-        for epoch in range(done, training.epochs):
-            progress(label, epoch, training.epochs)
+    dataset, training, faculty, seed = course.dataset, course.training, course.faculty, course.seed
+    with deterministic(course.threads):
+        device = processes.device()
+        model.to(device)
+        if faculty:
+            faculty.prepare(device, "fp32")
+        loss = _losses(model, course).to(device)
+        found = _checkpoint(checkpoint, started.fingerprint)
+        if found:
+            started = found[1]
+        else:
+            chosen, speedup = _precision(model, loss, course)
+            started = started.model_copy(update={"precision": chosen, "bf16_speedup": speedup})
+        if faculty:
+            faculty.prepare(device, started.precision)
+        state = begin(model, loss, training, started.precision)
+        if found:
+            state.restore(found[0])
+        history = list(started.history)
+        journal = metrics.Journal(history, lines, curves) if is_main() else None
+        for epoch in range(len(history), training.epochs):
+            if metrics.stale(history, training.patience_epochs):
+                break
+            if faculty and faculty.cached(course.terms, course.augmentation):
+                faculty.begin(dataset, course.augmentation, seed, epoch)
             loss.begin(epoch + 1, history)
-            with seeded(seed, epoch + 1):
-                means = _epoch(model, loss, optimizer, dataset, training, teacher, seed, epoch, augmentation)
-            history.append({**means, "learning_rate": optimizer.param_groups[0]["lr"]})
-            tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-            tensors |= {f"loss.{name}": tensor for name, tensor in loss.state_dict().items()}
-            tensors |= {f"momentum.{name}": tensor for name, tensor in weights.momentum_buffers(optimizer).items()}
-            so_far = started.model_copy(update={"epoch": epoch + 1, "history": tuple(history)})
-            weights.save(checkpoint, tensors, so_far)
+            begun = time.perf_counter()
+            with seeded(seed, epoch + 1, *([processes.rank()] if processes.rank() else [])):
+                means = _epoch(state, course, epoch, label, progress)
+            samples_per_s = len(dataset.x_train) / (time.perf_counter() - begun)
+            processes.share_buffers(model, loss, *([state.average] if state.average else []))
+            history.append({**means, "learning_rate": state.optimizer.param_groups[0]["lr"]})
+            if dataset.x_held_out is not None:
+                history[-1]["held_out"] = processes.of_main(_held_out(state, course) if is_main() else 0.0)
+                if metrics.best_epoch(history) == len(history):
+                    state.best = copied(state.result.state_dict())
+            started = started.model_copy(update={"epoch": len(history), "history": tuple(history)})
+            if journal:
+                weights.save(checkpoint, state.tensors(), started)
+                journal.add(history[-1], samples_per_s, state.precision)
+        if journal:
+            journal.close()
         progress(label, training.epochs, training.epochs)
+    ends = {"last": (copied(state.result.state_dict()), len(history))}
+    if state.best:
+        ends["best"] = (state.best, metrics.best_epoch(history))
+    results: Ends = {
+        kept: (tensors, started.model_copy(update={"epoch": epoch, "kept": kept}))
+        for kept, (tensors, epoch) in ends.items()
+    }
+    precisions.arrange(model.to("cpu"), "fp32")
+    model.load_state_dict(results[training.keep][0])
     model.eval()
-    return started.model_copy(update={"epoch": training.epochs, "history": tuple(history)})
+    return results
 
 
-def _epoch(
-    model: nn.Module,
-    loss: WeightedSum,
-    optimizer: torch.optim.Optimizer,
-    dataset: Dataset,
-    training: Training,
-    teacher: Teaching | None,
-    seed: int,
-    epoch: int,
-    augmentation: Augment,
-) -> dict[str, float]:
+def _losses(model: nn.Module, course: Course) -> WeightedSum | mutual.MutualSum:
+    """The losses, built from the outputs of both on the first samples."""
+    first = torch.from_numpy(preprocess.apply(course.dataset.x_train[:2], course.dataset.preprocessing))
+    first = first.to(processes.device())
+    if isinstance(model, mutual.Pair):
+        model.eval()
+        with torch.no_grad():
+            seen = observe(model, first, [mutual.PEER])
+        with seeded(course.seed, 0):
+            return mutual.MutualSum(course.terms, seen)
+    outputs = sample_outputs(model, course.faculty, course.dataset, first, course.terms)
+    with seeded(course.seed, 0):
+        return WeightedSum(course.terms, *outputs)
+
+
+def _epoch(state: State, course: Course, epoch: int, label: str = "", progress: Progress = silent) -> dict[str, float]:
     """One pass over the training set in an order that depends on seed and epoch alone; the means of the losses."""
+    dataset, training, faculty, augmentation = course.dataset, course.training, course.faculty, course.augmentation
     labels, samples = dataset.y_train, len(dataset.x_train)
-    order = np.random.default_rng([seed, epoch]).permutation(samples)
-    seeds = (seed, epoch % augmentation.views if augmentation.views else epoch)
+    order = np.random.default_rng([course.seed, epoch]).permutation(samples)
+    seeds = (course.seed, epoch % augmentation.views if augmentation.views else epoch)
     mixing = augmentation.mixup_alpha > 0 or augmentation.cutmix_alpha > 0
     batches = math.ceil(samples / training.batch_size)
-    our_layers, their_layers = layers(loss.terms)
+    our_layers, their_layers = layers(course.terms)
+    if isinstance(state.model, mutual.Pair):
+        our_layers = [mutual.PEER]
+    device, parameters = processes.device(), state.parameters
     totals = {"loss": 0.0}
-    model.train()
+    state.model.train()
     for batch in range(batches):
-        index = order[batch * training.batch_size : (batch + 1) * training.batch_size]
-        if len(index) < 2 and batches > 1:
+        whole = order[batch * training.batch_size : (batch + 1) * training.batch_size]
+        if len(whole) < 2 and batches > 1:
             continue  # batch norm can't learn from a single sample
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(epoch * batches + batch, training.epochs * batches, training)
+        progress(label, epoch + batch / batches, training.epochs)
+        index, share = processes.part(whole)
+        optimizer.set_step(state.optimizer, epoch * batches + batch, training.epochs * batches, training)
         shown = augment.view(dataset.x_train, index, augmentation, seeds)
-        x = torch.from_numpy(preprocess.apply(shown.images, dataset.preprocessing))
+        x = torch.from_numpy(preprocess.apply(shown.images, dataset.preprocessing)).to(device)
         target = None
         if labels is not None:
             mixed = augment.mixed_labels(shown, labels, index, len(dataset.classes)) if mixing else labels[index]
-            target = torch.from_numpy(mixed)
-        student = observe(model, x, our_layers, "student")._replace(places=torch.from_numpy(index))
-        with torch.no_grad():
-            shown_theirs = teacher.sees(shown.images, x, dataset.preprocessing) if teacher else x
-            theirs = teacher.observe(shown_theirs, their_layers) if teacher else student
-        value, values = loss(student, theirs, target)
-        if not math.isfinite(value.item()):
+            target = torch.from_numpy(mixed).to(device)
+        with precisions.autocast(state.precision, device):
+            student = observe(state.model, precisions.arranged(x, state.precision), our_layers, "student")
+            student = _to_loss(student)._replace(places=torch.from_numpy(index).to(device))
+            with torch.no_grad():
+                said = faculty.say(shown.images, x, index, their_layers) if faculty else student
+        value, values = state.loss(student, said, target)
+        means = processes.means({"loss": value, **{history_key(name): part for name, part in values.items()}}, share)
+        if not math.isfinite(means["loss"]):
             raise UserError(
-                f"the loss is {value.item()} in epoch {epoch + 1}, batch {batch + 1}: lower training.learning_rate; "
+                f"the loss is {means['loss']} in epoch {epoch + 1}, batch {batch + 1}: lower training.learning_rate; "
                 "the checkpoint of the last good epoch is kept"
             )
-        optimizer.zero_grad()
+        state.optimizer.zero_grad()
         value.backward()
-        optimizer.step()
-        for key, part in {"loss": value, **{history_key(name): part for name, part in values.items()}}.items():
-            totals[key] = totals.get(key, 0.0) + part.item() * len(index)
+        processes.sum_gradients(parameters, share)
+        if training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, training.clip_norm)
+        state.optimizer.step()
+        if state.average:
+            state.average.update_parameters(state.model)
+        for key, mean in means.items():
+            totals[key] = totals.get(key, 0.0) + mean * len(whole)
     return {key: total / samples for key, total in totals.items()}
 
 
-def _resume(
-    checkpoint: Path, fingerprint: str, model: nn.Module, loss: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[dict[str, float]]]:
-    """Loads a checkpoint of the same training into model, loss and optimizer; epochs done, and their history."""
-    found = weights.load_matching(checkpoint, fingerprint)
-    if found is None:
-        return 0, []
-    tensors, trained = found
-    model.load_state_dict(below(tensors, "model"))
-    loss.load_state_dict(below(tensors, "loss"))
-    state = optimizer.state_dict()
-    state["state"] = {int(name): {"momentum_buffer": tensor} for name, tensor in below(tensors, "momentum").items()}
-    optimizer.load_state_dict(state)
-    return trained.epoch, list(trained.history)
+def _held_out(state: State, course: Course) -> float:
+    """How good the result is on the held-out samples, in the precision of the training.
+
+    Without labels it is the agreement with the teachers.
+    """
+    dataset, device = course.dataset, processes.device()
+    assert dataset.x_held_out is not None
+    samples, labels = dataset.x_held_out, dataset.y_held_out
+    said: list[Tensor] = []
+    target: list[Tensor] = [] if labels is None else [torch.from_numpy(labels)]
+    state.result.eval()
+    for start in range(0, len(samples), course.training.batch_size):
+        chosen = samples[start : start + course.training.batch_size]
+        x = torch.from_numpy(preprocess.apply(chosen, dataset.preprocessing)).to(device)
+        with torch.no_grad(), precisions.autocast(state.precision, device):
+            said.append(state.result(precisions.arranged(x, state.precision)).float().cpu())
+            if labels is None and course.faculty:
+                theirs = course.faculty.answer(chosen, x)
+                target.append(metrics.answers(theirs, dataset.task).cpu())
+    return metrics.judge(torch.cat(said), torch.cat(target), dataset.task)
+
+
+def _precision(
+    model: nn.Module, loss: WeightedSum | mutual.MutualSum, course: Course
+) -> tuple[Precision, float | None]:
+    """The precision that the recipe asks for, or the faster one on its first batch; and how many times faster bf16 is.
+
+    Steps are tried on copies: model, losses and what is drawn later stay as they are. Teachers whose answers are kept
+    have no part in it.
+    """
+    if course.training.precision != "auto":
+        return course.training.precision, None
+    size, dataset, faculty = course.training.batch_size, course.dataset, course.faculty
+    y_train = None if dataset.y_train is None else dataset.y_train[:size]
+    kept = faculty is not None and faculty.cached(course.terms, course.augmentation)
+    tried = replace(
+        course,
+        dataset=replace(dataset, x_train=dataset.x_train[:size], y_train=y_train),
+        faculty=None if kept else faculty,
+    )
+
+    def step(precision: Precision) -> Callable[[], object]:
+        state = begin(deepcopy(model), deepcopy(loss), course.training, precision)
+
+        def run() -> None:
+            if tried.faculty:
+                tried.faculty.prepare(processes.device(), precision)
+            _epoch(state, tried, 0)
+
+        return run
+
+    with seeded(course.seed, 0):
+        chosen, speedup = precisions.choose(step)
+    speedup = processes.of_main(speedup)
+    return ("bf16" if processes.of_main(chosen == "bf16") else "fp32"), speedup
+
+
+def _to_loss(outputs: Outputs) -> Outputs:
+    """With logits as losses take them, in float32 also under autocast."""
+    return outputs._replace(logits=full_precision(outputs.logits))
+
+
+def _checkpoint(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], Trained] | None:
+    """A checkpoint of the same training, in all processes or in none."""
+    found = weights.load_matching(path, fingerprint)
+    if not processes.of_main(found is not None):
+        return None
+    if found is None or found[1].epoch != processes.of_main(found[1].epoch):
+        raise UserError(f"{path}: not what the main process sees: let all have the run folder in common")
+    return found

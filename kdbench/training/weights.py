@@ -38,14 +38,20 @@ class Trained(Versioned):
     fingerprint: str
     """Of everything that the training started from."""
     epoch: int
-    """Epochs trained so far."""
+    """Epochs trained so far, or the best one's number."""
     input_dtype: Literal["float32", "int64"] = "float32"
     """Token ids are integers, from 0 to the model's option `vocabulary` − 1."""
     class_map: ClassMap | None = None
     """Where the model's outputs are not the classes, one by one."""
     history: tuple[dict[str, float], ...] = ()
     """One entry an epoch: `loss`, the mean of the training loss, `loss.NAME` of each loss in it without its weight,
-    and `learning_rate` at its end."""
+    `learning_rate` at its end, and `held_out`, what the model achieved on the held-out samples, where there are any."""
+    kept: Literal["last", "best"] = "last"
+    """Which of its epochs the weights are of."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """It was trained in."""
+    bf16_speedup: float | None = None
+    """How many times faster bf16 was, where the precision was chosen by a measurement."""
 
 
 def input_dtype(samples: NDArray[Any]) -> Literal["float32", "int64"]:
@@ -139,12 +145,3 @@ def _tensors(who: str, model: nn.Module, layer: str) -> dict[str, Tensor]:
         known = {name for name, module in model.named_modules() if name and module.state_dict()}
         raise UserError(f"distill.start_from: {who} has no weights in '{layer}': {nearest(layer, {*known, *state})}")
     return found
-
-
-def momentum_buffers(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter number."""
-    return {
-        str(index): state["momentum_buffer"]
-        for index, state in optimizer.state_dict()["state"].items()
-        if state.get("momentum_buffer") is not None
-    }

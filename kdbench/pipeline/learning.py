@@ -1,0 +1,171 @@
+"""The rungs that are trained: teachers and students, from their data to ONNX files."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from kdbench.data.dataset import Dataset
+from kdbench.data.pack import save_pack
+from kdbench.data.remarks import remarks
+from kdbench.errors import UserError
+from kdbench.onnxfile import known_artifact
+from kdbench.pipeline.rungs import kept
+from kdbench.progress import Progress, is_main
+from kdbench.records import Artifact, Distill, Recipe
+from kdbench.store import RunFolder, fingerprint, sha256
+
+TRAINING = "torch onnxscript"
+"""Packages that training and export need, as pip wants them."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all trained rungs of a recipe start from."""
+
+    folder: RunFolder
+    recipe: Recipe
+    dataset: Dataset
+    data_sha256: str
+    """Of the samples to train on, their labels, and the held-out ones."""
+    progress: Progress
+    say: Callable[[str], None]
+
+
+def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callable[[str], None]) -> Ground:
+    """Loads the data, checks that everything fits, and writes the pack.
+
+    `say` is told what a reader of the numbers should know of the data.
+    """
+    needs_torch()
+    from kdbench import data
+    from kdbench.steps import train
+    from kdbench.training.processes import agreed
+
+    def checked() -> Dataset:
+        dataset = data.load(recipe.data)
+        for remark in remarks(dataset):
+            say(remark)
+        train.check(recipe, dataset)
+        return dataset
+
+    dataset = agreed(checked)
+    if is_main():
+        save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed)
+    arrays = {name: getattr(dataset, name) for name in ("x_train", "y_train", "x_held_out", "y_held_out")}
+    data_sha256 = fingerprint(
+        **{name: sha256(array.tobytes()) for name, array in arrays.items() if array is not None},
+        preprocessing=dataset.preprocessing and dataset.preprocessing.to_json(),
+        classes=dataset.classes,
+    )
+    return Ground(folder, recipe, dataset, data_sha256, progress, say)
+
+
+def distilled(
+    folder: RunFolder, recipe: Recipe, progress: Progress, say: Callable[[str], None], alone: bool
+) -> dict[str, Artifact]:
+    """Weights and ONNX files of teachers and student, and of the student alone if asked.
+
+    Of several processes that train together, the main one exports; the others give no artifacts.
+    """
+    ground = prepared(folder, recipe, progress, say)
+    weights: dict[str, Path] = {}
+    if recipe.distill.mode == "offline":
+        teachers = taught(ground)
+        weights |= dict(zip(recipe.teacher_names, teachers, strict=True))
+    if alone and ground.dataset.y_train is None:
+        say("no labels in the training set: without the rung student-alone, which learns from them alone")
+    elif alone:
+        weights["student-alone"] = trained_alone(ground, folder, recipe)
+    if recipe.distill.mode == "offline":
+        weights["student"] = trained(ground, folder, recipe, teachers, "student", recipe.distill)
+    else:
+        weights["student"], weights["teacher"] = trained_together(ground, folder, recipe, "student", recipe.distill)
+    artifacts: dict[str, Artifact] = {}
+    parents_first = sorted(weights, key=lambda rung: not rung.startswith("teacher"))
+    for number, rung in enumerate(parents_first if is_main() else ()):
+        progress("export", number, len(weights))
+        parent = next((found for name, found in artifacts.items() if name.startswith("teacher")), None)
+        artifact = exported(ground, folder, rung, weights[rung], parent if rung == "student" else None)
+        if artifact:
+            artifacts[rung] = artifact
+    progress("export", len(weights), len(weights))
+    return artifacts
+
+
+def taught(ground: Ground) -> list[Path]:
+    """The files of the recipe's teachers, trained where they are to be trained."""
+    from kdbench.steps import teach
+
+    recipe = ground.recipe
+    return [
+        teach.teach(ground.folder, name, section, recipe, ground.dataset, ground.data_sha256, ground.progress, field)
+        for name, section, field in zip(recipe.teacher_names, recipe.teachers, recipe.teacher_fields, strict=True)
+    ]
+
+
+def trained_alone(ground: Ground, folder: RunFolder, recipe: Recipe) -> Path:
+    """The weights of the student without a teacher, in `folder`, with the seed of `recipe`."""
+    from kdbench.steps import train
+
+    return train.train(folder, "student-alone", recipe, ground.dataset, ground.data_sha256, ground.progress)
+
+
+def trained(
+    ground: Ground, folder: RunFolder, recipe: Recipe, teachers: list[Path], rung: str, method: Distill
+) -> Path:
+    """The weights of the student distilled by `method`, in `folder`, with the seed of `recipe`."""
+    from kdbench.steps import train
+
+    dataset, data_sha256 = ground.dataset, ground.data_sha256
+    return train.distill(folder, rung, teachers, recipe, dataset, data_sha256, ground.progress, ground.say, method)
+
+
+def trained_together(
+    ground: Ground, folder: RunFolder, recipe: Recipe, rung: str, method: Distill
+) -> tuple[Path, Path]:
+    """The weights of the student and of its teacher, which learnt from each other."""
+    from kdbench.steps import train
+
+    rungs = (rung, rung.replace("student", "teacher"))
+    student, teacher = train.mutual(folder, rungs, recipe, ground.dataset, ground.data_sha256, ground.progress, method)
+    return student, teacher
+
+
+def exported(ground: Ground, folder: RunFolder, rung: str, path: Path, parent: Artifact | None) -> Artifact | None:
+    """The ONNX file of weights; a black box is its own. None for a teacher that doesn't know all of the classes."""
+    from kdbench.steps.export import export
+    from kdbench.training import weights
+
+    if path.suffix == ".onnx":
+        artifact = known_artifact(path)
+        complete = len(artifact.classes) == len(ground.dataset.classes)
+    else:
+        class_map = weights.load(path)[1].class_map
+        complete = class_map is None or len(class_map.known) == len(ground.dataset.classes)
+    if not complete:
+        ground.say(f"no rung {rung}: it knows a part of the classes, so that its accuracy means nothing")
+        return None
+    if path.suffix == ".onnx":
+        return artifact
+    lineage = (
+        {"parent": parent.rung, "parent_sha256": parent.sha256, "step": "distill"} if parent else {"step": "train"}
+    )
+
+    def make(out: Path) -> Artifact:
+        return export(path, out, ground.folder.pack, rung, ground.recipe.folder).model_copy(update=lineage)
+
+    return kept(folder, rung, make, "export", weights=sha256(path.read_bytes()), parent=parent and parent.sha256)
+
+
+def needs_torch() -> None:
+    """Imports torch as training wants it; raises UserError where the training extra is not installed."""
+    # Spinning OpenMP threads that share a core can slow small steps down fifty times. Read once, when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matrix products on GPUs don't repeat
+    for package in TRAINING.split():
+        try:
+            import_module(package)
+        except ImportError:
+            raise UserError(f"training needs {package}, which is not installed: pip install {TRAINING}") from None
