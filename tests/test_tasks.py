@@ -337,6 +337,27 @@ def test_a_ladder_without_labels_is_judged_by_its_agreement(tmp_path):
     assert evaluate(student, tmp_path / "labelled.npz").accuracy > 0.8
 
 
+def test_a_student_of_the_teacher_alone_is_the_same_with_labels_and_without(dataset, tmp_path):
+    labelled = one_class(dataset)
+    own = "def own(student, teacher, target):\n    return (student.logits - teacher.logits).abs().mean()\n"
+    (tmp_path / "own.py").write_text(own)
+    found = recipe(distill__losses='{ kd = 1.0, "own.py:own" = 0.1 }').placed(tmp_path)
+    teacher = train.train(RunFolder(tmp_path), "teacher", train.network_of(found.teachers[0]), found, labelled, "")
+    tensors = []
+    for name, chosen in (("with", labelled), ("without", unlabelled(labelled))):
+        (tmp_path / name).mkdir()
+        path = train.distill(RunFolder(tmp_path / name), "student", teacher, found, chosen, "")
+        tensors.append(weights.load(path)[0])
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+
+
+def test_models_whose_answers_are_of_unlike_shapes_have_no_agreement():
+    raw = {name: value for name, value in arrays().items() if name != "labels"}
+    found = ladder(result(), raw | {"predictions.1": np.zeros((4, 3), dtype=int)})
+    assert found.rows[1].agreement is None
+    assert ladder_tables(found)[0].rows[1][1] == "–"
+
+
 # --- tables from results by hand --------------------------------------------------------------------------------------
 
 

@@ -189,7 +189,7 @@ def _judged(row: Row, answers: Answers, labels: NDArray[Any] | None, baseline: s
     ours, theirs = (answers.get((rung, row.backend, row.threads)) for rung in (row.rung, baseline))
     if ours is None:
         return row
-    against = theirs if row.rung != baseline else None
+    against = theirs if row.rung != baseline and theirs is not None and theirs.shape == ours.shape else None
     if against is not None:
         row = replace(row, agreement=stats.agreement(ours, against))
     if labels is None:
