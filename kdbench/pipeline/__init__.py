@@ -36,7 +36,7 @@ def run(
     check_backends(recipe.bench.backends)
     with folder.lock():
         distilled(folder, recipe, progress, say, alone=True)
-        compressed(folder, recipe.quantize, progress)
+        compressed(folder, recipe.quantize, progress, say)
         subjects = run_subjects(folder)
         report = measured(
             subjects,

@@ -15,8 +15,8 @@ from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.onnxfile import inspect, known_artifact, load_model, portable
 from kdbench.progress import Progress, silent
-from kdbench.records import Loss, Recipe, Teacher
-from kdbench.store import RunFolder, fingerprint, save_artifact, sha256, write_atomic
+from kdbench.records import IMPORTED, Loss, Recipe, Teacher
+from kdbench.store import RunFolder, fingerprint, save_artifact, sha256, sidecar, write_atomic
 from kdbench.teachers import Candidate, prepare, weights_file
 from kdbench.teachers.black_box import BlackBox, Options
 from kdbench.teachers.classes import ClassMap
@@ -57,7 +57,7 @@ def teach(
     seen = replace(dataset, preprocessing=candidate.preprocessing)
     trained = section.training is not None
     facts = {
-        "teacher": section.model_dump(exclude={"weight"}),
+        "teacher": section.model_dump(exclude={"weight", "weights"}),
         "files": _files(section, recipe.folder, field),
         "seed": recipe.seed,
         "threads": recipe.threads,
@@ -65,7 +65,7 @@ def teach(
         "data": data_sha256,
         "preprocessing": candidate.preprocessing and candidate.preprocessing.to_json(),
         "kdbench": __version__,
-        "versions": {name: versions().get(name) for name in ("torch", "numpy", *LIBRARIES.get(section.source, ()))},
+        "versions": versions(("torch", "numpy", *LIBRARIES.get(section.source, ()))),
     }
     started = Trained(
         source=section.source,
@@ -82,6 +82,12 @@ def teach(
     )
     terms = terms_of(ALONE, 1.0, recipe.folder, section.training.epochs) if section.training else []
     return trained_weights(run, rung, lambda: model, started, section.training, terms, recipe, seen, progress=progress)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file that `teach` has made, with the record that says how an ONNX file is fed and read."""
+    record = sidecar(path).read_bytes() if path.suffix == ".onnx" else b""
+    return sha256(path.read_bytes() + record)
 
 
 @contextmanager
@@ -153,7 +159,7 @@ def _black_box(out: Path, rung: str, candidate: Candidate, dataset: Dataset) -> 
         content = portable(model)
     write_atomic(out, content)
     lineage = {
-        "step": "import",
+        "step": IMPORTED,
         "options": {
             "file": box.file.name,
             "outputs": box.kind,

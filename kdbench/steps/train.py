@@ -17,7 +17,7 @@ from kdbench.machine import versions
 from kdbench.models import build
 from kdbench.progress import Progress, silent
 from kdbench.records import Loss, Network, Recipe
-from kdbench.steps.teach import ALONE, at_work, untrained
+from kdbench.steps.teach import ALONE, at_work, digest, untrained
 from kdbench.store import RunFolder, fingerprint, sha256
 from kdbench.training import weights
 from kdbench.training.features import sample_outputs
@@ -121,7 +121,7 @@ def _weights(
         "data": data_sha256,
         "kdbench": __version__,
         "versions": {name: versions().get(name) for name in ("torch", "numpy")},
-        "teacher": sha256(teacher.read_bytes()) if teacher else None,
+        "teacher": digest(teacher) if teacher else None,
     }
     sample = apply(dataset.x_train[:1], dataset.preprocessing)
     started = Trained(

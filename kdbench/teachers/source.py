@@ -90,5 +90,9 @@ def unavailable(wanted: Wanted, error: Exception, verb: str = "loaded") -> UserE
 
 def needs(package: str, wanted: Wanted, error: Exception) -> UserError:
     """What is said where a package is not installed, or is of no use here."""
-    reason = "which is not installed" if isinstance(error, ModuleNotFoundError) else f"which fails: {first_line(error)}"
-    return UserError(f"{wanted.field}.source needs {package}, {reason}: pip install {package}")
+    source = f"{wanted.field}.source needs {package}"
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(f"{source}, and {error.name} is not installed: pip install {package}")
+    return UserError(
+        f"{source}, which fails here: {first_line(error, 120)}: install the one that is built for this torch"
+    )

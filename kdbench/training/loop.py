@@ -68,9 +68,9 @@ def fit(
     """Trains `model` in place by the weighted sum of the losses `terms`; a checkpoint is written after each epoch.
 
     `teacher` answers the very batch that the student sees, under its own preprocessing, in evaluation mode and without
-    gradients. A checkpoint of
-    the same training (`started.fingerprint`) is continued: it holds model, losses and momentum, and all that is drawn
-    depends on seed and epoch. Raises UserError where the loss stops being finite; the last good checkpoint stays.
+    gradients. A checkpoint of the same training (`started.fingerprint`) is continued: it holds model, losses and
+    momentum, and all that is drawn depends on seed and epoch. Raises UserError where the loss stops being finite; the
+    last good checkpoint stays.
     """
     if teacher:
         teacher.freeze()
