@@ -71,6 +71,7 @@ def teach(
         source=section.source,
         model=section.model,
         options=section.options,
+        architecture=dict(candidate.architecture),
         input_shape=candidate.input_shape,
         task=dataset.task,
         classes=dataset.classes,

@@ -4,10 +4,11 @@ What a source gives is made ready here: weights of a file, a new classifier, the
 teacher that is a module may be trained afterwards; any other callable is a black box that gives logits alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,8 @@ class Candidate:
     input_shape: tuple[int, ...]
     """Of one sample, preprocessed."""
     class_map: ClassMap
+    architecture: Mapping[str, Any]
+    """What its source needs to build it again."""
 
 
 def architecture(source: str, wanted: Wanted) -> nn.Module:
@@ -93,7 +96,7 @@ def prepare(section: Teacher, dataset: Dataset, folder: Path, field: str = "teac
             f"{field}.training: the teacher's classes are not the data's in their order: set {field}.new_head = true, "
             "or leave training out"
         )
-    return Candidate(model, preprocessing, tuple(x.shape[1:]), classes)
+    return Candidate(model, preprocessing, tuple(x.shape[1:]), classes, found.architecture)
 
 
 def weights_file(section: Teacher, folder: Path, field: str = "teacher") -> Path | None:
