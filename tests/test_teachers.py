@@ -114,12 +114,15 @@ def test_weights_that_do_not_fit_are_counted_and_named(digits, tmp_path):
     tensors["stem.0.weight"] = torch.zeros(4, 3, 3, 3)
     torch.save(tensors, tmp_path / "a.pth")
     said = refused(SMALL + 'weights = "a.pth"\n', tmp_path, digits)
-    assert "a.pth: does not fit the model: 7 tensors, 1 missing (stages.0.0.conv1.weight); " in said
-    assert "5 unexpected (extra.0, extra.1, extra.2, …); 1 of another shape (stem.0.weight)" in said
+    assert "a.pth: does not fit the model: 1 tensor missing (stages.0.0.conv1.weight), 5 tensors unexpected " in said
+    assert (
+        "(extra.0, extra.1, extra.2, …), 1 tensor of another shape (stem.0.weight); (4, 3, 3, 3) for (4, 1, 3, 3)"
+        in said
+    )
     assert "give teacher.options as it was trained with" in said
     torch.save({k: v for k, v in network().state_dict().items() if "head" not in k}, tmp_path / "a.pth")
     said = refused(SMALL + 'weights = "a.pth"\n', tmp_path, digits)
-    assert "2 missing (head.weight, head.bias): only the head's: set teacher.new_head = true and give" in said
+    assert "2 tensors missing (head.weight, head.bias): only the head's: set teacher.new_head = true and give" in said
 
 
 class Payload:
@@ -263,7 +266,7 @@ def test_other_classes_without_a_map_are_refused(digits, tmp_path):
     said = refused(SMALL + 'weights = "a.pth"\nclass_map = { 0 = "0", 6 = "1" }\n', tmp_path, digits)
     assert "no class of the teacher stands for 8 of the data's, such as '2'" in said
     said = refused(SMALL + 'weights = "a.pth"\nclasses = ["a", "b"]\n', tmp_path, digits)
-    assert "a.pth: does not fit the model: 2 tensors, 2 of another shape (head.weight, head.bias)" in said
+    assert "a.pth: does not fit the model: 2 tensors of another shape (head.weight, head.bias)" in said
 
 
 # --- new heads --------------------------------------------------------------------------------------------------------
@@ -347,7 +350,8 @@ def test_grey_images_become_as_many_channels_as_the_teachers_preprocessing_has(d
     )
     said = refused(SMALL + TRAINING + three, tmp_path, replace(coloured, preprocessing=Preprocessing()))
     assert said == (
-        "teacher.preprocessing: mean and std should have 1 or 4 entries, as the data has channels, not 3 and 3"
+        "teacher.preprocessing: mean and std should have one entry, or as many as the data has channels (4), not 3 "
+        "and 3"
     )
 
 
@@ -370,6 +374,16 @@ def number(classes):
 
 def three(classes):
     return nn.Flatten(2)
+
+def leaves(classes):
+    raise SystemExit(3)
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10] * float("nan")
+
+def nothing(classes):
+    return Nothing()
 """
 
 
@@ -398,6 +412,8 @@ def test_a_users_own_models_teach_and_learn(digits, tmp_path):
         ("mine.py:flta", "teacher.model 'mine.py:flta': no function 'flta' in"),
         ("other.py:flat", "teacher.model 'other.py:flat': no file 'other.py' beside the recipe"),
         ("mine.py:broken", "teacher: 'mine.py:broken' fails with KeyError: 'layer'"),
+        ("mine.py:leaves", "teacher: 'mine.py:leaves' fails with SystemExit: 3"),
+        ("mine.py:nothing", "teacher: mine.py:nothing answers NaN or infinity: are its weights"),
         ("mine.py:number", "teacher: 'mine.py:number' should give a torch.nn.Module, not int"),
         ("mine.py:three", "teacher: mine.py:three should give logits [N, classes] for N samples, not Tensor of shape"),
         ('mine.py:flat"\noptions = { depth = 2 }\n#', "teacher.options: unknown key 'depth': "),

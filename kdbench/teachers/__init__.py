@@ -166,8 +166,8 @@ def _seen(dataset: Dataset, preprocessing: Preprocessing | None, field: str) -> 
         assert preprocessing is not None
         channels = dataset.x_train.shape[1]
         raise UserError(
-            f"{field}.preprocessing: mean and std should have 1 or {channels} entries, as the data has channels, not "
-            f"{len(preprocessing.mean)} and {len(preprocessing.std)}"
+            f"{field}.preprocessing: mean and std should have one entry, or as many as the data has channels "
+            f"({channels}), not {len(preprocessing.mean)} and {len(preprocessing.std)}"
         ) from None
 
 
@@ -180,7 +180,7 @@ def _outputs(model: Callable[[Tensor], Tensor], x: Tensor, section: Teacher, fie
             logits = model(x[:2])
     except UserError:
         raise
-    except Exception as error:  # whatever somebody's model raises
+    except (Exception, SystemExit) as error:  # whatever somebody's model raises
         raise UserError(
             f"{field}: {section.model} can't take samples of shape {tuple(x.shape[1:])}: {first_line(error)}"
         ) from None
@@ -190,6 +190,8 @@ def _outputs(model: Callable[[Tensor], Tensor], x: Tensor, section: Teacher, fie
             f"{field}: {section.model} should give logits [N, classes] for N samples, not "
             f"{type(logits).__name__}{shape} for {len(x[:2])}"
         )
+    if not torch.isfinite(logits).all():
+        raise UserError(f"{field}: {section.model} answers NaN or infinity: are its weights and preprocessing right?")
     return int(logits.shape[1])
 
 
