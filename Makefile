@@ -34,7 +34,7 @@ docs: .venv/.test
 	@touch $@
 
 .venv/.test: .venv/.demo
-	$(BIN)/pip install --quiet --editable '.[train,data,dev]'
+	$(BIN)/pip install --quiet --editable '.[train,data,hub,dev]'
 	@touch $@
 
 clean:

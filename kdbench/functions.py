@@ -39,7 +39,7 @@ def load(reference: str, folder: Path, what: str) -> Callable[..., Any]:
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{what} '{reference}': {path} fails with {reason}") from error
     functions = {name: value for name, value in vars(module).items() if isinstance(value, FunctionType)}

@@ -2,6 +2,7 @@
 
 import platform
 import re
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -80,10 +81,10 @@ def saturates_in_int8() -> bool:
     return x86 and not {"avx512_vnni", "avx_vnni"} & set(features())
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of everything in `COMPUTES`."""
+def versions(packages: Iterable[str] = COMPUTES) -> dict[str, str]:
+    """Versions of those of the `packages` that are installed."""
     found = {}
-    for package in COMPUTES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

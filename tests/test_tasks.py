@@ -342,11 +342,11 @@ def test_a_student_of_the_teacher_alone_is_the_same_with_labels_and_without(data
     own = "def own(student, teacher, target):\n    return (student.logits - teacher.logits).abs().mean()\n"
     (tmp_path / "own.py").write_text(own)
     found = recipe(distill__losses='{ kd = 1.0, "own.py:own" = 0.1 }').placed(tmp_path)
-    teacher = train.train(RunFolder(tmp_path), "teacher", train.network_of(found.teachers[0]), found, labelled, "")
+    teacher = teach.teach(RunFolder(tmp_path), "teacher", found.teachers[0], found, labelled, "")
     tensors = []
     for name, chosen in (("with", labelled), ("without", unlabelled(labelled))):
         (tmp_path / name).mkdir()
-        path = train.distill(RunFolder(tmp_path / name), "student", teacher, found, chosen, "")
+        path = train.distill(RunFolder(tmp_path / name), "student", [teacher], found, chosen, "")
         tensors.append(weights.load(path)[0])
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
 

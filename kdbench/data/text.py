@@ -7,7 +7,8 @@ from pydantic import Field
 
 from kdbench.data.columns import Columns, column, read_columns
 from kdbench.data.dataset import Dataset, class_labels
-from kdbench.data.vocabulary import Kind, tokens
+from kdbench.data.tokenizer import load as load_tokenizer
+from kdbench.data.vocabulary import Kind, encode, tokens
 from kdbench.errors import UserError
 from kdbench.records import Count, read_text
 
@@ -24,9 +25,13 @@ def load(
     vocabulary_size: Annotated[int, Field(ge=3)] = 8000,
     length: Count = 64,
     lowercase: bool = True,
+    tokenizer: Path | None = None,
     classes: tuple[str, ...] = (),
 ) -> Dataset:
     """Token ids [N, length] below `vocabulary_size` of a training and a test file.
+
+    A `tokenizer`, a tokenizer.json or a folder with one, takes the place of a vocabulary of the training sentences:
+    that of a teacher, whose ids its student then learns on too. Vocabulary and case are up to it.
 
     `text` and `label` name the columns of tables. With `labelled` false the training labels are not looked at, and a
     test table may be without the column too.
@@ -36,7 +41,11 @@ def load(
     test_names = column(theirs, label, str(test)) if labelled or label in theirs else None
     known, y_train, y_test = class_labels(y_names, test_names, classes, str(train))
     sentences = column(ours, text, str(train)), column(theirs, text, str(test))
-    x_train, x_test = tokens(*sentences, vocabulary, vocabulary_size, length, lowercase)
+    if tokenizer is not None:
+        ids = load_tokenizer(tokenizer, length)
+        x_train, x_test = (encode(part, ids, length) for part in sentences)
+    else:
+        x_train, x_test = tokens(*sentences, vocabulary, vocabulary_size, length, lowercase)
     return Dataset(x_train, y_train, x_test, y_test, known, preprocessing=None)
 
 

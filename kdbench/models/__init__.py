@@ -93,7 +93,7 @@ def build(
         raise UserError(f"{field}.options.{option}: {problem['msg']}") from None
     except ValueError as error:
         raise UserError(f"{field}.options: {error}") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if not own:
             raise
         raise UserError(f"{field}: '{name}' fails with {type(error).__name__}: {first_line(error)}") from error

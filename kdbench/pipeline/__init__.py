@@ -40,7 +40,7 @@ def run(
         made = distilled(folder, recipe, progress, say, alone=True)
         # Against the first teacher; where none of them knows all classes, against the student alone.
         baseline = next(iter(made))
-        compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, progress)
+        compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, progress, say)
         subjects = run_subjects(folder)
         report = measured(
             subjects,

@@ -13,8 +13,8 @@ from kdbench.errors import UserError
 from kdbench.machine import saturates_in_int8, versions
 from kdbench.onnxfile import inspect, known_artifact
 from kdbench.progress import Progress
-from kdbench.records import Artifact, Quantize
-from kdbench.store import RunFolder, fingerprint, save_artifact, sha256
+from kdbench.records import IMPORTED, Artifact, Quantize
+from kdbench.store import RunFolder, fingerprint, save_artifact, sha256, sidecar
 
 LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim", "student-int8")
 """The rungs of a recipe, in the order of the table."""
@@ -38,8 +38,13 @@ def run_subjects(folder: RunFolder) -> list[Subject]:
     return subjects
 
 
-def compressed(folder: RunFolder, options: Quantize, teacher: str | None, progress: Progress) -> None:
-    """The slimmed and the int8 rungs of the student, and the int8 one of `teacher`, if there is such a rung."""
+def compressed(
+    folder: RunFolder, options: Quantize, teacher: str | None, progress: Progress, say: Callable[[str], None]
+) -> None:
+    """The slimmed and the int8 rungs of the student, and the int8 one of `teacher`, if there is such a rung.
+
+    A teacher that came as an ONNX file goes without where it can't be quantized.
+    """
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
 
@@ -61,7 +66,14 @@ def compressed(folder: RunFolder, options: Quantize, teacher: str | None, progre
         steps.insert(0, (teacher, f"{teacher}-int8", "quantize", quantized(teacher, f"{teacher}-int8")))
     for number, (parent, rung, step, make) in enumerate(steps):
         progress("slim, quantize", number, len(steps))
-        kept(folder, rung, make, step, parent=sha256(folder.onnx(parent).read_bytes()), **facts)
+        try:
+            kept(folder, rung, make, step, parent=sha256(folder.onnx(parent).read_bytes()), **facts)
+        except UserError as error:
+            if known_artifact(folder.onnx(parent)).step != IMPORTED:
+                raise
+            say(f"no rung {rung}: {error}")
+            for left in (folder.onnx(rung), sidecar(folder.onnx(rung))):
+                left.unlink(missing_ok=True)
     progress("slim, quantize", len(steps), len(steps))
 
 

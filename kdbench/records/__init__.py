@@ -1,6 +1,7 @@
 """The data that flows: frozen, validated on reading, versioned. TOML and JSON in, JSON out."""
 
 from kdbench.records.artifacts import (
+    IMPORTED,
     Artifact,
     Preprocessing,
     TensorSpec,
@@ -48,6 +49,7 @@ from kdbench.records.results import (
 )
 
 __all__ = [
+    "IMPORTED",
     "SCHEMA",
     "Artifact",
     "Augment",

@@ -6,6 +6,9 @@ from pydantic import Field
 
 from kdbench.records.base import Positive, Record, Task, Versioned
 
+IMPORTED = "import"
+"""The step of an ONNX file that was made elsewhere and is taken as it is."""
+
 
 class Preprocessing(Record):
     """`(x * scale - mean) / std`, with one mean and std for each channel (axis 1), or for all."""

@@ -15,7 +15,7 @@ from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.onnxfile import inspect, known_artifact, load_model, portable
 from kdbench.progress import Progress, silent
-from kdbench.records import Loss, Recipe, Task, Teacher
+from kdbench.records import IMPORTED, Loss, Recipe, Task, Teacher
 from kdbench.store import RunFolder, fingerprint, save_artifact, sha256, sidecar, write_atomic
 from kdbench.teachers import Candidate, prepare, weights_file
 from kdbench.teachers.black_box import BlackBox, Options
@@ -64,7 +64,7 @@ def teach(
     seen = replace(dataset, preprocessing=candidate.preprocessing)
     trained = section.training is not None
     facts = {
-        "teacher": section.model_dump(exclude={"weight"}),
+        "teacher": section.model_dump(exclude={"weight", "weights"}),
         "files": _files(section, recipe.folder, field),
         "seed": recipe.seed,
         "threads": recipe.threads,
@@ -73,12 +73,13 @@ def teach(
         "processes": processes.count(),
         "preprocessing": candidate.preprocessing and candidate.preprocessing.to_json(),
         "kdbench": __version__,
-        "versions": {name: versions().get(name) for name in ("torch", "numpy", *LIBRARIES.get(section.source, ()))},
+        "versions": versions(("torch", "numpy", *LIBRARIES.get(section.source, ()))),
     }
     started = Trained(
         source=section.source,
         model=section.model,
         options=section.options,
+        architecture=dict(candidate.architecture),
         input_shape=candidate.input_shape,
         task=dataset.task,
         classes=dataset.classes,
@@ -171,7 +172,7 @@ def _black_box(out: Path, rung: str, candidate: Candidate, dataset: Dataset) -> 
         content = portable(model)
     write_atomic(out, content)
     lineage = {
-        "step": "import",
+        "step": IMPORTED,
         "options": {
             "file": box.file.name,
             "outputs": box.kind,

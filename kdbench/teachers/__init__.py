@@ -4,10 +4,11 @@ What a source gives is made ready here: weights of a file, a new classifier, the
 teacher that is a module may be trained afterwards; any other callable is a black box that gives logits alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,8 @@ class Candidate:
     input_shape: tuple[int, ...]
     """Of one sample, preprocessed."""
     class_map: ClassMap
+    architecture: Mapping[str, Any]
+    """What its source needs to build it again."""
 
 
 def architecture(source: str, wanted: Wanted) -> nn.Module:
@@ -93,7 +96,7 @@ def prepare(section: Teacher, dataset: Dataset, folder: Path, field: str = "teac
             f"{field}.training: the teacher's classes are not the data's in their order: set {field}.new_head = true, "
             "or leave training out"
         )
-    return Candidate(model, preprocessing, tuple(x.shape[1:]), classes)
+    return Candidate(model, preprocessing, tuple(x.shape[1:]), classes, found.architecture)
 
 
 def weights_file(section: Teacher, folder: Path, field: str = "teacher") -> Path | None:
@@ -163,8 +166,8 @@ def _seen(dataset: Dataset, preprocessing: Preprocessing | None, field: str) -> 
         assert preprocessing is not None
         channels = dataset.x_train.shape[1]
         raise UserError(
-            f"{field}.preprocessing: mean and std should have 1 or {channels} entries, as the data has channels, not "
-            f"{len(preprocessing.mean)} and {len(preprocessing.std)}"
+            f"{field}.preprocessing: mean and std should have one entry, or as many as the data has channels "
+            f"({channels}), not {len(preprocessing.mean)} and {len(preprocessing.std)}"
         ) from None
 
 
@@ -177,7 +180,7 @@ def _outputs(model: Callable[[Tensor], Tensor], x: Tensor, section: Teacher, fie
             logits = model(x[:2])
     except UserError:
         raise
-    except Exception as error:  # whatever somebody's model raises
+    except (Exception, SystemExit) as error:  # whatever somebody's model raises
         raise UserError(
             f"{field}: {section.model} can't take samples of shape {tuple(x.shape[1:])}: {first_line(error)}"
         ) from None
@@ -187,6 +190,8 @@ def _outputs(model: Callable[[Tensor], Tensor], x: Tensor, section: Teacher, fie
             f"{field}: {section.model} should give logits [N, classes] for N samples, not "
             f"{type(logits).__name__}{shape} for {len(x[:2])}"
         )
+    if not torch.isfinite(logits).all():
+        raise UserError(f"{field}: {section.model} answers NaN or infinity: are its weights and preprocessing right?")
     return int(logits.shape[1])
 
 

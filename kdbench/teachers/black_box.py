@@ -140,12 +140,21 @@ def said_kind(file: Path, options: Options, task: Task) -> Kind:
 def seen_kind(box: BlackBox, x: Tensor, task: Task) -> Kind:
     """What the outputs are, where only the answers to samples tell: rows from 0 to 1 that sum up to 1 are a softmax's.
 
-    With several labels a sample, numbers from 0 to 1 are a sigmoid's.
+    With several labels a sample, numbers from 0 to 1 are a sigmoid's. Raises UserError where what is said of them can't
+    be true.
     """
-    if box.kind != "logits" or box.options.outputs is not None:
-        return box.kind
+    if box.options.outputs == "logits":
+        return "logits"
     answers = box.raw(x).astype(np.float64)
-    if not np.isfinite(answers).all() or answers.min() < 0 or answers.max() > 1:
+    shares = bool(np.isfinite(answers).all() and answers.min() >= 0 and answers.max() <= 1 + SUM_TOLERANCE)
+    if box.kind != "logits":
+        if not shares:
+            raise UserError(
+                f"{box.file}: its answers are said to be probabilities, but reach from {answers.min():.3g} to "
+                f'{answers.max():.3g}: set options.outputs = "logits"'
+            )
+        return box.kind
+    if not shares:
         return "logits"
     if task == "multi_label":
         return "sigmoid"

@@ -1,5 +1,6 @@
 """Classifiers of images and of text in the formats of transformers: of the hub by name, or a local folder."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ def load(wanted: Wanted) -> Found:
     options = parse(HubOptions, wanted.options, f"{wanted.field}.options")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    import_module("huggingface_hub").utils.logging.set_verbosity_error()
     folder = find(wanted.model, wanted.folder or Path())
     name = str(folder) if folder is not None and folder.is_dir() else wanted.model
     auto = (
@@ -66,7 +68,10 @@ def load(wanted: Wanted) -> Found:
     fixed: dict[str, Any] = {"trust_remote_code": False, "attn_implementation": "eager"}
     missing: list[str] = []
     try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **sized)
+        if wanted.architecture:
+            config = transformers.AutoConfig.for_model(**wanted.architecture, **sized)
+        else:
+            config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **sized)
         if wanted.pretrained and options.pretrained:
             model, info = auto.from_pretrained(
                 name, config=config, use_safetensors=True, output_loading_info=True, **fixed
@@ -85,8 +90,17 @@ def load(wanted: Wanted) -> Found:
     classes = tuple(str(config.id2label[label]) for label in sorted(config.id2label)) if wanted.classes is None else ()
     if wanted.tokens:
         pad = getattr(config, "pad_token_id", None)
-        return Found(Text(model, pad or PAD), model, classes, vocabulary=getattr(config, "vocab_size", None))
-    return Found(resized(Images(model), options), model, classes, _preprocessing(name, wanted))
+        vocabulary = getattr(config, "vocab_size", None)
+        return Found(Text(model, pad or PAD), model, classes, vocabulary=vocabulary, architecture=_plain(config))
+    seen = None if wanted.architecture else _preprocessing(name, wanted)
+    return Found(resized(Images(model), options), model, classes, seen, architecture=_plain(config))
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The configuration without its labels, and without a trace of where it lay."""
+    said: dict[str, Any] = json.loads(config.to_json_string())
+    left_out = ("_name_or_path", "transformers_version", "id2label", "label2id", "num_labels")
+    return {key: value for key, value in said.items() if key not in left_out}
 
 
 def _preprocessing(name: str, wanted: Wanted) -> Preprocessing | None:

@@ -1,6 +1,7 @@
 """What a source of teachers is asked, and what it gives."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class Wanted:
     """The recipe's; None where no code of the user's may be run."""
     pretrained: bool = True
     """Whether a hub's own weights are loaded; else the architecture alone is built."""
+    architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the source said of it when it was first loaded, so that it can be built without its files or the hub."""
     new_head: bool = False
     """Whether the classifier is replaced afterwards, so that it need not be trained."""
     tokens: bool = False
@@ -54,6 +57,8 @@ class Found:
     """Its own, where the source knows it."""
     vocabulary: int | None = None
     """Number of token ids that it knows."""
+    architecture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Plain data that a weights file keeps, so that the model can be built without its files or the hub."""
 
 
 class HubOptions(Record):
@@ -90,5 +95,9 @@ def unavailable(wanted: Wanted, error: Exception, verb: str = "loaded") -> UserE
 
 def needs(package: str, wanted: Wanted, error: Exception) -> UserError:
     """What is said where a package is not installed, or is of no use here."""
-    reason = "which is not installed" if isinstance(error, ModuleNotFoundError) else f"which fails: {first_line(error)}"
-    return UserError(f"{wanted.field}.source needs {package}, {reason}: pip install {package}")
+    source = f"{wanted.field}.source needs {package}"
+    if isinstance(error, ModuleNotFoundError):
+        return UserError(f"{source}, and {error.name} is not installed: pip install {package}")
+    return UserError(
+        f"{source}, which fails here: {first_line(error, 120)}: install the one that is built for this torch"
+    )

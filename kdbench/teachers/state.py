@@ -28,7 +28,7 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises UserError where the file is missing, damaged, or holds anything but tensors and plain data.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: not a file")
     try:
         found: Any = load_file(path) if path.suffix == ".safetensors" else _plain(path)
     except SafetensorError as error:
@@ -79,16 +79,22 @@ def fill(
         "unexpected": [name for name in given if name not in own],
         "of another shape": [name for name in own if name in given and given[name].shape != own[name].shape],
     }
+    shapes = [f"{tuple(given[name].shape)} for {tuple(own[name].shape)}" for name in faults["of another shape"][:1]]
     wrong = {name for names in faults.values() for name in names}
     if wrong:
-        said = "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names)
+        said = ", ".join(f"{_tensors(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names)
+        said = "; ".join([said, *shapes])
         hint = (
             f"only the head's: set {field}.new_head = true and give {field}.training"
             if wrong <= in_head
             else f"give {field}.options as it was trained with"
         )
-        raise UserError(f"{where}: does not fit the model: {len(wrong)} tensors, {said}: {hint}")
+        raise UserError(f"{where}: does not fit the model: {said}: {hint}")
     model.load_state_dict(given)
+
+
+def _tensors(names: list[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
 
 
 def _some(names: list[str]) -> str:

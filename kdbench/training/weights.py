@@ -30,6 +30,8 @@ class Trained(Versioned):
     """Of the model: one of the teachers' sources."""
     model: str
     options: dict[str, Any]
+    architecture: dict[str, Any] = {}  # noqa: RUF012 — pydantic copies defaults
+    """What its source needs to build it again, where its name doesn't tell."""
     input_shape: tuple[Count, ...]
     """Of one sample, such as channels, height, width."""
     task: Task = "classification"
@@ -99,6 +101,7 @@ def model_of(path: Path, folder: Path | None = None) -> tuple[nn.Module, Trained
     wanted = Wanted(
         model=trained.model,
         options=trained.options,
+        architecture=trained.architecture,
         input_shape=trained.input_shape,
         classes=trained.class_map.own if trained.class_map else len(trained.classes),
         folder=folder,
