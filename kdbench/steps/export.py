@@ -72,18 +72,12 @@ def export(
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
-    measured = {} if trained.bf16_speedup is None else {"bf16_training_speedup": trained.bf16_speedup}
+    training = trained.model_dump(include={"precision", "bf16_speedup", "processes"}, exclude_none=True)
     artifact = inspect(
         out,
         rung,
         step="export",
-        options={
-            "opset": OPSET,
-            "model": trained.model,
-            "trained_in": trained.precision,
-            **measured,
-            **trained.options,
-        },
+        options={"opset": OPSET, "model": trained.model, "training": training, **trained.options},
         task=trained.task,
         classes=trained.classes,
         preprocessing=trained.preprocessing,

@@ -139,7 +139,6 @@ def _weights(
         "augment": recipe.data.augment.model_dump(),
         "data": data_sha256,
         "held_out": _held_out(dataset),
-        "processes": processes.count(),
         "kdbench": __version__,
         "versions": {name: versions().get(name) for name in ("torch", "numpy")},
         "teacher": sha256(teacher.read_bytes()) if teacher else None,
