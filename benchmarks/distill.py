@@ -1,6 +1,6 @@
 """What training costs: images a second of ResNet-20 on 32×32 colour images, against a plain textbook loop.
 
-    python benchmarks/distill.py
+    python benchmarks/distill.py [threads]
 
 Prints a Markdown table. The ways take turns in one process, so that what else the machine does strikes all of them;
 ratios are those of rounds, with a t-interval. About three minutes on two cores; the images are random.
@@ -30,11 +30,11 @@ from kdbench.stats import speedup
 from kdbench.training.loop import fit
 from kdbench.training.weights import Trained
 
-THREADS = 2
+THREADS = int(sys.argv[1]) if len(sys.argv) > 1 else 2
 BATCH = 128
-BATCHES = 8
+BATCHES = 4
 """In a round, of each."""
-ROUNDS = 8
+ROUNDS = 12
 OPTIONS = {"depth": 20}
 SHAPE = (3, 32, 32)
 CLASSES = 10
