@@ -1,6 +1,8 @@
 """Optimizers, schedules and what else a training may ask for: each does what its paper or torch says, and resumes."""
 
 import json
+import re
+import tomllib
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +13,12 @@ from torch import nn
 from kdbench import data
 from kdbench.errors import UserError
 from kdbench.models import build
-from kdbench.records import Data, Loss, Training, parse
+from kdbench.records import Data, Loss, Recipe, Training, parse
 from kdbench.steps import train
-from kdbench.store import RunFolder, load_recipe
+from kdbench.store import RunFolder, load_recipe, zoo_recipes
 from kdbench.training import metrics, optimizer, weights
 from kdbench.training.optimizer import learning_rate
-from tests.conftest import TINY
+from tests.conftest import REPOSITORY, TINY
 from tests.test_training import StopError, stop_at
 
 MLP = TINY | {
@@ -143,6 +145,17 @@ def test_judging_epochs_needs_held_out_samples(field, value):
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out_samples": 0})})
     with pytest.raises(UserError, match=f"student.training.{field}: .* set data.held_out_samples"):
         train.check(recipe, data.load(recipe.data))
+
+
+def test_the_documentation_names_every_option_and_its_recipe_holds():
+    text = (REPOSITORY / "docs" / "training.md").read_text()
+    assert [name for name in Training.model_fields if f"`{name}`" not in text] == []
+    (block,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    shown = tomllib.loads(block)
+    plain = tomllib.loads(zoo_recipes()["digits"].read_text())
+    student = plain["student"] | {"training": shown["student"]["training"]}
+    recipe = parse(Recipe, plain | {"threads": shown["threads"], "data": shown["data"], "student": student}, "docs")
+    train.check(recipe, data.load(recipe.data))
 
 
 def test_held_out_samples_are_no_training_samples():

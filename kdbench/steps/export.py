@@ -95,7 +95,7 @@ def export(
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
-    measured = {} if trained.bf16_speedup is None else {"bf16_training_speedup": trained.bf16_speedup}
+    training = trained.model_dump(include={"precision", "bf16_speedup", "processes"}, exclude_none=True)
     artifact = inspect(
         out,
         rung,
@@ -104,8 +104,7 @@ def export(
             "opset": OPSET,
             "source": trained.source,
             "model": trained.model,
-            "trained_in": trained.precision,
-            **measured,
+            "training": training,
             **trained.options,
         },
         task=trained.task,

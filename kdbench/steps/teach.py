@@ -21,7 +21,7 @@ from kdbench.teachers import Candidate, prepare, weights_file
 from kdbench.teachers.black_box import BlackBox, Options
 from kdbench.teachers.classes import ClassMap
 from kdbench.teachers.graph import mapped
-from kdbench.training import processes, weights
+from kdbench.training import weights
 from kdbench.training.finished import Part, weights_files
 from kdbench.training.loop import Course
 from kdbench.training.seeds import deterministic
@@ -70,7 +70,6 @@ def teach(
         "threads": recipe.threads,
         "augment": recipe.data.augment.model_dump() if trained else None,
         "data": data_sha256,
-        "processes": processes.count(),
         "preprocessing": candidate.preprocessing and candidate.preprocessing.to_json(),
         "kdbench": __version__,
         "versions": versions(("torch", "numpy", *LIBRARIES.get(section.source, ()))),

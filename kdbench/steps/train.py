@@ -21,7 +21,7 @@ from kdbench.records import Distill, Loss, Network, Recipe, Training
 from kdbench.steps.teach import ALONE, at_work, digest, untrained
 from kdbench.store import RunFolder, fingerprint, sha256
 from kdbench.training import mutual as pairs
-from kdbench.training import processes, weights
+from kdbench.training import weights
 from kdbench.training.finished import Part, weights_files
 from kdbench.training.loop import Course
 from kdbench.training.seeds import deterministic, seeded
@@ -259,7 +259,6 @@ def _started(
         "threads": recipe.threads,
         "augment": recipe.data.augment.model_dump(),
         "data": data_sha256,
-        "processes": processes.count(),
         "kdbench": __version__,
         "versions": {name: versions().get(name) for name in ("torch", "numpy")},
     }

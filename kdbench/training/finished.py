@@ -13,7 +13,7 @@ from kdbench.training import processes, weights
 from kdbench.training.loop import Course, Ends, fit
 from kdbench.training.weights import Trained
 
-LEARNED = ("epoch", "history", "kept", "precision", "bf16_speedup")
+LEARNED = ("epoch", "history", "kept", "precision", "bf16_speedup", "processes")
 """What a record says of the training itself."""
 
 

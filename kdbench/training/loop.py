@@ -100,7 +100,8 @@ def fit(
                 history[-1]["held_out"] = processes.of_main(_held_out(state, course) if is_main() else 0.0)
                 if metrics.best_epoch(history) == len(history):
                     state.best = copied(state.result.state_dict())
-            started = started.model_copy(update={"epoch": len(history), "history": tuple(history)})
+            found_so_far = {"epoch": len(history), "history": tuple(history), "processes": processes.count()}
+            started = started.model_copy(update=found_so_far)
             if journal:
                 weights.save(checkpoint, state.tensors(), started)
                 journal.add(history[-1], samples_per_s, state.precision)

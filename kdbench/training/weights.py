@@ -52,6 +52,8 @@ class Trained(Versioned):
     """Which of its epochs the weights are of."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """It was trained in."""
+    processes: Count = 1
+    """That trained it together; no part of the fingerprint, so that one process goes on from what several made."""
     bf16_speedup: float | None = None
     """How many times faster bf16 was, where the precision was chosen by a measurement."""
 
