@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from kdbench import data, evaluate, parity
+from kdbench.benchmark.cells import Cell, Subject, inputs
 from kdbench.data.pack import load_pack, save_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import answer
@@ -24,6 +25,7 @@ from kdbench.onnxfile import inspect, known_artifact
 from kdbench.records import Artifact, Data, Preprocessing, recipe_from_toml
 from kdbench.steps import train
 from kdbench.steps.export import export
+from kdbench.steps.slim import comparison_inputs
 from kdbench.steps.teach import at_work, teach
 from kdbench.store import RunFolder, save_artifact
 from kdbench.teachers import TEACHERS, heads, state
@@ -338,6 +340,18 @@ def test_parity_shows_each_model_what_it_wants_to_see(digits, tmp_path):
     apart = parity(*files, pack=tmp_path / "pack.npz")
     save_artifact(tmp_path, inspect(files[1], preprocessing=Preprocessing(scale=0.5)))
     assert parity(*files, pack=tmp_path / "pack.npz").largest_difference == 0.0 < apart.largest_difference
+
+
+def test_calibration_comparison_and_timing_feed_a_model_by_its_own_preprocessing(digits, tmp_path):
+    save_pack(tmp_path / "pack.npz", digits, 64, 0)
+    pack = load_pack(tmp_path / "pack.npz")
+    save_linear(tmp_path / "box.onnx")
+    artifact = inspect(tmp_path / "box.onnx", preprocessing=Preprocessing(scale=0.5))
+    subject = Subject(artifact, tmp_path / "box.onnx")
+    timed = inputs(Cell(subject, "cpu", 1, 3), pack, {})["x"]
+    np.testing.assert_array_equal(timed, digits.x_test[:3] * np.float32(0.5))
+    compared, _ = comparison_inputs(artifact, pack, {})
+    np.testing.assert_array_equal(compared["x"], pack.x_calibration * np.float32(0.5))
 
 
 def test_grey_images_become_as_many_channels_as_the_teachers_preprocessing_has(digits, tmp_path):
