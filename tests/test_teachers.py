@@ -759,17 +759,17 @@ def test_a_text_model_of_transformers_and_a_student_on_its_tokens(transformers, 
     )  # fmt: skip
     ours = transformers.BertForSequenceClassification(config).eval()
     ours.save_pretrained(folder)
-    (tmp_path / "train.txt").write_text("pos a good film\nneg bad\n" * 8)
+    (tmp_path / "train.txt").write_text("pos a good movie\nneg bad\n" * 8)
     text = RECIPE.replace('source = "digits"', f'source = "text"\noptions = {{ {text_options(tmp_path, folder)} }}')
     text = text.replace("{ widths = [4], blocks = [1] }", "{ vocabulary = 8 }").replace("resnet", "embedding_bag")
     teacher = 'source = "huggingface"\nmodel = "bert"\n'
     read = recipe(teacher, tmp_path, text)
     dataset = data.load(read.data)
-    assert dataset.x_train[:2].tolist() == [[1, 6, 3, 5, 2, 0], [1, 4, 2, 0, 0, 0]]
+    assert dataset.x_train[:2].tolist() == [[1, 6, 3, 7, 2, 0], [1, 4, 2, 0, 0, 0]]
     assert dataset.classes == ("neg", "pos")
     train.check(read, dataset)
     path = made(teacher, tmp_path, dataset)
-    ids = torch.tensor([[1, 6, 3, 5, 2, 7], [1, 4, 2, 7, 7, 7]])
+    ids = torch.tensor([[1, 6, 3, 0, 2, 7], [1, 4, 2, 7, 7, 7]])
     expected = ours(input_ids=ids, attention_mask=(ids != 7).long()).logits.flip(1)
     with at_work(path, tmp_path) as teaching:
         torch.testing.assert_close(teaching.observe(torch.from_numpy(dataset.x_train[:2])).logits, expected)
@@ -781,7 +781,7 @@ def test_a_text_model_of_transformers_and_a_student_on_its_tokens(transformers, 
     (tmp_path / "elsewhere").rename(folder)
     (found,) = answer(tmp_path / "teacher.onnx", {"input": dataset.x_train[:2]}, 2).outputs.values()
     np.testing.assert_allclose(found, expected.detach(), atol=1e-5)
-    beyond = replace(dataset, x_test=dataset.x_test + 3)
+    beyond = replace(dataset, x_test=dataset.x_test + 2)
     said = refused(teacher, tmp_path, beyond, text.replace("vocabulary = 8", "vocabulary = 99"))
     assert said.startswith("teacher: bert knows 8 token ids, but the data has ids up to 9: let data.options.tokenizer")
     long = replace(dataset, **{f"x_{part}": np.tile(getattr(dataset, f"x_{part}"), 3) for part in ("train", "test")})
