@@ -10,6 +10,7 @@ from kdbench.errors import UserError
 from kdbench.losses.weighted import terms
 from kdbench.models import build
 from kdbench.records import Loss, Preprocessing, Training
+from kdbench.teachers.classes import class_map
 from kdbench.training.features import layers, observe
 from kdbench.training.loop import Course, fit
 from kdbench.training.teaching import Faculty, Teaching, sample_outputs
@@ -126,7 +127,7 @@ class Watched(nn.Module):
         return self.inner(x)
 
 
-def fitted(tmp_path, teacher, losses):
+def fitted(tmp_path, teacher, losses=None):
     rng = np.random.default_rng(0)
     x, y = rng.random((20, 1, 8, 8), dtype=np.float32), np.arange(20) % 3
     dataset = Dataset(x, y, x, y, ("a", "b", "c"), Preprocessing())
@@ -140,9 +141,10 @@ def fitted(tmp_path, teacher, losses):
         epoch=0,
     )
     training = Training(epochs=2, learning_rate=0.01, batch_size=8)
-    checkpoint = tmp_path / "checkpoint"
-    course = Course(dataset, training, read(losses, tmp_path, 2), faculty(teacher, Preprocessing()))
-    return fit(network(), course, started, checkpoint)["last"][1]
+    wanted = read(losses or {"kd": Loss()}, tmp_path, 2)
+    teaching = teacher if isinstance(teacher, Teaching) else Teaching(teacher, Preprocessing())
+    course = Course(dataset, training, wanted, Faculty([teaching], Preprocessing(), 3))
+    return fit(network(), course, started, tmp_path / "checkpoint")["last"][1]
 
 
 def test_the_teacher_is_asked_in_evaluation_mode_without_gradients_and_not_changed(tmp_path):
@@ -155,6 +157,19 @@ def test_the_teacher_is_asked_in_evaluation_mode_without_gradients_and_not_chang
     assert set(teacher.calls) == {(False, False)}
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_a_teacher_of_other_preprocessing_is_shown_its_own_and_its_answers_are_mapped(tmp_path):
+    shown = []
+
+    def twice_as_bright(x):
+        shown.append(x)
+        return torch.zeros(len(x), 4)
+
+    known = class_map("abcd", "abc", {name: name for name in "abc"})
+    fitted(tmp_path, Teaching(twice_as_bright, Preprocessing(scale=2.0), known))
+    assert len(shown) == 1 + 2 * 3
+    assert all(1.5 < x.max() <= 2.0 for x in shown)
 
 
 def test_a_black_box_teaches_by_its_logits(tmp_path):

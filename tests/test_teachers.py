@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from kdbench import data, evaluate, parity
+from kdbench.benchmark.cells import Cell, Subject, inputs
 from kdbench.data.pack import load_pack, save_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import answer
@@ -24,6 +25,7 @@ from kdbench.onnxfile import inspect, known_artifact
 from kdbench.records import Artifact, Data, Preprocessing, recipe_from_toml
 from kdbench.steps import train
 from kdbench.steps.export import export
+from kdbench.steps.slim import comparison_inputs
 from kdbench.steps.teach import at_work, teach
 from kdbench.store import RunFolder, save_artifact
 from kdbench.teachers import TEACHERS, heads, state
@@ -338,6 +340,18 @@ def test_parity_shows_each_model_what_it_wants_to_see(digits, tmp_path):
     apart = parity(*files, pack=tmp_path / "pack.npz")
     save_artifact(tmp_path, inspect(files[1], preprocessing=Preprocessing(scale=0.5)))
     assert parity(*files, pack=tmp_path / "pack.npz").largest_difference == 0.0 < apart.largest_difference
+
+
+def test_calibration_comparison_and_timing_feed_a_model_by_its_own_preprocessing(digits, tmp_path):
+    save_pack(tmp_path / "pack.npz", digits, 64, 0)
+    pack = load_pack(tmp_path / "pack.npz")
+    save_linear(tmp_path / "box.onnx")
+    artifact = inspect(tmp_path / "box.onnx", preprocessing=Preprocessing(scale=0.5))
+    subject = Subject(artifact, tmp_path / "box.onnx")
+    timed = inputs(Cell(subject, "cpu", 1, 3), pack, {})["x"]
+    np.testing.assert_array_equal(timed, digits.x_test[:3] * np.float32(0.5))
+    compared, _ = comparison_inputs(artifact, pack, {})
+    np.testing.assert_array_equal(compared["x"], pack.x_calibration * np.float32(0.5))
 
 
 def test_grey_images_become_as_many_channels_as_the_teachers_preprocessing_has(digits, tmp_path):
@@ -745,17 +759,17 @@ def test_a_text_model_of_transformers_and_a_student_on_its_tokens(transformers, 
     )  # fmt: skip
     ours = transformers.BertForSequenceClassification(config).eval()
     ours.save_pretrained(folder)
-    (tmp_path / "train.txt").write_text("pos a good film\nneg bad\n" * 8)
+    (tmp_path / "train.txt").write_text("pos a good movie\nneg bad\n" * 8)
     text = RECIPE.replace('source = "digits"', f'source = "text"\noptions = {{ {text_options(tmp_path, folder)} }}')
     text = text.replace("{ widths = [4], blocks = [1] }", "{ vocabulary = 8 }").replace("resnet", "embedding_bag")
     teacher = 'source = "huggingface"\nmodel = "bert"\n'
     read = recipe(teacher, tmp_path, text)
     dataset = data.load(read.data)
-    assert dataset.x_train[:2].tolist() == [[1, 6, 3, 5, 2, 0], [1, 4, 2, 0, 0, 0]]
+    assert dataset.x_train[:2].tolist() == [[1, 6, 3, 7, 2, 0], [1, 4, 2, 0, 0, 0]]
     assert dataset.classes == ("neg", "pos")
     train.check(read, dataset)
     path = made(teacher, tmp_path, dataset)
-    ids = torch.tensor([[1, 6, 3, 5, 2, 7], [1, 4, 2, 7, 7, 7]])
+    ids = torch.tensor([[1, 6, 3, 0, 2, 7], [1, 4, 2, 7, 7, 7]])
     expected = ours(input_ids=ids, attention_mask=(ids != 7).long()).logits.flip(1)
     with at_work(path, tmp_path) as teaching:
         torch.testing.assert_close(teaching.observe(torch.from_numpy(dataset.x_train[:2])).logits, expected)
@@ -767,7 +781,7 @@ def test_a_text_model_of_transformers_and_a_student_on_its_tokens(transformers, 
     (tmp_path / "elsewhere").rename(folder)
     (found,) = answer(tmp_path / "teacher.onnx", {"input": dataset.x_train[:2]}, 2).outputs.values()
     np.testing.assert_allclose(found, expected.detach(), atol=1e-5)
-    beyond = replace(dataset, x_test=dataset.x_test + 3)
+    beyond = replace(dataset, x_test=dataset.x_test + 2)
     said = refused(teacher, tmp_path, beyond, text.replace("vocabulary = 8", "vocabulary = 99"))
     assert said.startswith("teacher: bert knows 8 token ids, but the data has ids up to 9: let data.options.tokenizer")
     long = replace(dataset, **{f"x_{part}": np.tile(getattr(dataset, f"x_{part}"), 3) for part in ("train", "test")})
