@@ -1,7 +1,7 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
-What the command line offers, as functions: `kdbench.run`, `distill`, `export`, `slim`, `quantize`, `evaluate`,
-`parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs them, not before.
+What the command line offers, as functions: `kdbench.run`, `distill`, `compare`, `export`, `slim`, `quantize`,
+`evaluate`, `parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kdbench.errors import UserError
     from kdbench.evaluation import evaluate, parity
-    from kdbench.pipeline import bench, distill, run
+    from kdbench.pipeline import bench, compare, distill, run
     from kdbench.report.table import load_results
     from kdbench.steps.export import export
     from kdbench.steps.quantize import quantize
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "UserError": "errors",
     "bench": "pipeline",
+    "compare": "pipeline",
     "distill": "pipeline",
     "evaluate": "evaluation",
     "export": "steps.export",
@@ -31,7 +32,19 @@ _HOMES = {
     "slim": "steps.slim",
 }
 
-__all__ = ["UserError", "bench", "distill", "evaluate", "export", "load_results", "parity", "quantize", "run", "slim"]
+__all__ = [
+    "UserError",
+    "bench",
+    "compare",
+    "distill",
+    "evaluate",
+    "export",
+    "load_results",
+    "parity",
+    "quantize",
+    "run",
+    "slim",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from kdbench.pipeline.comparing import Compared
     from kdbench.pipeline.measuring import Report
     from kdbench.records import Artifact
 
@@ -44,3 +45,11 @@ def show_report(report: "Report") -> None:
     click.echo(f"results  {report.results}")
     if report.published:
         click.echo(f"published {report.published}")
+
+
+def show_comparison(compared: "Compared") -> None:
+    """The table of methods, and where its files lie."""
+    from kdbench.report.terminal import print_table
+
+    print_table(compared.table)
+    click.echo(f"\nreport      {compared.report}\ncomparison  {compared.comparison}")

@@ -1,14 +1,15 @@
 """One recipe, rung by rung, each kept while what it was made from is the same; and the benchmark of any artifacts."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.pack import load_pack
 from kdbench.onnxfile import known_artifact
-from kdbench.pipeline.learning import distilled, needs_torch
+from kdbench.pipeline.comparing import Compared, compared
+from kdbench.pipeline.learning import distilled, needs_torch, prepared
 from kdbench.pipeline.measuring import Report, measured
 from kdbench.pipeline.rungs import compressed, run_subjects
 from kdbench.progress import Progress, is_main, silent, unsaid
@@ -70,15 +71,40 @@ def distill(
 
     Under torchrun all processes train together; files are written, and artifacts given, by the main one alone.
     """
+    with _training(recipe, out) as (recipe, folder):
+        heard = (progress, say) if is_main() else (silent, unsaid)
+        return distilled(folder, recipe, *heard, alone=False)
+
+
+def compare(
+    recipe: Recipe | str,
+    out: str | Path | None = None,
+    *,
+    seeds: int = 1,
+    baseline: bool = False,
+    progress: Progress = silent,
+    say: Callable[[str], None] = unsaid,
+) -> Compared | None:
+    """Distils the recipe's student by each of its methods with so many seeds, and judges all on the same samples.
+
+    Seeds are counted from the recipe's. With a `baseline` a student is also trained without a teacher, on the same
+    budget. What is finished is kept. Under torchrun all but the main process get None.
+    """
+    with _training(recipe, out) as (recipe, folder):
+        ground = prepared(folder, recipe, *((progress, say) if is_main() else (silent, unsaid)))
+        return compared(ground, range(recipe.seed, recipe.seed + seeds), baseline)
+
+
+@contextmanager
+def _training(recipe: Recipe | str, out: str | Path | None) -> Iterator[tuple[Recipe, RunFolder]]:
+    """The recipe and its run folder, locked by the main process, once all processes have joined."""
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or RUNS / recipe.name))
-    if not is_main():
-        progress, say = silent, unsaid
     needs_torch()
     from kdbench.training.processes import joined
 
     with joined(), folder.lock() if is_main() else nullcontext():
-        return distilled(folder, recipe, progress, say, alone=False)
+        yield recipe, folder
 
 
 def bench(

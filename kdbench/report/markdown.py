@@ -6,10 +6,11 @@ from itertools import zip_longest
 
 import jinja2
 
-from kdbench.records import Recipe
+from kdbench.records import Comparison, Recipe
+from kdbench.report.comparison import comparison_table
 from kdbench.report.table import Ladder, Metric
 from kdbench.report.text import TextTable, count, details_table, ladder_tables, mark, size, unmeasured
-from kdbench.store import load_recipe, zoo_recipes
+from kdbench.store import Arrays, load_recipe, zoo_recipes
 
 JUDGED: dict[Metric, str] = {
     "accuracy": (
@@ -57,6 +58,13 @@ def tables_to_markdown(ladder: Ladder) -> str:
     return template.render(tables=ladder_tables(ladder), unmeasured=unmeasured(ladder.rows)).strip()
 
 
+def comparison_to_markdown(comparison: Comparison, arrays: Arrays) -> str:
+    """The comparison of methods, and how it was made."""
+    template = _environment().from_string(files(__package__).joinpath("comparison.md.j2").read_text(encoding="utf-8"))
+    table = comparison_table(comparison, arrays)
+    return template.render(c=comparison, table_=table, recipe=comparison.recipe).strip() + "\n"
+
+
 def _again(recipe: Recipe | None) -> str | None:
     """The command that runs a recipe of the zoo again, if it was run as it stands there."""
     if recipe is None or recipe.name not in zoo_recipes() or load_recipe(recipe.name).to_json() != recipe.to_json():
@@ -87,5 +95,7 @@ def _cell(text: object) -> str:
 def _rule(table: TextTable) -> str:
     """The line under a table's header: the first column to the left, numbers to the right."""
     return (
-        "|" + "|".join(":---" if name in ("rung", "parent", "backend", "") else "---:" for name in table.header) + "|"
+        "|"
+        + "|".join(":---" if name in ("rung", "parent", "backend", "method", "") else "---:" for name in table.header)
+        + "|"
     )

@@ -1,39 +1,53 @@
-"""The ladder on a terminal of 100 columns."""
+"""Tables on a terminal of 100 columns."""
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from kdbench.report.table import Ladder
-from kdbench.report.text import ladder_tables, mark, unmeasured
+from kdbench.report.text import TextTable, ladder_tables, mark, unmeasured
 
 WIDTH = 100
 LONGEST_NAME = 16
 
 
 def print_ladder(ladder: Ladder) -> None:
-    console = Console(width=WIDTH, highlight=False, markup=False)
+    console = _console()
     for content in ladder_tables(ladder, brief=True):
-        table = Table(
-            title=content.title,
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            padding=(0, 1, 0, 0),
-        )
-        for name in content.header:
-            table.add_column(name, justify="left" if name in ("rung", "") else "right", no_wrap=True, overflow="fold")
-        for row in content.rows:
-            table.add_row(_shortened(row[0]), *row[1:])
-        console.print(table)
-        if content.legend:
-            console.print(content.legend)
-        for number, note in enumerate(content.notes, 1):
-            console.print(f"{mark(number)} {note}")
+        _print(console, content)
         console.print()
     for line in unmeasured(ladder.rows):
         console.print(line)
+
+
+def print_table(content: TextTable) -> None:
+    """A table with its legend and footnotes."""
+    _print(_console(), content)
+
+
+def _console() -> Console:
+    return Console(width=WIDTH, highlight=False, markup=False)
+
+
+def _print(console: Console, content: TextTable) -> None:
+    table = Table(
+        title=content.title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    for name in content.header:
+        left = name in ("rung", "method", "")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="fold")
+    for row in content.rows:
+        table.add_row(_shortened(row[0]), *row[1:])
+    console.print(table)
+    if content.legend:
+        console.print(content.legend)
+    for number, note in enumerate(content.notes, 1):
+        console.print(f"{mark(number)} {note}")
 
 
 def _shortened(name: str) -> str:
