@@ -37,4 +37,5 @@ def load(data: Data) -> Dataset:
     dataset.check()
     augment.check(data.augment, dataset.x_train)
     dataset = dataset.with_validation(data.validation_samples) if data.split == "validation" else dataset
+    dataset = dataset.with_train_samples(data.train_samples) if data.train_samples else dataset
     return dataset.with_held_out(data.held_out_samples) if data.held_out_samples else dataset

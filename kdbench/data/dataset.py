@@ -76,6 +76,14 @@ class Dataset:
             y_test=None if self.y_train is None else self.y_train[validation],
         )
 
+    def with_train_samples(self, samples: int) -> "Dataset":
+        """The training set cut to so many samples, of each class its share as in `with_validation`."""
+        if samples >= len(self.x_train):
+            raise UserError(f"data.train_samples: {samples} of {len(self.x_train)}: leave it out to take them all")
+        _, chosen = split(self.y_train, len(self.x_train), samples)
+        y_train = None if self.y_train is None else self.y_train[chosen]
+        return replace(self, x_train=self.x_train[chosen], y_train=y_train)
+
     def with_held_out(self, samples: int) -> "Dataset":
         """The training set without as many samples, which are set aside as in `with_validation`."""
         if samples >= len(self.x_train):

@@ -140,7 +140,7 @@ def exported(ground: Ground, folder: RunFolder, rung: str, path: Path, parent: A
 
     if path.suffix == ".onnx":
         artifact = known_artifact(path)
-        complete = len(artifact.classes) == len(ground.dataset.classes)
+        complete = "known" not in artifact.options
     else:
         class_map = weights.load(path)[1].class_map
         complete = class_map is None or len(class_map.known) == len(ground.dataset.classes)

@@ -22,7 +22,8 @@ LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim",
 
 def run_subjects(folder: RunFolder) -> list[Subject]:
     """The rungs of a run folder in the order of the ladder, then others by name."""
-    artifacts = folder.artifacts()
+    # A teacher of a part of the classes is no rung: its accuracy means nothing.
+    artifacts = {rung: artifact for rung, artifact in folder.artifacts().items() if "known" not in artifact.options}
     order = {rung: index for index, rung in enumerate(LADDER)}
     rungs = sorted(artifacts, key=lambda rung: (order.get(re.sub(r"^teacher-\d+", "teacher", rung), len(order)), rung))
     subjects = [Subject(artifacts[rung], folder.path / artifacts[rung].file) for rung in rungs]

@@ -47,6 +47,8 @@ class Augment(Record):
 class Data(Record):
     source: str
     options: dict[str, Any] = {}
+    train_samples: Count | None = None
+    """Learn from so many of the training samples alone, of each class its share."""
     calibration_samples: Count = 256
     split: Literal["test", "validation"] = "test"
     """What the rungs are evaluated on. `validation` is a part of the training set, then left out of it: for choosing

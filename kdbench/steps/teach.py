@@ -10,7 +10,6 @@ import torch
 
 from kdbench import __version__, functions
 from kdbench.data.dataset import Dataset
-from kdbench.errors import UserError
 from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.onnxfile import inspect, known_artifact, load_model, portable
@@ -109,8 +108,12 @@ def at_work(path: Path, folder: Path) -> Iterator[Teaching]:
         artifact = known_artifact(path)
         said = artifact.options
         options = Options(backend=said["backend"], threads=said["threads"])
+        known = said.get("known")
+        classes = (
+            ClassMap(own=len(known), known=known, groups=tuple((i,) for i in range(len(known)))) if known else None
+        )
         with BlackBox(path, artifact, said["outputs"], options) as model:
-            yield Teaching(model, artifact.preprocessing)
+            yield Teaching(model, artifact.preprocessing, classes)
     else:
         module, trained = weights.model_of(path, folder)
         yield Teaching(module, trained.preprocessing, trained.class_map)
@@ -133,19 +136,7 @@ def _prepared(section: Teacher, recipe: Recipe, dataset: Dataset, field: str) ->
     """The teacher with its first weights, which are the same for the same seed."""
     with deterministic(1), torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        candidate = prepare(section, dataset, recipe.folder, field)
-    _check_complete(candidate.class_map, dataset, field)
-    return candidate
-
-
-def _check_complete(classes: ClassMap, dataset: Dataset, field: str) -> None:
-    """Raises UserError where the teacher doesn't know all of the data's classes."""
-    unknown = [name for index, name in enumerate(dataset.classes) if index not in classes.known]
-    if unknown:
-        raise UserError(
-            f"{field}.class_map: no class of the teacher stands for {len(unknown)} of the data's, such as "
-            f"'{unknown[0]}': map one to each"
-        )
+        return prepare(section, dataset, recipe.folder, field)
 
 
 def _files(section: Teacher, folder: Path, field: str) -> dict[str, str]:
@@ -170,15 +161,18 @@ def _black_box(out: Path, rung: str, candidate: Candidate, dataset: Dataset) -> 
     elif sha256(content) != box.artifact.sha256:  # of several files
         content = portable(model)
     write_atomic(out, content)
+    known = candidate.class_map.known
+    partial = {"known": known} if len(known) < len(dataset.classes) else {}
     lineage = {
         "step": IMPORTED,
         "options": {
             "file": box.file.name,
             "outputs": box.kind,
             **box.options.model_dump(include={"backend", "threads"}),
+            **partial,
         },
         "task": dataset.task,
-        "classes": dataset.classes,
+        "classes": tuple(dataset.classes[place] for place in known),
         "preprocessing": candidate.preprocessing,
         "warnings": box.artifact.warnings,
     }
