@@ -41,7 +41,8 @@ class Cache:
         """Opens the folder; what lies there of another `fingerprint`, or is damaged, is removed, and `say` told."""
         self.folder, self.samples, self.say = prepare_folder(folder), samples, say
         self.meta = Meta(fingerprint=fingerprint, views={})
-        self.opened: dict[int, NDArray[np.float16]] = {}
+        self.sound: set[int] = set()
+        """Views that were found sound, or written, by this object."""
         if not (folder / META).is_file():
             return
         try:
@@ -58,16 +59,18 @@ class Cache:
 
     def view(self, number: int, answer: Answer, progress: Progress = silent) -> NDArray[np.float16]:
         """The logits [N, K] of a view, mapped into memory; answered now if they are not there or not sound."""
-        if number not in self.opened:
-            path = self.folder / f"view-{number}.npy"
+        path = self.folder / f"view-{number}.npy"
+        if number not in self.sound:
             known = self.meta.views.get(number)
             if known is not None and not (path.is_file() and sha256_of_file(path) == known):
                 self.say(f"{path}: damaged or missing: answered again")
                 known = None
             if known is None:
                 self._fill(path, number, answer, progress)
-            self.opened[number] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return self.opened[number]
+            self.sound.add(number)
+        # Opened anew each time: what an earlier mapping has read of the file is given back with it.
+        view: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return view
 
     def _fill(self, path: Path, number: int, answer: Answer, progress: Progress) -> None:
         """Writes a view beside its place, and puts it there when it is whole."""

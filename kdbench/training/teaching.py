@@ -107,6 +107,7 @@ class Faculty:
         assert self.shelf is not None
         assert views is not None
         view = epoch % views
+        self.kept = []  # the last epoch's, which may be another view, is given back first
 
         def opened() -> None:
             self.caches = self.caches or [self._cache(member, len(dataset.x_train), seed) for member in self.members]
