@@ -76,7 +76,7 @@ def main() -> None:
         os._exit(1)  # whoever read the output has gone
     except (OSError, UnicodeEncodeError) as error:
         _fail(f"cannot go on: {first_line(error)}", 2)
-    sys.exit(status if isinstance(status, int) else 0)
+    _end(status if isinstance(status, int) else 0)
 
 
 @contextmanager
@@ -103,4 +103,13 @@ def _ctrl_c_is_never_lost() -> Iterator[None]:
 def _fail(message: str, status: int) -> None:
     if is_main():
         click.echo(f"kdbench: {message}", err=True)
+    _end(status)
+
+
+def _end(status: int) -> None:
+    """Ends the process; under torchrun at once, as gloo's threads may abort an interpreter that takes itself down
+    (pytorch issue 190489)."""
+    if launched():
+        sys.stdout.flush()
+        os._exit(status)
     sys.exit(status)
