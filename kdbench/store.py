@@ -184,9 +184,9 @@ class RunFolder:
     def checkpoint(self, rung: str) -> Path:
         return self.path / f"{rung}.checkpoint.safetensors"
 
-    def cache(self, teacher: str) -> Path:
-        """The folder of a teacher's answers to the training set."""
-        return self.path / f"{teacher}.logits"
+    def cache(self, teacher: str, seed: int) -> Path:
+        """The folder of a teacher's answers to the training set, as the views of a seed show it."""
+        return self.path / f"{teacher}.logits-{seed}"
 
     def artifacts(self) -> dict[str, Artifact]:
         """Every rung's record; raises UserError where there is none."""

@@ -71,8 +71,8 @@ def test_kept_answers_teach_what_given_ones_do(dataset, teacher, tmp_path):
         weights.load(student(tmp_path / name, load_recipe("digits", VIEWS | fields), dataset, [teacher]))
         for name, fields in (("kept", {}), ("given", {"distill.cache": "false"}))
     )
-    assert (tmp_path / "kept" / "teacher.logits" / "view-1.npy").is_file()
-    assert not (tmp_path / "given" / "teacher.logits").exists()
+    assert (tmp_path / "kept" / "teacher.logits-0" / "view-1.npy").is_file()
+    assert not (tmp_path / "given" / "teacher.logits-0").exists()
     for ours, theirs in zip(kept[1].history, given[1].history, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)  # half precision
 
@@ -108,7 +108,7 @@ def test_answers_of_another_teacher_are_never_taken(dataset, teacher, tmp_path):
 def test_answers_are_kept_where_views_come_again_and_logits_are_enough(dataset, teacher, tmp_path, fields, kept):
     recipe = load_recipe("digits", VIEWS | {"student.training.epochs": "1"} | fields)
     student(tmp_path, recipe, dataset, [teacher])
-    assert (tmp_path / "teacher.logits").exists() == kept
+    assert (tmp_path / "teacher.logits-0").exists() == kept
 
 
 # --- several teachers -------------------------------------------------------------------------------------------------

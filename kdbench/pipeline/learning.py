@@ -119,7 +119,9 @@ def trained(
     from kdbench.steps import train
 
     dataset, data_sha256 = ground.dataset, ground.data_sha256
-    return train.distill(folder, rung, teachers, recipe, dataset, data_sha256, ground.progress, ground.say, method)
+    return train.distill(
+        folder, rung, teachers, recipe, dataset, data_sha256, ground.progress, ground.say, method, ground.folder
+    )
 
 
 def trained_together(

@@ -163,10 +163,12 @@ def distill(
     progress: Progress = silent,
     say: Callable[[str], None] = unsaid,
     method: Distill | None = None,
+    answers: RunFolder | None = None,
 ) -> Path:
     """Trains the recipe's student under the teachers of files that `teach` has made; the weights file of `rung`.
 
-    It learns by `method`, the recipe's `distill` if that is None. `say` is told where kept answers are not sound.
+    It learns by `method`, the recipe's `distill` if that is None. The teachers' answers are kept in the folder
+    `answers`, which is `run` if that is None; `say` is told where they are not sound.
     """
     method = method or recipe.distill
     facts = {
@@ -177,7 +179,12 @@ def distill(
     }
     started = _started(rung, recipe.student, recipe, dataset, data_sha256, **facts)
     terms = _terms(recipe, recipe.student, method.losses, "distill", method.temperature)
-    shelf = Shelf(run.cache, {"data": data_sha256, "augment": recipe.data.augment.model_dump()}, say, progress)
+    shelf = Shelf(
+        lambda name: (answers or run).cache(name, recipe.seed),
+        {"data": data_sha256, "augment": recipe.data.augment.model_dump()},
+        say,
+        progress,
+    )
     with _at_work(teachers, recipe) as members:
 
         def start() -> nn.Module:
