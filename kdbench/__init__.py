@@ -1,7 +1,7 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
-What the command line offers, as functions: `kdbench.run`, `distill`, `export`, `slim`, `quantize`, `evaluate`,
-`parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs them, not before.
+What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `export`, `slim`, `quantize`,
+`evaluate`, `parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from kdbench.errors import UserError
     from kdbench.evaluation import evaluate, parity
     from kdbench.pipeline import bench, distill, run
+    from kdbench.pipeline.checking import check
+    from kdbench.pipeline.starting import init
     from kdbench.report.table import load_results
     from kdbench.steps.export import export
     from kdbench.steps.quantize import quantize
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "UserError": "errors",
     "bench": "pipeline",
+    "check": "pipeline.checking",
     "distill": "pipeline",
     "evaluate": "evaluation",
     "export": "steps.export",
+    "init": "pipeline.starting",
     "load_results": "report.table",
     "parity": "evaluation",
     "quantize": "steps.quantize",
@@ -31,7 +35,20 @@ _HOMES = {
     "slim": "steps.slim",
 }
 
-__all__ = ["UserError", "bench", "distill", "evaluate", "export", "load_results", "parity", "quantize", "run", "slim"]
+__all__ = [
+    "UserError",
+    "bench",
+    "check",
+    "distill",
+    "evaluate",
+    "export",
+    "init",
+    "load_results",
+    "parity",
+    "quantize",
+    "run",
+    "slim",
+]
 
 
 def __getattr__(name: str) -> Any:
