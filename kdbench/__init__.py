@@ -1,7 +1,8 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `export`, `slim`, `quantize`,
-`evaluate`, `parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs them, not before.
+`evaluate`, `parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs them, not
+before.
 """
 
 from importlib import import_module

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdbench.data.dataset import Dataset
+from kdbench.functions import is_own
 from kdbench.models import build
 from kdbench.pipeline.looking import images
 
@@ -110,7 +111,7 @@ def student(of: Family, dataset: Dataset, teacher_parameters: int) -> tuple[str,
 
 def with_vocabulary(model: str, options: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
     """Options of a zoo model with the number of token ids in the data, where it asks for that."""
-    if dataset.preprocessing is not None or "vocabulary" in options or ":" in model:
+    if dataset.preprocessing is not None or "vocabulary" in options or is_own(model):
         return dict(options)
     return {"vocabulary": 1 + int(max(dataset.x_train.max(), dataset.x_test.max())), **options}
 

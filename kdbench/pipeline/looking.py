@@ -121,11 +121,11 @@ def same(one: Preprocessing, other: Preprocessing) -> bool:
 
 
 def _slope(of: Preprocessing) -> NDArray[np.float64]:
-    return of.scale / np.asarray(of.std)
+    return np.asarray(of.scale / np.asarray(of.std))
 
 
 def _offset(of: Preprocessing) -> NDArray[np.float64]:
-    return np.asarray(of.mean) / np.asarray(of.std)
+    return np.asarray(np.asarray(of.mean) / np.asarray(of.std))
 
 
 def look(candidate: Candidate, dataset: Dataset, stated: bool) -> Look:

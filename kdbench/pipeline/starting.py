@@ -169,13 +169,15 @@ def _candidate(
     named: sections.Named, dataset: Dataset, family: Any, class_map: dict[str, str], folder: Path
 ) -> tuple[dict[str, Any], "Candidate", list[str]]:
     """The teacher's section, with what it takes to fit its classes to the data's, the teacher, and what was done."""
-    from kdbench.pipeline.choosing import teacher_training
+    from kdbench.pipeline.choosing import teacher_training, with_vocabulary
     from kdbench.teachers import prepare
     from kdbench.teachers.classes import MismatchError
 
     part = dict(named.section) | ({"class_map": class_map} if class_map else {})
     source, samples = part.get("source", "zoo"), len(dataset.x_train)
     if named.untrained:
+        if source == "zoo":
+            part["options"] = with_vocabulary(part["model"], part.get("options", {}), dataset)
         part["training"] = teacher_training(family, samples, source, part["model"], new_head=False)
     try:
         return part, prepare(parse(Teacher, part, "teacher"), dataset, folder), []
