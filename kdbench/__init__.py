@@ -1,8 +1,8 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
-What the command line offers, as functions: `kdbench.run`, `distill`, `compare`, `export`, `slim`, `quantize`,
-`evaluate`, `parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs them, not
-before.
+What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `export`, `slim`,
+`quantize`, `evaluate`, `parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs
+them, not before.
 """
 
 from importlib import import_module
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from kdbench.errors import UserError
     from kdbench.evaluation import evaluate, parity
     from kdbench.pipeline import bench, compare, distill, run
+    from kdbench.pipeline.checking import check
+    from kdbench.pipeline.starting import init
     from kdbench.report.table import load_results
     from kdbench.steps.export import export
     from kdbench.steps.quantize import quantize
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "UserError": "errors",
     "bench": "pipeline",
+    "check": "pipeline.checking",
     "compare": "pipeline",
     "distill": "pipeline",
     "evaluate": "evaluation",
     "export": "steps.export",
+    "init": "pipeline.starting",
     "load_results": "report.table",
     "parity": "evaluation",
     "quantize": "steps.quantize",
@@ -36,10 +40,12 @@ _HOMES = {
 __all__ = [
     "UserError",
     "bench",
+    "check",
     "compare",
     "distill",
     "evaluate",
     "export",
+    "init",
     "load_results",
     "parity",
     "quantize",

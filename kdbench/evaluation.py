@@ -156,7 +156,13 @@ def evaluate(
 
 
 def judge(
-    artifact: Artifact, model: Path, pack: EvalPack | None, batch: int, backend: str, threads: int
+    artifact: Artifact,
+    model: Path,
+    pack: EvalPack | None,
+    batch: int,
+    backend: str,
+    threads: int,
+    progress: Progress = silent,
 ) -> tuple[Evaluation, NDArray[np.int64] | None]:
     """Where the model's nodes run and, with a pack, what all its evaluation samples are predicted to be.
 
@@ -172,7 +178,8 @@ def judge(
             with _explained(model, backend, threads) as (_, placement, operators):
                 return record.model_copy(update={"placement": placement, "optimized_operators": operators}), None
         labels = None if pack.y_test is None else pack.labels(artifact.outputs)
-        answers = answer(model, pack.test_inputs(artifact.inputs, artifact.preprocessing), batch, backend, threads)
+        inputs = pack.test_inputs(artifact.inputs, artifact.preprocessing)
+        answers = answer(model, inputs, batch, backend, threads, progress)
     except WorkerError as error:
         return record.model_copy(update={"error": str(error)}), None
     found = {"placement": answers.placement, "optimized_operators": answers.optimized_operators}

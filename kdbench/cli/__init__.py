@@ -13,7 +13,20 @@ from kdbench import __version__
 from kdbench.errors import UserError, first_line, nearest
 from kdbench.progress import is_main, launched
 
-COMMANDS = ("run", "distill", "export", "slim", "quantize", "evaluate", "bench", "report", "backends", "zoo")
+COMMANDS = (
+    "init",
+    "check",
+    "run",
+    "distill",
+    "export",
+    "slim",
+    "quantize",
+    "evaluate",
+    "bench",
+    "report",
+    "backends",
+    "zoo",
+)
 """In the order of the work; each is a module beside this one with a click command of its name."""
 
 

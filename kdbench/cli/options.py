@@ -21,6 +21,12 @@ def _pairs(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return pairs
 
 
+def _values(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    from kdbench.records import toml_value
+
+    return {name: toml_value(text) for name, text in _pairs(ctx, parameter, values).items()}
+
+
 def _sizes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
     sizes = {}
     for name, text in _pairs(ctx, parameter, values).items():
@@ -50,6 +56,16 @@ def dims(command: F) -> F:
         metavar="NAME=SIZE",
         help="Size of a symbolic dimension of generated inputs. May be repeated.",
     )(command)
+
+
+def pairs(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
+    """An option that may be repeated, each time with NAME=VALUE."""
+    return click.option(flag, name, multiple=True, callback=_pairs, metavar=metavar, help=text)
+
+
+def named(flag: str, name: str, text: str) -> Callable[[F], F]:
+    """The same with values as a recipe has them: 56, true, [16, 32]; plain text else."""
+    return click.option(flag, name, multiple=True, callback=_values, metavar="NAME=VALUE", help=text)
 
 
 def run_folder(command: F) -> F:

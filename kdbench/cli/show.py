@@ -1,11 +1,13 @@
 """What commands print when they are done."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from kdbench.pipeline.checking import Check
     from kdbench.pipeline.comparing import Compared
     from kdbench.pipeline.measuring import Report
     from kdbench.records import Artifact
@@ -25,12 +27,35 @@ def show_artifact(artifact: "Artifact", path: Path) -> None:
         facts.append(f"outputs within {parity:.2g} of {other}'s")
     click.echo(f"{path}: {', '.join(facts)}\n{sidecar(path)}")
     for warning in artifact.warnings:
-        click.secho(f"WARNING: {warning}", fg="yellow", bold=True, err=True)
+        warn(warning)
+
+
+def warn(sentence: str) -> None:
+    """One line on what should be mended first."""
+    click.secho(f"WARNING: {sentence}", fg="yellow", bold=True, err=True)
 
 
 def remark(sentence: str) -> None:
     """One line on what a reader of the numbers should know."""
     click.secho(f"NOTE: {sentence}", fg="yellow", err=True)
+
+
+def show_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """One line each, its name in front."""
+    for name, words in facts:
+        click.echo(f"{name:<8} {words}")
+
+
+def show_check(found: "Check") -> None:
+    """What was seen, what each step took, and what all of them will take."""
+    from kdbench.report.text import duration, seconds
+
+    show_facts(found.facts)
+    click.echo(f"\n{'step':<28}{'here':>10}{'in a run':>14}")
+    for name in dict.fromkeys((*found.steps_s, *found.estimate_s)):
+        here, whole = found.steps_s.get(name), found.estimate_s.get(name)
+        click.echo(f"{name:<28}{seconds(here):>10}{'' if whole is None else duration(whole):>14}")
+    click.echo(f"{'kdbench run, estimated':<28}{'':>10}{duration(found.total_s):>14}")
 
 
 def show_report(report: "Report") -> None:

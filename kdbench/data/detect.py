@@ -150,7 +150,8 @@ def _table(train: Path, test: Path | None) -> Detected:
     suffix = train.suffix.lower()
     options: dict[str, Any] = {"train": str(train)} | ({"test": str(test)} if test else {})
     if suffix == ".arff":
-        labels = sorted(train.parent.glob("*.xml"))
+        beside = sorted(train.parent.glob("*.xml"))
+        labels = [path for path in beside if train.stem.startswith(path.stem)] or beside
         if len(labels) == 1:
             options["labels_file"] = str(labels[0])
         return Detected("tables", options, ("labels as the .xml beside it names them",) if len(labels) == 1 else ())

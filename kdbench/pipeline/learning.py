@@ -39,18 +39,27 @@ def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callabl
     `say` is told what a reader of the numbers should know of the data.
     """
     needs_torch()
-    from kdbench import data
-    from kdbench.steps import train
     from kdbench.training.processes import agreed
 
-    def checked() -> Dataset:
-        dataset = data.load(recipe.data)
-        for remark in remarks(dataset):
-            say(remark)
-        train.check(recipe, dataset)
-        return dataset
+    return grounded(folder, recipe, agreed(lambda: loaded(recipe, say)), progress, say)
 
-    dataset = agreed(checked)
+
+def loaded(recipe: Recipe, say: Callable[[str], None]) -> Dataset:
+    """The recipe's data, of which everything in the recipe is known to fit."""
+    from kdbench import data
+    from kdbench.steps import train
+
+    dataset = data.load(recipe.data)
+    for remark in remarks(dataset):
+        say(remark)
+    train.check(recipe, dataset)
+    return dataset
+
+
+def grounded(
+    folder: RunFolder, recipe: Recipe, dataset: Dataset, progress: Progress, say: Callable[[str], None]
+) -> Ground:
+    """What a recipe's rungs start from with this data; writes the pack."""
     if is_main():
         save_pack(folder.pack, dataset, recipe.data.calibration_samples, recipe.seed)
     arrays = {name: getattr(dataset, name) for name in ("x_train", "y_train", "x_held_out", "y_held_out")}
@@ -70,18 +79,30 @@ def distilled(
     Of several processes that train together, the main one exports; the others give no artifacts.
     """
     ground = prepared(folder, recipe, progress, say)
+    return ladder(ground, learned(ground, alone))
+
+
+def learned(ground: Ground, alone: bool) -> dict[str, Path]:
+    """The weights of teachers and student by rung, and of the student alone if asked."""
+    folder, recipe = ground.folder, ground.recipe
     weights: dict[str, Path] = {}
     if recipe.distill.mode == "offline":
         teachers = taught(ground)
         weights |= dict(zip(recipe.teacher_names, teachers, strict=True))
     if alone and ground.dataset.y_train is None:
-        say("no labels in the training set: without the rung student-alone, which learns from them alone")
+        ground.say("no labels in the training set: without the rung student-alone, which learns from them alone")
     elif alone:
         weights["student-alone"] = trained_alone(ground, folder, recipe)
     if recipe.distill.mode == "offline":
         weights["student"] = trained(ground, folder, recipe, teachers, "student", recipe.distill)
     else:
         weights["student"], weights["teacher"] = trained_together(ground, folder, recipe, "student", recipe.distill)
+    return weights
+
+
+def ladder(ground: Ground, weights: dict[str, Path]) -> dict[str, Artifact]:
+    """The ONNX files of weights, teachers first."""
+    folder, progress = ground.folder, ground.progress
     artifacts: dict[str, Artifact] = {}
     parents_first = sorted(weights, key=lambda rung: not rung.startswith("teacher"))
     for number, rung in enumerate(parents_first if is_main() else ()):

@@ -35,6 +35,7 @@ from kdbench.records.recipe import (
     Temperature,
     Training,
     recipe_from_toml,
+    toml_value,
 )
 from kdbench.records.results import (
     BenchSettings,
@@ -88,4 +89,5 @@ __all__ = [
     "read_text",
     "recipe_from_toml",
     "slug",
+    "toml_value",
 ]

@@ -284,11 +284,12 @@ def recipe_from_toml(text: str, where: str, overrides: Mapping[str, str] | None 
                 target = target.setdefault(section, {}) if isinstance(target, dict) else None
         if not isinstance(target, dict):
             raise UserError(f"--set {field}: '{'.'.join(sections)}' is a value, not a section")
-        target[key] = _toml_value(value)
+        target[key] = toml_value(value)
     return parse(Recipe, data, where)
 
 
-def _toml_value(text: str) -> Any:
+def toml_value(text: str) -> Any:
+    """What is written behind a `=`: a TOML value, or plain text where it is none."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -41,6 +41,17 @@ class ClassMap(Record):
         return torch.stack([torch.logsumexp(logits[:, list(group)], dim=1) for group in self.groups], dim=1)
 
 
+class MismatchError(UserError):
+    """A teacher's classes that are not the data's, with nothing said of which stands for which."""
+
+    def __init__(self, own: Sequence[str], data: Sequence[str], field: str) -> None:
+        super().__init__(
+            f"{field}: answers {len(own)} classes ({_some(own)}), the data has {len(data)} ({_some(data)}): map them "
+            f"in {field}.class_map, or set {field}.new_head = true and give {field}.training"
+        )
+        self.own = tuple(own)
+
+
 def class_map(own: Sequence[str], data: Sequence[str], mapping: Mapping[str, str], field: str = "teacher") -> ClassMap:
     """The map from the names of a teacher's outputs to the data's classes.
 
@@ -64,10 +75,7 @@ def class_map(own: Sequence[str], data: Sequence[str], mapping: Mapping[str, str
         return ClassMap(own=len(own), known=every, groups=tuple((output,) for output in every))
     if sorted(own) == sorted(data):
         return ClassMap(own=len(own), known=every, groups=tuple((list(own).index(name),) for name in data))
-    raise UserError(
-        f"{field}: answers {len(own)} classes ({_some(own)}), the data has {len(data)} ({_some(data)}): map them in "
-        f"{field}.class_map, or set {field}.new_head = true and give {field}.training"
-    )
+    raise MismatchError(own, data, field)
 
 
 def named(classes: Sequence[str]) -> bool:

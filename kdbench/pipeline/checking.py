@@ -1,0 +1,246 @@
+"""One batch of everything: a recipe walked on a small part of its data, and what the whole of it will take."""
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from time import perf_counter as now
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench.benchmark.cells import Cell, check_backends, inputs, plan
+from kdbench.benchmark.schedule import SLICE_S
+from kdbench.data.dataset import Dataset, Labels, split
+from kdbench.data.pack import EvalPack, load_pack
+from kdbench.errors import UserError
+from kdbench.evaluation import judge
+from kdbench.pipeline import describing
+from kdbench.pipeline.describing import Fact
+from kdbench.pipeline.learning import Ground, grounded, ladder, learned, loaded, needs_torch
+from kdbench.pipeline.rungs import compressed, run_subjects
+from kdbench.progress import Progress, silent, unsaid
+from kdbench.records import Recipe, Teacher, Training
+from kdbench.store import RunFolder, load_recipe
+
+BATCHES = 4
+"""Of each training and of the evaluation: neither the first nor the last is timed."""
+
+ANSWERS = "teacher's answers"
+"""How the label of kept answers begins."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A recipe that can be run."""
+
+    facts: tuple[Fact, ...]
+    """What was seen of data, teachers, student, losses and backends."""
+    steps_s: dict[str, float]
+    """Of each step on the small part."""
+    estimate_s: dict[str, float]
+    """Of each part of `kdbench run`, on this machine as it is now."""
+
+    @property
+    def total_s(self) -> float:
+        return sum(self.estimate_s.values())
+
+
+class Stopwatch:
+    """A Progress that remembers when it was told what, and passes it on."""
+
+    def __init__(self, progress: Progress = silent) -> None:
+        self.progress = progress
+        self.calls: dict[str, list[tuple[float, float]]] = {}
+        """By label: when, and how much was done."""
+
+    def __call__(self, label: str, done: float, total: float) -> None:
+        self.calls.setdefault(label, []).append((now(), done))
+        self.progress(label, done, total)
+
+    def seconds(self, label: str) -> float:
+        """All its steps together."""
+        return sum(self._steps(label))
+
+    def step_s(self, label: str) -> float:
+        """The median step, without the first, which warms up, and the last, behind which files are written."""
+        steps = self._steps(label)
+        return median(steps[1:-1] or steps or [0.0])
+
+    def unit_s(self, label: str) -> float:
+        """Of one of the units that its progress is counted in; 0 where it was told of but once."""
+        calls = self.calls.get(label, [])
+        return (calls[-1][0] - calls[0][0]) / (calls[-1][1] - calls[0][1]) if len(calls) > 1 else 0.0
+
+    def _steps(self, label: str) -> list[float]:
+        calls = self.calls.get(label, [])
+        return [t1 - t0 for (t0, before), (t1, after) in pairwise(calls) if after > before]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A rung that answered a few samples on a backend, or why it can't."""
+
+    cell: Cell
+    error: str | None
+    start_s: float
+    sample_s: float
+    samples: int
+
+
+def check(recipe: Recipe | str, *, progress: Progress = silent, say: Callable[[str], None] = unsaid) -> Check:
+    """Walks a recipe (or that of a name or path) once on a few batches, in a scratch folder that is removed.
+
+    Everything that `run` does is done, but for the benchmark: each training for one epoch, in float32 where the recipe
+    leaves the precision to a measurement. Accuracies would mean nothing after that, so that none is given. Raises
+    UserError where `run` would.
+    """
+    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    check_backends(recipe.bench.backends)
+    needs_torch()
+    watch, start = Stopwatch(progress), now()
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
+        folder = RunFolder(Path(scratch))
+        dataset = loaded(recipe, say)
+        steps = {"load, build": now() - start}
+        ground = _small(folder, recipe, dataset, watch, say)
+        artifacts = ladder(ground, learned(ground, alone=True))
+        baseline = next(iter(artifacts))
+        compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, watch, say)
+        subjects, pack = run_subjects(folder), load_pack(folder.pack)
+        cells = plan(subjects, recipe.bench)
+        opened = [_opened(cell, pack, max(recipe.bench.batches)) for cell in _one_a_place(cells)]
+        facts = (
+            *describing.data_facts(recipe, dataset),
+            *describing.teacher_facts(recipe, dataset, artifacts),
+            *describing.student_facts(recipe, artifacts),
+            *describing.loss_facts(folder.metrics("student")),
+            *describing.backend_facts([(found.cell, found.error) for found in opened]),
+        )
+    steps |= {label: watch.seconds(label) for label in watch.calls}
+    steps["evaluate"] = sum(found.start_s + found.sample_s * found.samples for found in opened)
+    estimate = {**steps, **learning_s(recipe, dataset, watch)}
+    estimate["evaluate"] = sum(found.start_s + found.sample_s * len(dataset.x_test) for found in opened)
+    estimate["bench"] = _bench_s(recipe, cells, opened)
+    return Check(facts, steps, estimate)
+
+
+def tried(recipe: Recipe, dataset: Dataset, progress: Progress = silent) -> dict[str, float]:
+    """What the trainings of a recipe will take, by a few steps of each; see `learning_s`."""
+    watch = Stopwatch(progress)
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
+        learned(_small(RunFolder(Path(scratch)), recipe, dataset, watch, unsaid), alone=True)
+    return learning_s(recipe, dataset, watch)
+
+
+def learning_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch) -> dict[str, float]:
+    """Seconds of each training of a recipe, from its step on a few batches; and of the teachers' kept answers."""
+    from kdbench.training.cache import views_of
+
+    trainings: dict[str, Training | None] = {"student-alone": recipe.student.training}
+    trainings |= {name: teacher.training for name, teacher in zip(recipe.teacher_names, recipe.teachers, strict=True)}
+    trainings["student"] = recipe.student.training
+    samples, estimate = len(dataset.x_train), {}
+    for rung, training in trainings.items():
+        if training and rung in watch.calls:
+            steps = training.epochs * math.ceil(samples / training.batch_size)
+            estimate[rung] = steps * watch.step_s(rung)
+    answers = [label for label in watch.calls if label.startswith(ANSWERS)]
+    if answers:
+        views = min(views_of(recipe.data.augment) or 1, recipe.student.training.epochs)
+        answered = _few(recipe, dataset)
+        estimate[answers[0]] = sum(map(watch.seconds, answers)) * views * samples / answered
+    return estimate
+
+
+def drawn(labels: Labels | None, total: int, samples: int) -> NDArray[np.int64]:
+    """Places of `samples` of `total`, ascending: each class has its share, where there are enough of each."""
+    if samples >= total:
+        return np.arange(total)
+    try:
+        return np.sort(split(labels, total, samples)[1])
+    except UserError:
+        return np.sort(split(None, total, samples)[1])
+
+
+def _small(folder: RunFolder, recipe: Recipe, dataset: Dataset, watch: Stopwatch, say: Callable[[str], None]) -> Ground:
+    """The ground of a recipe cut down to an epoch of a few batches."""
+    return grounded(folder, _one_epoch(recipe), _part(dataset, recipe), watch, say)
+
+
+def _few(recipe: Recipe, dataset: Dataset) -> int:
+    """Training samples that make BATCHES of the largest batch."""
+    trainings = [recipe.student.training, *(teacher.training for teacher in recipe.teachers if teacher.training)]
+    return min(len(dataset.x_train), BATCHES * max(training.batch_size for training in trainings))
+
+
+def _part(dataset: Dataset, recipe: Recipe) -> Dataset:
+    """A few samples of each part of the data."""
+    tested = BATCHES * max(recipe.bench.batches)
+    train = drawn(dataset.y_train, len(dataset.x_train), _few(recipe, dataset))
+    test = drawn(dataset.y_test, len(dataset.x_test), tested)
+    part = replace(
+        dataset,
+        x_train=dataset.x_train[train],
+        y_train=None if dataset.y_train is None else dataset.y_train[train],
+        x_test=dataset.x_test[test],
+        y_test=None if dataset.y_test is None else dataset.y_test[test],
+    )
+    if dataset.x_held_out is None:
+        return part
+    held, labels = dataset.x_held_out, dataset.y_held_out
+    chosen = drawn(labels, len(held), recipe.student.training.batch_size)
+    return replace(part, x_held_out=held[chosen], y_held_out=None if labels is None else labels[chosen])
+
+
+def _one_epoch(recipe: Recipe) -> Recipe:
+    """The recipe with an epoch of each training, in which every loss has its part."""
+
+    def short(training: Training) -> Training:
+        precision = "fp32" if training.precision == "auto" else training.precision
+        return training.model_copy(update={"epochs": 1, "precision": precision})
+
+    def taught(teacher: Teacher) -> Teacher:
+        return teacher.model_copy(update={"training": teacher.training and short(teacher.training)})
+
+    at_once = {"from_epoch": 1, "until_epoch": None, "warmup_epochs": 0}
+    losses = {name: loss.model_copy(update=at_once) for name, loss in recipe.distill.losses.items()}
+    several = isinstance(recipe.teacher, tuple)
+    return recipe.model_copy(
+        update={
+            "teacher": tuple(map(taught, recipe.teachers)) if several else taught(recipe.teachers[0]),
+            "student": recipe.student.model_copy(update={"training": short(recipe.student.training)}),
+            "distill": recipe.distill.model_copy(update={"losses": losses}),
+        }
+    )
+
+
+def _one_a_place(cells: Sequence[Cell]) -> list[Cell]:
+    """For each rung, backend and thread count the first cell that can be measured, or else the first."""
+    places: dict[tuple[str, str, int], Cell] = {}
+    for cell in sorted(cells, key=lambda cell: cell.error is not None):
+        places.setdefault((cell.subject.artifact.rung, cell.backend, cell.threads), cell)
+    return list(places.values())
+
+
+def _opened(cell: Cell, pack: EvalPack, batch: int) -> _Opened:
+    """The cell's rung on its backend, on the pack's samples; raises UserError where they don't fit it."""
+    samples = 0 if pack.x_test is None else len(pack.x_test)
+    if cell.error:
+        return _Opened(cell, cell.error, 0.0, 0.0, samples)
+    inputs(cell, pack, {})
+    watch, start = Stopwatch(), now()
+    subject = cell.subject
+    record, _ = judge(subject.artifact, subject.model, pack, batch, cell.backend, cell.threads, watch)
+    sample_s = watch.unit_s("answering")
+    return _Opened(cell, record.error, max(0.0, now() - start - sample_s * samples), sample_s, samples)
+
+
+def _bench_s(recipe: Recipe, cells: Sequence[Cell], opened: Sequence[_Opened]) -> float:
+    """The recipe's budget, or what one slice of each cell in each process takes where that is more."""
+    starts = sum(found.start_s for found in opened)
+    slices = SLICE_S * sum(cell.error is None for cell in cells)
+    return max(recipe.bench.budget_s, recipe.bench.processes * (starts + slices))
