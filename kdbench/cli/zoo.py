@@ -14,4 +14,4 @@ def zoo() -> None:
 
     for name, path in zoo_recipes().items():
         recipe = load_recipe(name)
-        click.echo(f"{name:<12}{recipe.description}\n{'':<12}{path}")
+        click.echo(f"{name}\n  {recipe.description}\n  {path}")
