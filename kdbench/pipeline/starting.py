@@ -187,9 +187,9 @@ def _candidate(
             part["class_map"] = by_name
             said = f"{len(mismatch.own)} classes of its own, mapped to the data's by their names"
         elif source == "onnx":
-            some = ", ".join(mismatch.own[:5])
+            some = ", ".join(mismatch.own[:5]) + (", …" if len(mismatch.own) > 5 else "")
             raise UserError(
-                f"{part['model']}: answers {len(mismatch.own)} classes ({some}, …), the data has "
+                f"{part['model']}: answers {len(mismatch.own)} classes ({some}), the data has "
                 f"{len(dataset.classes)}: say with --class-map OWN=CLASS which of them stands for each"
             ) from None
         else:
@@ -204,14 +204,16 @@ def _candidate(
 
 
 def _by_name(own: Sequence[str], data: Sequence[str]) -> dict[str, str]:
-    """From a teacher's classes to those of the data's with the same words, if all of these are found."""
+    """From a teacher's classes to those of the data's with the same words, if all of these are found; numbers tell
+    nothing."""
+    from kdbench.teachers.classes import named as have_names
 
     def words(name: str) -> str:
         return re.sub(r"[\W_]+", " ", name).strip().lower()
 
     meant = {words(name): name for name in data}
     found = {name: meant[words(name)] for name in own if words(name) in meant}
-    return found if set(found.values()) == set(data) else {}
+    return found if set(found.values()) == set(data) and have_names(data) else {}
 
 
 def _looked(
