@@ -18,7 +18,7 @@ from kdbench.data.preprocess import apply
 from kdbench.models import build
 from kdbench.pipeline.choosing import FAMILIES, parameters, student, training
 from kdbench.pipeline.looking import OWN, best_order, normalisations, same
-from kdbench.pipeline.starting import toml
+from kdbench.pipeline.writing import toml
 from kdbench.records import Data, Preprocessing
 from kdbench.store import load_recipe
 from kdbench.teachers import prepare
@@ -94,7 +94,7 @@ def test_the_normalisation_that_the_teacher_was_trained_with_is_found(here):
     for tried in (OWN, "0 … 1", "0 … 255", "MNIST's"):
         assert tried in said(start)
     assert "on 1,347 training samples" in said(start)
-    assert accuracy(start) > 0.95
+    assert accuracy(start) > 0.85
     assert "the teacher is right on" not in " ".join(start.warnings)
 
 
@@ -112,7 +112,7 @@ def test_another_order_of_classes_is_found_and_put_right(here, names):
         assert section.classes == tuple(NAMES[place] for place in order)
     else:
         assert section.class_map == {str(output): str(int(place)) for output, place in enumerate(order)}
-    assert accuracy(start) > 0.95
+    assert accuracy(start) > 0.85
     assert "the teacher is right on" not in " ".join(start.warnings)
 
 
@@ -138,7 +138,7 @@ def test_classes_of_the_same_words_are_mapped_and_others_get_a_new_head(here):
     mapped = begin(
         "eleven.pth", model="resnet", options=WIDTHS, out="b.toml", class_map={str(i + 1): str(i) for i in range(10)}
     )
-    assert accuracy(mapped) > 0.95
+    assert accuracy(mapped) > 0.85
 
 
 def test_a_file_of_kdbench_says_itself_what_it_is(tiny_run, here):
@@ -151,7 +151,7 @@ def test_a_file_of_kdbench_says_itself_what_it_is(tiny_run, here):
 
 def test_an_onnx_file_is_a_black_box_and_the_recipe_can_be_checked(tiny_run, here, capsys):
     shutil.copy(tiny_run / "teacher.onnx", "box.onnx")
-    cli(["init", "--teacher", "box.onnx", "--data", "digits.npz"], standalone_mode=False)
+    cli(["init", "--teacher", "box.onnx", "--data", "digits.npz", "--student", "mlp"], standalone_mode=False)
     printed = capsys.readouterr().out
     assert "normalisations tried: the data's own" in printed
     assert printed.endswith("next     kdbench check box-digits.toml\n         kdbench run box-digits.toml\n")
