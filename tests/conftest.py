@@ -12,6 +12,9 @@ import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
+# As `needs_torch` has it: threads of torch that wait busily slow down tests that share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # The same examples in every run: a new one that fails is found by `pytest --hypothesis-profile=search`, not by chance.
 settings.register_profile("repeatable", derandomize=True)
 settings.register_profile("search", max_examples=2000)

@@ -1,16 +1,11 @@
 """From a teacher and data to a recipe: both are looked at, and what was found is written beside each value."""
 
-import json
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import jinja2
 
 from kdbench.backends import BACKENDS
 from kdbench.backends.client import why_unavailable
@@ -20,6 +15,7 @@ from kdbench.errors import UserError
 from kdbench.pipeline import describing, sections
 from kdbench.pipeline.describing import Fact
 from kdbench.pipeline.learning import needs_torch
+from kdbench.pipeline.writing import written
 from kdbench.progress import Progress, silent
 from kdbench.records import Recipe, Teacher, parse, recipe_from_toml, slug
 from kdbench.report.text import count, duration, percent
@@ -119,7 +115,7 @@ def init(
         "looked": [*looked, *warnings],
         "distill_said": distill_said,
     }
-    draft = recipe_from_toml(_written(plain, words, "", []), str(file)).placed(file.parent)
+    draft = recipe_from_toml(written(plain, words, "", []), str(file)).placed(file.parent)
     train.check(draft, dataset)
     own = choosing.parameters(chosen, chosen_options, dataset) if ":" not in chosen else 0
     share = f", {100 * own / size:.3g} % of the teacher's" if own and size else ""
@@ -128,7 +124,7 @@ def init(
         warnings.append(f"the student {chosen} is larger than its teacher: name a smaller one with --student")
     times = tried(draft, dataset, progress)
     expected = f"about {duration(sum(times.values()))} of training on this machine, by a few steps of each"
-    text = _written(plain, words, student_said, [f"Expect {expected}."])
+    text = written(plain, words, student_said, [f"Expect {expected}."])
     recipe = recipe_from_toml(text, str(file)).placed(file.parent)
     write_atomic(file, text)
     facts = [
@@ -187,9 +183,9 @@ def _candidate(
             part["class_map"] = by_name
             said = f"{len(mismatch.own)} classes of its own, mapped to the data's by their names"
         elif source == "onnx":
-            some = ", ".join(mismatch.own[:5])
+            some = ", ".join(mismatch.own[:5]) + (", …" if len(mismatch.own) > 5 else "")
             raise UserError(
-                f"{part['model']}: answers {len(mismatch.own)} classes ({some}, …), the data has "
+                f"{part['model']}: answers {len(mismatch.own)} classes ({some}), the data has "
                 f"{len(dataset.classes)}: say with --class-map OWN=CLASS which of them stands for each"
             ) from None
         else:
@@ -204,14 +200,16 @@ def _candidate(
 
 
 def _by_name(own: Sequence[str], data: Sequence[str]) -> dict[str, str]:
-    """From a teacher's classes to those of the data's with the same words, if all of these are found."""
+    """From a teacher's classes to those of the data's with the same words, if all of these are found; numbers tell
+    nothing."""
+    from kdbench.teachers.classes import named as have_names
 
     def words(name: str) -> str:
         return re.sub(r"[\W_]+", " ", name).strip().lower()
 
     meant = {words(name): name for name in data}
     found = {name: meant[words(name)] for name in own if words(name) in meant}
-    return found if set(found.values()) == set(data) else {}
+    return found if set(found.values()) == set(data) and have_names(data) else {}
 
 
 def _looked(
@@ -299,33 +297,3 @@ def _warnings(look: "Look | None", dataset: Dataset, trained: bool) -> list[str]
             "data?"
         ]
     return []
-
-
-def _written(plain: dict[str, Any], words: dict[str, Any], student_said: str, expected: list[str]) -> str:
-    environment = jinja2.Environment(  # noqa: S701 — TOML, not HTML: `toml` escapes what TOML reads
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"toml": toml, "comment": _comment}
-    template = environment.from_string(files(__package__).joinpath("recipe.toml.j2").read_text(encoding="utf-8"))
-    return template.render(recipe=plain, student_said=student_said, expected=expected, **words)
-
-
-def _comment(text: str) -> str:
-    """Text as lines of comment."""
-    return textwrap.fill(text, 120, initial_indent="# ", subsequent_indent="#   ", break_long_words=False)
-
-
-def toml(value: Any) -> str:
-    """Plain data as TOML in one line."""
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{_key(key)} = {toml(part)}" for key, part in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(toml, value))}]"
-    if isinstance(value, str | Path):
-        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value)
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml(name)
