@@ -153,7 +153,7 @@ def test_an_onnx_file_is_a_black_box_and_the_recipe_can_be_checked(tiny_run, her
     shutil.copy(tiny_run / "teacher.onnx", "box.onnx")
     cli(["init", "--teacher", "box.onnx", "--data", "digits.npz", "--student", "mlp"], standalone_mode=False)
     printed = capsys.readouterr().out
-    assert "normalisations tried: the data's own" in printed
+    assert "normalisations tried, with classes in the best order: the data's own" in printed
     assert printed.endswith("next     kdbench check box-digits.toml\n         kdbench run box-digits.toml\n")
     recipe = load_recipe("box-digits.toml")
     assert recipe.teachers[0].source == "onnx"

@@ -269,7 +269,7 @@ def _lines(look: "Look", dataset: Dataset) -> list[str]:
     ]
     if look.tried:
         tries = ", ".join(f"{found.name} {percent(found.accuracy)}" for found in look.tried)
-        lines.append(f"normalisations tried: {tries}")
+        lines.append(f"normalisations tried, with classes in the best order: {tries}")
         if look.tried[0].strangeness is not None:
             lines.append(
                 "of those that are equally right, the one whose samples are least strange to its first batch norm"
