@@ -38,11 +38,11 @@ def init(
 
     \b
     kdbench init --teacher classifier.onnx --data photos/
-    kdbench init --teacher resnet56.th --model resnet --option depth=56 --option shortcut=pad --data cifar10.npz
+    kdbench init --teacher resnet56.th --model resnet --option depth=56 --data cifar10.npz
     kdbench init --teacher timm:resnet18.a1_in1k --option image_size_px=64 --data photos.zip
     kdbench init --teacher bert-sst2/ --data sentences/ --student embedding_bag
     kdbench init --teacher nets.py:teacher --data table.csv --out mine.toml
-    kdbench init --teacher resnet --data digits            a model of the zoo, to be trained on the data
+    kdbench init --teacher resnet --data digits            a model of the zoo, trained here
     """
     from kdbench.cli.show import show_facts, warn
     from kdbench.pipeline import starting
