@@ -44,11 +44,8 @@ class Cache:
         self.opened: dict[int, NDArray[np.float16]] = {}
         if not (folder / META).is_file():
             return
-        try:
-            found = from_json(Meta, read_text(folder / META), str(folder / META))
-        except UserError:
-            found = None
-        if found is not None and found.fingerprint == fingerprint:
+        found = self._found()
+        if found is not None:
             self.meta = found
         else:
             say(f"{folder}: logits of another teacher, data or augmentation, or damaged: answered again")
@@ -60,6 +57,8 @@ class Cache:
         """The logits [N, K] of a view, mapped into memory; answered now if they are not there or not sound."""
         if number not in self.opened:
             path = self.folder / f"view-{number}.npy"
+            if number not in self.meta.views:
+                self.meta = self._found() or self.meta  # another process may have answered it meanwhile
             known = self.meta.views.get(number)
             if known is not None and not (path.is_file() and sha256_of_file(path) == known):
                 self.say(f"{path}: damaged or missing: answered again")
@@ -68,6 +67,16 @@ class Cache:
                 self._fill(path, number, answer, progress)
             self.opened[number] = np.load(path, mmap_mode="r", allow_pickle=False)
         return self.opened[number]
+
+    def _found(self) -> Meta | None:
+        """What the folder says of its views, where that is sound and of the same fingerprint."""
+        if not (self.folder / META).is_file():
+            return None
+        try:
+            found = from_json(Meta, read_text(self.folder / META), str(self.folder / META))
+        except UserError:
+            return None
+        return found if found.fingerprint == self.meta.fingerprint else None
 
     def _fill(self, path: Path, number: int, answer: Answer, progress: Progress) -> None:
         """Writes a view beside its place, and puts it there when it is whole."""
