@@ -37,6 +37,15 @@ def test_a_view_is_answered_once_and_read_back_in_half_precision(tmp_path):
     assert said == []
 
 
+def test_what_another_process_has_answered_meanwhile_is_found(tmp_path):
+    teacher = Teacher()
+    ours, theirs = (Cache(tmp_path / "c", "facts", SAMPLES) for _ in range(2))
+    for view in range(2):
+        first = ours.view(view, teacher.of(view))
+        np.testing.assert_array_equal(theirs.view(view, teacher.of(99)), first)
+    assert teacher.asked == 2 * SAMPLES
+
+
 def test_the_logits_stay_in_their_file(tmp_path):
     view = Cache(tmp_path / "c", "facts", SAMPLES).view(0, Teacher().of(0))
     assert isinstance(view, np.memmap)

@@ -84,6 +84,12 @@ def test_no_share_of_a_gap_that_is_not_there():
     assert rows[2].gap_closed is None
 
 
+def test_without_a_teacher_that_is_a_rung_there_is_no_agreement_and_no_gap():
+    alone, distilled = method_rows(*compared([row for row in FULL[:4] if row[0] != "teacher"]))
+    assert alone.agreement is distilled.agreement is distilled.gap_closed is None
+    assert distilled.gain == pytest.approx(0.05)
+
+
 def test_without_a_baseline_there_is_no_gain():
     table = comparison_table(*compared([("teacher", "last", [95]), ("distilled", "last", [90, 91])]))
     assert table.rows[1][3:5] == ("–", "–")

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import stats
+from kdbench.errors import UserError
 from kdbench.records import Comparison, Distill, Schedule, Trial
 from kdbench.report.text import TextTable, mark
 from kdbench.stats import Interval
 from kdbench.store import Arrays
 
 TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"
-"""The first trial; the student by labels alone; and by the recipe's own `distill`."""
+"""How names of teachers begin, the first of whom counts; the student by labels alone; and by the recipe's `distill`."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,21 @@ def method_rows(comparison: Comparison, arrays: Arrays) -> list[MethodRow]:
     """The teacher, and each method in the order of the trials."""
     labels = arrays.get("labels")
     last, best = (_by_method(comparison.trials, kept) for kept in ("last", "best"))
-    teacher = next(iter(last))
-    expected = arrays[f"predictions.{last[teacher][0].raw}"]
+    # Teachers of a part of the classes are not among the trials.
+    teacher = next((method for method in last if method.startswith(TEACHER)), None)
+    expected = arrays[f"predictions.{last[teacher][0].raw}"] if teacher else None
 
     def scores(trials: Sequence[Trial]) -> list[float]:
         return [_score(arrays[f"predictions.{trial.raw}"], labels, expected) for trial in trials]
 
-    ceiling, alone = scores(last[teacher])[0], last.get(ALONE, [])
+    ceiling, alone = scores(last[teacher])[0] if teacher else None, last.get(ALONE, [])
     rows = []
     for method, trials in last.items():
         ours, floors = scores(trials), scores(alone)
         student = not method.startswith(TEACHER)
         against = student and method != ALONE and [t.seed for t in trials] == [t.seed for t in alone]
         gain = float(np.mean(ours) - np.mean(floors)) if against else None
-        gap = ceiling - float(np.mean(floors)) if against else 0.0
+        gap = ceiling - float(np.mean(floors)) if against and ceiling is not None else 0.0
         answers = [arrays[f"predictions.{trial.raw}"] for trial in trials]
         several = labels is not None and labels.ndim == 2
         rows.append(
@@ -74,7 +76,9 @@ def method_rows(comparison: Comparison, arrays: Arrays) -> list[MethodRow]:
                 last=_mean(ours),
                 best=_mean(scores(best[method])) if method in best else None,
                 f1_macro=_mean([stats.f1(a, labels)[1] for a in answers]) if several and labels is not None else None,
-                agreement=_mean([stats.agreement(a, expected) for a in answers]) if student else None,
+                agreement=(
+                    _mean([stats.agreement(a, expected) for a in answers]) if student and expected is not None else None
+                ),
                 gain=gain,
                 gain_interval=stats.paired_difference(ours, floors) if against else None,
                 gap_closed=gain / gap if gain is not None and gap > 0 else None,
@@ -112,8 +116,12 @@ def comparison_table(comparison: Comparison, arrays: Arrays) -> TextTable:
     return TextTable(f"{comparison.name}: students by method", tuple(columns), cells, tuple(notes))
 
 
-def _score(answers: NDArray[Any], labels: NDArray[Any] | None, expected: NDArray[Any]) -> float:
+def _score(answers: NDArray[Any], labels: NDArray[Any] | None, expected: NDArray[Any] | None) -> float:
     if labels is None:
+        if expected is None:
+            raise UserError(
+                "data: evaluation samples have no labels, and no teacher knows all classes: nothing to judge by"
+            )
         return stats.agreement(answers, expected)
     return float(np.mean(answers == labels)) if labels.ndim == 1 else stats.f1(answers, labels)[0]
 

@@ -45,11 +45,8 @@ class Cache:
         """Views that were found sound, or written, by this object."""
         if not (folder / META).is_file():
             return
-        try:
-            found = from_json(Meta, read_text(folder / META), str(folder / META))
-        except UserError:
-            found = None
-        if found is not None and found.fingerprint == fingerprint:
+        found = self._found()
+        if found is not None:
             self.meta = found
         else:
             say(f"{folder}: logits of another teacher, data or augmentation, or damaged: answered again")
@@ -61,6 +58,8 @@ class Cache:
         """The logits [N, K] of a view, mapped into memory; answered now if they are not there or not sound."""
         path = self.folder / f"view-{number}.npy"
         if number not in self.sound:
+            if number not in self.meta.views:
+                self.meta = self._found() or self.meta  # another process may have answered it meanwhile
             known = self.meta.views.get(number)
             if known is not None and not (path.is_file() and sha256_of_file(path) == known):
                 self.say(f"{path}: damaged or missing: answered again")
@@ -71,6 +70,16 @@ class Cache:
         # Opened anew each time: what an earlier mapping has read of the file is given back with it.
         view: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
         return view
+
+    def _found(self) -> Meta | None:
+        """What the folder says of its views, where that is sound and of the same fingerprint."""
+        if not (self.folder / META).is_file():
+            return None
+        try:
+            found = from_json(Meta, read_text(self.folder / META), str(self.folder / META))
+        except UserError:
+            return None
+        return found if found.fingerprint == self.meta.fingerprint else None
 
     def _fill(self, path: Path, number: int, answer: Answer, progress: Progress) -> None:
         """Writes a view beside its place, and puts it there when it is whole."""
