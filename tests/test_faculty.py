@@ -257,6 +257,19 @@ def test_what_mutual_learning_cannot_do_is_refused(dataset, fields, message):
         train.check(load_recipe("digits", MUTUAL | fields), dataset)
 
 
+def test_mutual_learning_without_labels_has_nothing_to_judge_epochs_by(dataset, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    fields = {"distill.losses": "{ kd = 1.0 }", "data.held_out_samples": "50"}
+    unlabelled = replace(dataset.with_held_out(50), y_train=None, y_held_out=None)
+    recipe = load_recipe("digits", MUTUAL | fields)
+    own = {"model": "own.py:net", "options": {}, "training": None}
+    recipe = recipe.model_copy(update={"teacher": recipe.teachers[0].model_copy(update=own)}).placed(tmp_path)
+    with pytest.raises(UserError, match=r"distill.mode: in mutual learning labels judge an epoch"):
+        train.check(recipe, unlabelled)
+
+
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +312,23 @@ def test_last_and_best_epoch_are_judged_and_the_other_one_is_no_rung(tmp_path):
     ]
     assert sorted(path.name for path in (tmp_path / "run").glob("*.onnx")) == ["student.onnx", "teacher.onnx"]
     assert "best %" in found.table.header
+
+
+@pytest.mark.parametrize("name", ["alone", "distilled", "teacher", "teacher-2", "kd-best", "kd-last"])
+def test_a_method_has_no_name_that_a_comparison_gives_to_something_else(name):
+    with pytest.raises(UserError, match=rf"'methods' should be without the name '{name}'"):
+        load_recipe("digits", TINY | {f"methods.{name}": "{ losses = { kd = 1.0 } }"})
+
+
+def test_mutual_learning_leaves_the_teacher_of_other_methods_as_it_is(tmp_path):
+    offline = {"methods.offline": "{ losses = { kd = 1.0 } }", "student.training.epochs": "1"}
+    recipe = load_recipe("digits", MUTUAL | FLAT | offline)
+    run = RunFolder(tmp_path / "run")
+    compare(recipe, run.path)
+    assert weights.load(run.weights("teacher"))[1].epoch == recipe.teachers[0].training.epochs != 1
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*.safetensors")}
+    compare(recipe, run.path)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_a_baseline_needs_labels(tmp_path):

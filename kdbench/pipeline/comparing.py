@@ -50,14 +50,16 @@ def compared(ground: Ground, seeds: Sequence[int], baseline: bool) -> Compared |
             found.append((ALONE, seed, trained_alone(ground, *_at(folder, recipe, seed, "student-alone"))))
     for name, method in methods.items():
         rung = "student" if name == DISTILLED else f"student-{name}"
+        # What learns together writes a teacher too: not over one that others learn from.
+        beside = method.mode == "offline" or not teachers
         for seed in seeds:
-            found += _students(ground, *_at(folder, recipe, seed, rung), teachers, name, rung, method)
+            found += _students(ground, *_at(folder, recipe, seed, rung, beside), teachers, name, rung, method)
     return _judged(ground, found) if is_main() else None
 
 
-def _at(folder: RunFolder, recipe: Recipe, seed: int, rung: str) -> tuple[RunFolder, Recipe]:
-    """Where a student of a seed lies, and its recipe: the ladder's own rungs beside the teacher, all others below."""
-    own = seed == recipe.seed and rung in ("student", "student-alone")
+def _at(folder: RunFolder, recipe: Recipe, seed: int, rung: str, beside: bool = True) -> tuple[RunFolder, Recipe]:
+    """Where a student of a seed lies, and its recipe: the ladder's own rungs `beside` the teacher, all others below."""
+    own = beside and seed == recipe.seed and rung in ("student", "student-alone")
     place = folder if own else RunFolder(folder.path / f"seed-{seed}")
     if is_main():
         prepare_folder(place.path)

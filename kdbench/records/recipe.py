@@ -241,6 +241,15 @@ class Recipe(Versioned):
     bench: Bench = Bench()
     _folder: Path = PrivateAttr(default=Path())
 
+    @field_validator("methods")
+    @classmethod
+    def _names(cls, methods: dict[str, Distill]) -> dict[str, Distill]:
+        """Other rows of the comparison, and files of the run folder, have these names."""
+        for name in methods:
+            if name in ("alone", "distilled") or name.startswith("teacher") or name.endswith(("-best", "-last")):
+                raise PydanticCustomError("taken_name", f"without the name '{name}', which means something else")
+        return methods
+
     @property
     def teachers(self) -> tuple[Teacher, ...]:
         return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)

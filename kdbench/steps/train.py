@@ -80,6 +80,8 @@ def _check_method(
         )
     if distill.mode == "mutual":
         _check_mutual(where, terms, distill, faculty)
+        if dataset.x_held_out is not None and dataset.y_held_out is None:
+            raise UserError(f"{where}.mode: in mutual learning labels judge an epoch: leave data.held_out_samples out")
     elif distill.start_from and len(faculty.members) > 1:
         raise UserError(f"{where}.start_from: there are several teachers: leave it out")
     elif distill.start_from:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from kdbench.losses.outputs import Outputs, below
+from kdbench.losses.outputs import Outputs
 from kdbench.losses.weighted import Term, WeightedSum
 
 STUDENT, PEER = "student", "peer"
@@ -50,11 +50,6 @@ class MutualSum(nn.Module):
         value, values = self.student(ours, _without_gradient(theirs), target)
         other, _ = self.peer(theirs, _without_gradient(ours), target)
         return value + other, values
-
-
-def parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The pair's tensors as those of the student and of its peer."""
-    return below(tensors, STUDENT), below(tensors, PEER)
 
 
 def _both(pair: Outputs) -> tuple[Outputs, Outputs]:
