@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kdbench.errors import UserError
 from kdbench.records import Augment
 from kdbench.training.cache import BATCH, Cache, in_half, views_of
 
@@ -101,6 +102,15 @@ def test_an_interrupted_view_leaves_nothing_that_would_be_believed(tmp_path):
     assert list((tmp_path / "c").iterdir()) == []
     view = Cache(tmp_path / "c", "facts", SAMPLES).view(0, Teacher().of(0))
     np.testing.assert_array_equal(view, LOGITS.astype(np.float16))
+
+
+def test_a_teacher_that_answers_nan_is_named_with_the_sample(tmp_path):
+    def broken(index):
+        return np.where(index[:, None] == BATCH + 1, np.nan, LOGITS[index])
+
+    with pytest.raises(UserError, match=rf"the teacher answers NaN for training sample {BATCH + 1}: mend it"):
+        Cache(tmp_path / "c", "facts", SAMPLES).view(0, broken)
+    assert list((tmp_path / "c").iterdir()) == []
 
 
 def test_logits_beyond_half_precision_stay_finite():

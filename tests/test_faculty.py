@@ -178,10 +178,27 @@ def test_teachers_of_parts_of_the_classes_teach_what_they_know_and_are_no_rungs(
     assert 0 < history[-1]["loss"] < history[0]["loss"]
 
 
+def test_a_teacher_that_the_recipe_has_no_more_is_no_rung_any_more(tmp_path):
+    other = ["model = 'mlp'", "options = { widths = [8] }", "training = { epochs = 1, learning_rate = 0.02 }"]
+    distill(recipe_of(tmp_path, other, other), tmp_path / "run")
+    distill(recipe_of(tmp_path, other), tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.onnx")) == ["student.onnx", "teacher.onnx"]
+
+
+def test_whether_answers_were_kept_is_a_part_of_what_the_training_started_from(dataset, teacher, tmp_path):
+    fields = VIEWS | {"student.training.epochs": "1"}
+    kept = student(tmp_path, load_recipe("digits", fields), dataset, [teacher]).read_bytes()
+    given = student(tmp_path, load_recipe("digits", fields | {"distill.cache": "false"}), dataset, [teacher])
+    assert given.read_bytes() != kept
+
+
 def test_features_of_several_teachers_are_refused(tmp_path, dataset):
     recipe = recipe_of(tmp_path, SMALL, SMALL, losses='{ hint = { pairs = [["stages.0", "stages.0"]] } }')
     with pytest.raises(UserError, match=r"distill.losses.hint: reads features of one teacher, and there are several"):
         train.check(recipe, dataset)
+    parameters = recipe_of(tmp_path, SMALL, SMALL, losses="{ kd = 1.0, parameters = 1.0 }")
+    with pytest.raises(UserError, match=r"distill.losses.parameters: reads parameters of one teacher, and there are"):
+        train.check(parameters, dataset)
     started = recipe_of(tmp_path, SMALL, SMALL, more='start_from = { stem = "stem" }')
     with pytest.raises(UserError, match=r"distill.start_from: there are several teachers"):
         train.check(started, dataset)

@@ -11,7 +11,7 @@ from kdbench.data.pack import save_pack
 from kdbench.data.remarks import remarks
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
-from kdbench.pipeline.rungs import kept
+from kdbench.pipeline.rungs import forget, kept
 from kdbench.progress import Progress, is_main
 from kdbench.records import Artifact, Distill, Recipe
 from kdbench.store import RunFolder, fingerprint, sha256
@@ -79,7 +79,10 @@ def distilled(
     Of several processes that train together, the main one exports; the others give no artifacts.
     """
     ground = prepared(folder, recipe, progress, say)
-    return ladder(ground, learned(ground, alone))
+    artifacts = ladder(ground, learned(ground, alone))
+    if is_main():
+        forget(folder, artifacts, alone)
+    return artifacts
 
 
 def learned(ground: Ground, alone: bool) -> dict[str, Path]:

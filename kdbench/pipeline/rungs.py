@@ -1,7 +1,7 @@
 """The rungs of a recipe, each made once, and kept while what it was made from is the same."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from kdbench.machine import saturates_in_int8, versions
 from kdbench.onnxfile import inspect, known_artifact
 from kdbench.progress import Progress
 from kdbench.records import IMPORTED, Artifact, Quantize
-from kdbench.store import RunFolder, fingerprint, save_artifact, sha256, sidecar
+from kdbench.store import SIDECAR, RunFolder, fingerprint, save_artifact, sha256, sidecar
 
 LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim", "student-int8")
 """The rungs of a recipe, in the order of the table."""
@@ -37,6 +37,20 @@ def run_subjects(folder: RunFolder) -> list[Subject]:
                 "'kdbench run' with the same recipe makes it again"
             )
     return subjects
+
+
+def forget(folder: RunFolder, rungs: Collection[str], alone: bool) -> None:
+    """Removes the ONNX files of teachers that are none of `rungs` any more, and with `alone` those of a student alone.
+
+    An earlier recipe in the same folder may have had more teachers, or labels.
+    """
+    for record in folder.path.glob(f"*{SIDECAR}"):
+        rung = record.name.removesuffix(SIDECAR)
+        trained = rung.removesuffix("-int8")
+        ours = re.fullmatch(r"teacher(-\d+)?", trained) or (alone and trained == "student-alone")
+        if ours and trained not in rungs:
+            record.unlink()
+            folder.onnx(rung).unlink(missing_ok=True)
 
 
 def compressed(

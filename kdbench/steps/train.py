@@ -25,7 +25,7 @@ from kdbench.training import weights
 from kdbench.training.finished import Part, weights_files
 from kdbench.training.loop import Course
 from kdbench.training.seeds import deterministic, seeded
-from kdbench.training.teaching import Faculty, Shelf, Teaching, sample_outputs
+from kdbench.training.teaching import Faculty, Shelf, Teaching, keeps_answers, sample_outputs
 from kdbench.training.weights import Trained
 
 
@@ -108,6 +108,12 @@ def _check_known(members: Sequence[Teaching], dataset: Dataset) -> None:
     """Raises UserError where nobody teaches some of the classes: not a teacher, and not the labels."""
     known = {place for member in members for place in member.known(len(dataset.classes))}
     unknown = [name for place, name in enumerate(dataset.classes) if place not in known]
+    if len(known) > min(len(member.known(len(dataset.classes))) for member in members) and (
+        dataset.y_train is None and dataset.x_held_out is not None
+    ):
+        raise UserError(
+            "data.held_out_samples: without labels only teachers that know the same classes can judge: leave it out"
+        )
     if unknown and dataset.y_train is None:
         raise UserError(
             f"teacher.class_map: no teacher knows {len(unknown)} of the data's classes, such as '{unknown[0]}', and "
@@ -179,8 +185,10 @@ def distill(
         "teachers": [digest(path) for path in teachers],
         "voices": [section.weight for section in recipe.teachers],
     }
-    started = _started(rung, recipe.student, recipe, dataset, data_sha256, **facts)
     terms = _terms(recipe, recipe.student, method.losses, "distill", method.temperature)
+    if method.cache and keeps_answers(terms, recipe.data.augment):
+        facts["answers"] = "half precision"
+    started = _started(rung, recipe.student, recipe, dataset, data_sha256, **facts)
     shelf = Shelf(
         lambda name: (answers or run).cache(name, recipe.seed),
         {"data": data_sha256, "augment": recipe.data.augment.model_dump()},

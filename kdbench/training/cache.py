@@ -90,6 +90,12 @@ class Cache:
             for index in _batches(self.samples):
                 progress(label, int(index[0]), self.samples)
                 logits = answer(index)
+                wrong = np.flatnonzero(np.isnan(logits).any(axis=1))
+                if len(wrong):
+                    raise UserError(
+                        f"{self.folder.name}: the teacher answers NaN for training sample {index[wrong[0]]}: mend it, "
+                        "or leave the sample out"
+                    )
                 if rows is None:
                     shape = (self.samples, logits.shape[1])
                     rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)

@@ -98,8 +98,8 @@ class Faculty:
                 precisions.arrange(member.model, precision)
 
     def cached(self, terms: Sequence[Term], augmentation: Augment) -> bool:
-        """Whether answers are kept: views come again, and no loss wants more of the teachers than logits."""
-        return self.shelf is not None and views_of(augmentation) is not None and not layers(terms)[1]
+        """Whether answers are kept: there is a place for them, and they can be."""
+        return self.shelf is not None and keeps_answers(terms, augmentation)
 
     def begin(self, dataset: Dataset, augmentation: Augment, seed: int, epoch: int) -> None:
         """Makes the answers to the epoch's view ready: read where they are kept, else given now and kept."""
@@ -179,6 +179,11 @@ class Faculty:
         return answer
 
 
+def keeps_answers(terms: Sequence[Term], augmentation: Augment) -> bool:
+    """Whether answers can be kept: views come again, and no loss wants more of the teachers than logits."""
+    return views_of(augmentation) is not None and not layers(terms)[1]
+
+
 Said = Outputs | list[Voice]
 """What teachers give: together, or each for the classes that it knows."""
 
@@ -192,8 +197,9 @@ def sample_outputs(
     Raises UserError for a loss that needs more of the teachers than their logits where these are all that they give.
     """
     for term in terms:
-        if term.pairs and not (faculty and len(faculty.members) == 1):
-            raise UserError(f"distill.losses.{term.name}: reads features of one teacher, and there are several")
+        if (term.pairs or term.name == "parameters") and not (faculty and len(faculty.members) == 1):
+            what = "features" if term.pairs else "parameters"
+            raise UserError(f"distill.losses.{term.name}: reads {what} of one teacher, and there are several")
         if term.pairs and faculty and not isinstance(faculty.members[0].model, nn.Module):
             name = getattr(faculty.members[0].model, "__name__", "none")
             raise UserError(
