@@ -1,9 +1,15 @@
 """What the tests share: real runs of the ladder, made once, and the data that may lie beside the checkout."""
 
+import atexit
 import fcntl
+import functools
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,22 +45,71 @@ TINY = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left with one of them at the end."""
-    longest = ["test_readme", "test_run", "test_cli", "test_models"]
+    longest = ["test_readme", "test_run", "test_faculty", "test_cli", "test_models", "test_tasks", "test_teachers"]
     order = {name: index for index, name in enumerate(longest)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+NURSERY = """
+import contextlib, json, os, sys
+import matplotlib, onnx, onnxruntime, onnxscript, onnxslim, rich.console, scipy.stats, sklearn.model_selection, torch
+import torch._dynamo, torch.onnx
+
+requests = os.fdopen(os.dup(0))
+for line in requests:
+    request = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        requests.close()
+        os.chdir(request["cwd"])
+        for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
+            opened = os.open(name, os.O_RDWR | os.O_CREAT)
+            os.dup2(opened, number)
+            os.close(opened)
+        sys.argv = ["kdbench", *request["arguments"]]
+        status = 1
+        try:
+            from kdbench.cli import main
+            main()
+        except SystemExit as ending:
+            status = ending.code or 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    print(json.dumps({"child": child}), flush=True)
+    print(json.dumps({"status": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}), flush=True)
+"""
+"""A process that has imported what takes long, and forks for each call of the command line."""
+
+
+@functools.cache
+def _nursery() -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    started = subprocess.Popen([sys.executable, "-c", NURSERY], stdin=pipe, stdout=pipe, text=True, env=environment())
+    atexit.register(started.kill)
+    return started
 
 
 def kdbench(
     *arguments: str | Path, cwd: Path, check: bool = True, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """The command line as a user calls it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "kdbench", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    """The command line as a user calls it: in a process of its own, forked from one that has imported the libraries."""
+    nursery = _nursery()
+    with tempfile.TemporaryDirectory() as scratch:
+        out, err = Path(scratch, "out"), Path(scratch, "err")
+        request = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "stdout": str(out), "stderr": str(err)}
+        nursery.stdin.write(json.dumps(request) + "\n")
+        nursery.stdin.flush()
+        child = json.loads(nursery.stdout.readline())["child"]
+        watch = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
+        watch.start()
+        status = json.loads(nursery.stdout.readline())["status"]
+        watch.cancel()
+        done = subprocess.CompletedProcess(["kdbench", *arguments], status, out.read_text(), err.read_text())
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
