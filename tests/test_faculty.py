@@ -248,6 +248,18 @@ def test_student_and_teacher_learn_from_each_other(dataset, tmp_path):
         assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
+def test_the_teacher_of_a_mutual_training_needs_none_of_its_own(dataset, tmp_path):
+    recipe = load_recipe("digits", MUTUAL)
+    untold = recipe.model_copy(update={"teacher": recipe.teachers[0].model_copy(update={"training": None})})
+    train.check(untold, dataset)
+    ends = []
+    for name, chosen in (("told", recipe), ("untold", untold)):
+        (tmp_path / name).mkdir()
+        student, _ = train.mutual(RunFolder(tmp_path / name), ("student", "teacher"), chosen, dataset, "")
+        ends.append(weights.load(student)[0])
+    assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
+
+
 def test_a_stopped_mutual_training_ends_with_the_same_bytes(dataset, tmp_path):
     recipe = load_recipe("digits", MUTUAL)
     ends = []

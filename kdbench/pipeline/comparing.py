@@ -127,7 +127,7 @@ def _epochs(weights: Path) -> dict[str, Path]:
 
     if weights.suffix == ".onnx":
         return {"last": weights}
-    kept = weights_files.load(weights)[1].kept
+    kept = weights_files.record(weights).kept
     other = {"last": "best", "best": "last"}[kept]
     aside = RunFolder(weights.parent).weights_of_epoch(weights.stem, other)
     return {kept: weights} | ({other: aside} if aside.is_file() else {})

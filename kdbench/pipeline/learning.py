@@ -168,7 +168,7 @@ def exported(ground: Ground, folder: RunFolder, rung: str, path: Path, parent: A
         artifact = known_artifact(path)
         complete = "known" not in artifact.options
     else:
-        class_map = weights.load(path)[1].class_map
+        class_map = weights.record(path).class_map
         complete = class_map is None or len(class_map.known) == len(ground.dataset.classes)
     if not complete:
         ground.say(f"no rung {rung}: it knows a part of the classes, so that its accuracy means nothing")

@@ -102,7 +102,7 @@ def _of_weights(path: Path, model: str | None, options: dict[str, Any]) -> Named
     trained = None
     if path.suffix == ".safetensors" and model is None:
         try:
-            trained = weights.load(path)[1]
+            trained = weights.record(path)
         except UserError as error:
             if "not written by kdbench" not in str(error):
                 raise

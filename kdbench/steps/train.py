@@ -17,7 +17,7 @@ from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.models import build
 from kdbench.progress import Progress, silent, unsaid
-from kdbench.records import Distill, Loss, Network, Recipe, Training
+from kdbench.records import Distill, Loss, Network, Recipe, Teacher, Training
 from kdbench.steps.teach import ALONE, at_work, digest, untrained
 from kdbench.store import RunFolder, fingerprint, sha256
 from kdbench.training import mutual as pairs
@@ -45,10 +45,11 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
         raise UserError(
             f"student: {recipe.student.model} can't take samples of shape {shape}: {first_line(error)}"
         ) from None
+    sections = [_learning(section, recipe) for section in recipe.teachers]
     with ExitStack() as stack:
         members = [
             replace(stack.enter_context(untrained(section, recipe, dataset, field)), name=name)
-            for section, name, field in zip(recipe.teachers, recipe.teacher_names, recipe.teacher_fields, strict=True)
+            for section, name, field in zip(sections, recipe.teacher_names, recipe.teacher_fields, strict=True)
         ]
         _check_known(members, dataset)
         faculty = Faculty(members, dataset.preprocessing, len(dataset.classes))
@@ -229,13 +230,19 @@ def mutual(
         Part(rung, _started(rung, network, recipe, dataset, data_sha256, **facts), within)
         for rung, network, within in zip(rungs, (recipe.student, teacher), (pairs.STUDENT, pairs.PEER), strict=True)
     ]
-    with untrained(section, recipe, dataset) as peer:
+    with untrained(_learning(section, recipe), recipe, dataset) as peer:
 
         def start() -> nn.Module:
             assert isinstance(peer.model, nn.Module)
             return pairs.Pair(_student(recipe, dataset), peer.model)
 
         return weights_files(run, parts, start, _course(recipe, dataset, terms), progress)
+
+
+def _learning(section: Teacher, recipe: Recipe) -> Teacher:
+    """A teacher as it is built: where all methods are mutual, its training is the student's, and need not be given."""
+    together = all(method.mode == "mutual" for method in (recipe.distill, *recipe.methods.values()))
+    return section.model_copy(update={"training": recipe.student.training}) if together else section
 
 
 def _method_facts(method: Distill, recipe: Recipe) -> dict[str, object]:
@@ -277,7 +284,7 @@ def _started(
         "augment": recipe.data.augment.model_dump(),
         "data": data_sha256,
         "kdbench": __version__,
-        "versions": {name: versions().get(name) for name in ("torch", "numpy")},
+        "versions": versions(("torch", "numpy")),
     }
     return Trained(
         model=network.model,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -18,6 +18,8 @@ from kdbench.store import write_atomic
 from kdbench.teachers import architecture
 from kdbench.teachers.classes import ClassMap
 from kdbench.teachers.source import Wanted
+
+T = TypeVar("T")
 
 KEY = "kdbench"
 """Under which a file's metadata holds its record as JSON."""
@@ -70,17 +72,26 @@ def save(path: Path, tensors: Mapping[str, Tensor], trained: Trained) -> None:
 
 def load(path: Path) -> tuple[dict[str, Tensor], Trained]:
     """Tensors and record of a weights file; raises UserError where it is missing, damaged or not ours."""
+    return _read(path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+
+
+def record(path: Path) -> Trained:
+    """What a weights file says of itself, without its tensors; raises UserError as `load` does."""
+    return _read(path, lambda file: None)[1]
+
+
+def _read(path: Path, content: Callable[[Any], T]) -> tuple[T, Trained]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a mapping
+            found = content(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({first_line(error, 80)})") from None
     if KEY not in metadata:
         raise UserError(f"{path}: does not say which model it belongs to: not written by kdbench")
-    return tensors, from_json(Trained, metadata[KEY], f"{path}: metadata")
+    return found, from_json(Trained, metadata[KEY], f"{path}: metadata")
 
 
 def load_matching(path: Path, fingerprint: str) -> tuple[dict[str, Tensor], Trained] | None:
