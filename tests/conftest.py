@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -42,6 +44,14 @@ TINY = {
 }
 """The digits recipe, small enough to be walked in a few seconds."""
 
+FLAT = TINY | {
+    "teacher.model": "mlp",
+    "teacher.options": "{ widths = [24] }",
+    "student.model": "mlp",
+    "student.options": "{ widths = [8] }",
+}
+"""The same with networks that are trained and exported faster still."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left with one of them at the end."""
@@ -51,9 +61,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 NURSERY = """
-import contextlib, json, os, sys
-import matplotlib, onnx, onnxruntime, onnxscript, onnxslim, rich.console, scipy.stats, sklearn.model_selection, torch
-import torch._dynamo, torch.onnx
+import contextlib, json, logging, os, signal, sys, tqdm, warnings
+import matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, matplotlib.figure
+import onnx, onnxruntime.quantization, onnxscript, onnxslim, torch._dynamo, torch.onnx
+import kdbench.cli, kdbench.pipeline, rich.console, scipy.stats, sklearn.datasets, sklearn.model_selection
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves ignore it
+tqdm.tqdm.monitor_interval = 0  # no thread before a fork
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+with warnings.catch_warnings(action="ignore"):
+    example, free = torch.zeros(2, 2), torch.export.Dim("batch")
+    torch.onnx.export(torch.nn.Linear(2, 2), (example,), dynamo=True, verbose=False, dynamic_shapes=({0: free},))
 
 requests = os.fdopen(os.dup(0))
 for line in requests:
@@ -83,7 +101,7 @@ for line in requests:
     print(json.dumps({"child": child}), flush=True)
     print(json.dumps({"status": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}), flush=True)
 """
-"""A process that has imported what takes long, and forks for each call of the command line."""
+"""A process that has imported what takes long, also what a first export imports, and forks for each call."""
 
 
 @functools.cache
@@ -94,22 +112,48 @@ def _nursery() -> subprocess.Popen[str]:
     return started
 
 
-def kdbench(
-    *arguments: str | Path, cwd: Path, check: bool = True, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """The command line as a user calls it: in a process of its own, forked from one that has imported the libraries."""
+@dataclass(frozen=True)
+class Call:
+    """A call of the command line that is under way, and what it prints."""
+
+    process: int
+    ended: Future[int]
+    """Its exit status, or the number of the signal that ended it, below zero."""
+    stdout: Path
+    stderr: Path
+
+
+@contextmanager
+def called(*arguments: str | Path, cwd: Path) -> Iterator[Call]:
+    """The command line as a user calls it: in a process of its own, forked from one that has imported the libraries.
+
+    What is still running in the end is killed.
+    """
     nursery = _nursery()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as waiting:
         out, err = Path(scratch, "out"), Path(scratch, "err")
         request = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "stdout": str(out), "stderr": str(err)}
         nursery.stdin.write(json.dumps(request) + "\n")
         nursery.stdin.flush()
         child = json.loads(nursery.stdout.readline())["child"]
-        watch = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
-        watch.start()
-        status = json.loads(nursery.stdout.readline())["status"]
-        watch.cancel()
-        done = subprocess.CompletedProcess(["kdbench", *arguments], status, out.read_text(), err.read_text())
+        ended = waiting.submit(lambda: json.loads(nursery.stdout.readline())["status"])
+        try:
+            yield Call(child, ended, out, err)
+        finally:
+            with suppress(ProcessLookupError):
+                if not ended.done():
+                    os.kill(child, signal.SIGKILL)
+
+
+def kdbench(
+    *arguments: str | Path, cwd: Path, check: bool = True, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """A call of the command line, waited for."""
+    with called(*arguments, cwd=cwd) as call:
+        status = call.ended.result(timeout)
+        done = subprocess.CompletedProcess(
+            ["kdbench", *arguments], status, call.stdout.read_text(), call.stderr.read_text()
+        )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
