@@ -12,13 +12,17 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    from kdbench.data.dataset import Dataset
 
 # As `needs_torch` has it: threads of torch that wait busily slow down tests that share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -181,6 +185,16 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of real models and data, shared/data, is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def digits() -> "Dataset":
+    """A part of the digits, so that an epoch takes no time."""
+    from kdbench import data
+    from kdbench.records import Data
+
+    found = data.load(Data(source="digits"))
+    return replace(found, x_train=found.x_train[:256], y_train=found.y_train[:256])
 
 
 @pytest.fixture
