@@ -150,7 +150,7 @@ def called(*arguments: str | Path, cwd: Path) -> Iterator[Call]:
 
 
 def kdbench(
-    *arguments: str | Path, cwd: Path, check: bool = True, timeout: float = 300
+    *arguments: str | Path, cwd: Path, check: bool = True, timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """A call of the command line, waited for."""
     with called(*arguments, cwd=cwd) as call:
