@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # The same examples in every run: a new one that fails is found by `pytest --hypothesis-profile=search`, not by chance.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("search", max_examples=2000)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile("repeatable")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
