@@ -9,21 +9,27 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx
 import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
+if TYPE_CHECKING:
+    from kdbench.data.dataset import Dataset
+
 # As `needs_torch` has it: threads of torch that wait busily slow down tests that share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # The same examples in every run: a new one that fails is found by `pytest --hypothesis-profile=search`, not by chance.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("search", max_examples=2000)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile("repeatable")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -42,6 +48,14 @@ TINY = {
 }
 """The digits recipe, small enough to be walked in a few seconds."""
 
+FLAT = TINY | {
+    "teacher.model": "mlp",
+    "teacher.options": "{ widths = [24] }",
+    "student.model": "mlp",
+    "student.options": "{ widths = [8] }",
+}
+"""The same with networks that are trained and exported faster still."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left with one of them at the end."""
@@ -51,9 +65,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 NURSERY = """
-import contextlib, json, os, sys
-import matplotlib, onnx, onnxruntime, onnxscript, onnxslim, rich.console, scipy.stats, sklearn.model_selection, torch
-import torch._dynamo, torch.onnx
+import contextlib, json, logging, os, signal, sys, tqdm, warnings
+import matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, matplotlib.figure
+import onnx, onnxruntime.quantization, onnxscript, onnxslim, torch._dynamo, torch.onnx
+import kdbench.cli, kdbench.pipeline, rich.console, scipy.stats, sklearn.datasets, sklearn.model_selection
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves ignore it
+tqdm.tqdm.monitor_interval = 0  # no thread before a fork
+logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+with warnings.catch_warnings(action="ignore"):
+    example, free = torch.zeros(2, 2), torch.export.Dim("batch")
+    torch.onnx.export(torch.nn.Linear(2, 2), (example,), dynamo=True, verbose=False, dynamic_shapes=({0: free},))
 
 requests = os.fdopen(os.dup(0))
 for line in requests:
@@ -83,7 +105,7 @@ for line in requests:
     print(json.dumps({"child": child}), flush=True)
     print(json.dumps({"status": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}), flush=True)
 """
-"""A process that has imported what takes long, and forks for each call of the command line."""
+"""A process that has imported what takes long, also what a first export imports, and forks for each call."""
 
 
 @functools.cache
@@ -94,22 +116,48 @@ def _nursery() -> subprocess.Popen[str]:
     return started
 
 
-def kdbench(
-    *arguments: str | Path, cwd: Path, check: bool = True, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """The command line as a user calls it: in a process of its own, forked from one that has imported the libraries."""
+@dataclass(frozen=True)
+class Call:
+    """A call of the command line that is under way, and what it prints."""
+
+    process: int
+    ended: Future[int]
+    """Its exit status, or the number of the signal that ended it, below zero."""
+    stdout: Path
+    stderr: Path
+
+
+@contextmanager
+def called(*arguments: str | Path, cwd: Path) -> Iterator[Call]:
+    """The command line as a user calls it: in a process of its own, forked from one that has imported the libraries.
+
+    What is still running in the end is killed.
+    """
     nursery = _nursery()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as waiting:
         out, err = Path(scratch, "out"), Path(scratch, "err")
         request = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "stdout": str(out), "stderr": str(err)}
         nursery.stdin.write(json.dumps(request) + "\n")
         nursery.stdin.flush()
         child = json.loads(nursery.stdout.readline())["child"]
-        watch = threading.Timer(timeout, os.kill, (child, signal.SIGKILL))
-        watch.start()
-        status = json.loads(nursery.stdout.readline())["status"]
-        watch.cancel()
-        done = subprocess.CompletedProcess(["kdbench", *arguments], status, out.read_text(), err.read_text())
+        ended = waiting.submit(lambda: json.loads(nursery.stdout.readline())["status"])
+        try:
+            yield Call(child, ended, out, err)
+        finally:
+            with suppress(ProcessLookupError):
+                if not ended.done():
+                    os.kill(child, signal.SIGKILL)
+
+
+def kdbench(
+    *arguments: str | Path, cwd: Path, check: bool = True, timeout: float = 900
+) -> subprocess.CompletedProcess[str]:
+    """A call of the command line, waited for."""
+    with called(*arguments, cwd=cwd) as call:
+        status = call.ended.result(timeout)
+        done = subprocess.CompletedProcess(
+            ["kdbench", *arguments], status, call.stdout.read_text(), call.stderr.read_text()
+        )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -137,6 +185,16 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of real models and data, shared/data, is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def digits() -> "Dataset":
+    """A part of the digits, so that an epoch takes no time."""
+    from kdbench import data
+    from kdbench.records import Data
+
+    found = data.load(Data(source="digits"))
+    return replace(found, x_train=found.x_train[:256], y_train=found.y_train[:256])
 
 
 @pytest.fixture

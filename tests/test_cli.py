@@ -8,7 +8,7 @@ import pytest
 
 from kdbench.cli import COMMANDS, main
 from kdbench.store import write_npz
-from tests.conftest import TINY, environment, kdbench, overrides, save_mlp
+from tests.conftest import FLAT, environment, kdbench, overrides, save_mlp
 
 BLOCKED = """
 import sys
@@ -253,7 +253,7 @@ def test_evaluate_prints_accuracy_and_parity(tiny_run, tmp_path):
 
 
 def test_distill_leaves_weights_models_and_records(tmp_path):
-    kdbench("distill", "digits", *overrides(), cwd=tmp_path)
+    kdbench("distill", "digits", *overrides(FLAT), cwd=tmp_path)
     for rung in ("teacher", "student"):
         for suffix in (".onnx", ".safetensors", ".artifact.json"):
             assert (tmp_path / "runs" / "digits" / f"{rung}{suffix}").is_file()
@@ -263,10 +263,11 @@ def test_distill_leaves_weights_models_and_records(tmp_path):
 
 
 def test_publish_and_report_of_published_results(tiny_run, tmp_path):
-    kdbench("bench", tiny_run, "--budget", "0.1", "--publish", cwd=tmp_path)
+    models, pack = [tiny_run / f"{rung}.onnx" for rung in ("teacher", "student-int8")], tiny_run / "pack.npz"
+    kdbench("bench", *models, "--pack", pack, "--budget", "0.1", "--publish", cwd=tmp_path)
     (published,) = (tmp_path / "results").glob("*/*.json")
     done = kdbench("report", "results", "--format", "csv", cwd=tmp_path)
-    assert done.stdout.count("\n") == 7
+    assert done.stdout.count("\n") == 3
     kdbench("report", published, "--out", "page", cwd=tmp_path)
     assert {path.name for path in (tmp_path / "page").iterdir()} == {
         "report.md", "report.csv", "accuracy-latency.svg", "accuracy-latency.png",
@@ -277,7 +278,7 @@ def test_what_should_be_known_of_the_data_is_said(tmp_path):
     generator = np.random.default_rng(0)
     x, y = generator.integers(0, 255, (40, 8, 8)).astype(np.uint8), np.repeat([0, 1], [35, 5])
     np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x[30:], y_test=y[30:])
-    fields = TINY | {"data.source": "arrays", "data.options": "{ path = 'mine.npz' }", "data.calibration_samples": "8"}
+    fields = FLAT | {"data.source": "arrays", "data.options": "{ path = 'mine.npz' }", "data.calibration_samples": "8"}
     fields.pop("data.options.test_samples")
     done = kdbench("distill", "digits", *overrides(fields), cwd=tmp_path)
     assert "NOTE: unbalanced classes: 35 training samples of '0', 5 of '1'" in done.stderr

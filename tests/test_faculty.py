@@ -14,7 +14,7 @@ from kdbench.steps import teach, train
 from kdbench.store import RunFolder, load_comparison, load_recipe
 from kdbench.training import weights
 from kdbench.training.teaching import Faculty
-from tests.conftest import TINY, kdbench, overrides
+from tests.conftest import FLAT, TINY, kdbench, overrides
 from tests.test_training import StopError, stop_at
 
 VIEWS = TINY | {"data.augment": "{ shift_px = 1, mixup_alpha = 0.4, views = 2 }"}
@@ -249,7 +249,7 @@ def test_student_and_teacher_learn_from_each_other(dataset, tmp_path):
 
 
 def test_the_teacher_of_a_mutual_training_needs_none_of_its_own(dataset, tmp_path):
-    recipe = load_recipe("digits", MUTUAL)
+    recipe = load_recipe("digits", MUTUAL | {"student.training.epochs": "2"})
     untold = recipe.model_copy(update={"teacher": recipe.teachers[0].model_copy(update={"training": None})})
     train.check(untold, dataset)
     ends = []
@@ -261,7 +261,7 @@ def test_the_teacher_of_a_mutual_training_needs_none_of_its_own(dataset, tmp_pat
 
 
 def test_a_stopped_mutual_training_ends_with_the_same_bytes(dataset, tmp_path):
-    recipe = load_recipe("digits", MUTUAL)
+    recipe = load_recipe("digits", MUTUAL | {"student.training.epochs": "3"})
     ends = []
     for name, stops in (("whole", ()), ("parts", (2,))):
         (tmp_path / name).mkdir()
@@ -300,14 +300,6 @@ def test_mutual_learning_without_labels_has_nothing_to_judge_epochs_by(dataset, 
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------
-
-
-FLAT = TINY | {
-    "teacher.model": "mlp",
-    "teacher.options": "{ widths = [24] }",
-    "student.model": "mlp",
-    "student.options": "{ widths = [8] }",
-}
 
 
 def test_methods_are_compared_over_seeds_and_kept(tmp_path):

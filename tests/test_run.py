@@ -1,8 +1,8 @@
 """The real ladder on a reduced recipe: what it leaves, and that no kill and no repetition changes it."""
 
 import json
+import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ from kdbench.pipeline.rungs import LADDER
 from kdbench.records import Artifact as ArtifactRecord
 from kdbench.records import from_json
 from kdbench.store import find_results, load_result
-from tests.conftest import REPOSITORY, TINY, kdbench, overrides
+from tests.conftest import REPOSITORY, TINY, Call, called, kdbench, overrides
 
 PARENTS = {
     "teacher": None,
@@ -89,23 +89,6 @@ def test_exported_models_take_any_batch(tiny_run):
         assert session.run(None, {"input": np.zeros((batch, 1, 8, 8), np.float32)})[0].shape == (batch, 10)
 
 
-def test_the_same_recipe_gives_the_same_bytes_and_a_second_call_reuses_them(tiny_run, tmp_path):
-    kdbench("run", "digits", *overrides(), "--out", tmp_path / "again", cwd=tmp_path)
-    again = tmp_path / "again"
-    assert artifact_files(again) == artifact_files(tiny_run)
-    measured = (again / "results.json").read_bytes()
-    kdbench("run", "digits", *overrides(), "--out", again, cwd=tmp_path)
-    assert (again / "results.json").read_bytes() == measured
-    kdbench("run", "digits", *overrides(TINY | {"distill.temperature": "2"}), "--out", again, cwd=tmp_path)
-    changed = {name for name, content in artifact_files(again).items() if content != artifact_files(tiny_run)[name]}
-    assert changed == {
-        f"{rung}{suffix}"
-        for rung in ("student", "student-slim", "student-int8")
-        for suffix in (".onnx", ".artifact.json", ".safetensors")
-        if (again / f"{rung}{suffix}").exists()
-    }
-
-
 def test_results_are_kept_for_the_same_data_recipe_and_settings_alone(tiny_run):
     from kdbench.benchmark.cells import Cell, Subject
     from kdbench.pipeline.measuring import _same_results
@@ -134,62 +117,82 @@ KILLED_WHEN = [
 ]
 
 
-def test_a_run_killed_again_and_again_ends_with_the_same_artifacts(tiny_run, tmp_path):
-    out = tmp_path / "killed"
-    command = [sys.executable, "-m", "kdbench", "run", "digits", *overrides(), "--out", str(out)]
+@pytest.fixture(scope="module")
+def killed(tiny_run, tmp_path_factory):
+    """The same run, killed again and again until it was let finish. Only the last test that asks may write to it."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = ["run", "digits", *overrides(), "--out", "run"]
+    whole, out = artifact_files(tiny_run), folder / "run"
     for name in KILLED_WHEN:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 60
-        while not (out / name).exists() and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with called(*command, cwd=folder) as call:
+            end = time.monotonic() + 300
+            while not (out / name).exists() and not call.ended.done() and time.monotonic() < end:
+                time.sleep(0.002)
+            os.kill(call.process, signal.SIGKILL)
+            assert call.ended.result(60) == -signal.SIGKILL
         assert (out / name).exists(), f"{name} never came"
-        whole = artifact_files(tiny_run)
         for file, content in artifact_files(out).items():
             if "checkpoint" not in file and not file.endswith(".artifact.json"):
                 assert content == whole[file], f"{file} is not whole after a kill at {name}"
         for file in out.glob("*.json"):
             json.loads(file.read_text())
     assert not load_result(out / "results.partial.json")[0].complete
-    kdbench("run", "digits", *overrides(), "--out", out, cwd=tmp_path)
-    assert artifact_files(out) == artifact_files(tiny_run)
-    assert load_result(out / "results.json")[0].complete
-    assert not list(out.glob(".*.part"))
-    assert not list(out.glob("results.partial*"))
+    kdbench(*command, cwd=folder)
+    return out
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_artifacts(tiny_run, killed):
+    assert artifact_files(killed) == artifact_files(tiny_run)
+    assert load_result(killed / "results.json")[0].complete
+    assert not list(killed.glob(".*.part"))
+    assert not list(killed.glob("results.partial*"))
+
+
+def test_a_second_call_reuses_what_is_unchanged(tiny_run, killed):
+    def again(fields):
+        kdbench("run", "digits", *overrides(fields), "--out", killed, cwd=killed.parent)
+        return {name: content for name, content in artifact_files(killed).items() if content != whole[name]}
+
+    whole, measured = artifact_files(tiny_run), (killed / "results.json").read_bytes()
+    assert again(TINY) == {}
+    assert (killed / "results.json").read_bytes() == measured
+    assert again(TINY | {"distill.temperature": "2"}).keys() == {
+        f"{rung}{suffix}"
+        for rung in ("student", "student-slim", "student-int8")
+        for suffix in (".onnx", ".artifact.json", ".safetensors")
+        if (killed / f"{rung}{suffix}").exists()
+    }
 
 
 def test_ctrl_c_ends_within_a_second_and_keeps_what_was_measured(tiny_run, tmp_path):
-    out = tmp_path / "bench"
-    command = [sys.executable, "-m", "kdbench", "bench", str(tiny_run), "--budget", "20", "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (out / "results.partial.json").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert "Traceback" not in said
+    with called("bench", tiny_run, "--budget", "20", "--out", "bench", cwd=tmp_path) as call:
+        said = interrupted(call, tmp_path / "bench" / "results.partial.json")
     assert "interrupted" in said
-    (path,) = find_results(out)
+    (path,) = find_results(tmp_path / "bench")
     result, arrays = load_result(path)
     assert not result.complete
     assert len(arrays["latencies.0"]) > 0
-    assert "**Interrupted**" in kdbench("report", out, cwd=tmp_path).stdout
+    assert "**Interrupted**" in kdbench("report", "bench", cwd=tmp_path).stdout
 
 
 def test_ctrl_c_while_training_leaves_no_traceback(tmp_path):
-    out = tmp_path / "run"
     longer = TINY | {"teacher.training.epochs": "500"}
-    command = [sys.executable, "-m", "kdbench", "run", "digits", *overrides(longer), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (out / "teacher.checkpoint.safetensors").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
-    assert (process.returncode, said.count("\n")) == (130, 2)
+    with called("run", "digits", *overrides(longer), "--out", "run", cwd=tmp_path) as call:
+        said = interrupted(call, tmp_path / "run" / "teacher.checkpoint.safetensors")
+    assert said.count("\n") == 2
     assert said.strip().startswith("kdbench: interrupted")
+
+
+def interrupted(call: Call, awaited: Path) -> str:
+    """What a call says on Ctrl-C once a file is there."""
+    while not awaited.exists():
+        assert not call.ended.done(), call.stderr.read_text()
+        time.sleep(0.02)
+    os.kill(call.process, signal.SIGINT)
+    assert call.ended.result(10) == 130
+    said = call.stderr.read_text()
+    assert "Traceback" not in said
+    return said
 
 
 def test_an_export_that_differs_is_refused_with_the_figures(tiny_run, tmp_path, monkeypatch):
