@@ -20,7 +20,7 @@ from kdbench.teachers import Candidate, prepare, weights_file
 from kdbench.teachers.black_box import BlackBox, Options
 from kdbench.teachers.classes import ClassMap
 from kdbench.teachers.graph import mapped
-from kdbench.training import weights
+from kdbench.training import processes, weights
 from kdbench.training.finished import Part, weights_files
 from kdbench.training.loop import Course
 from kdbench.training.seeds import deterministic
@@ -54,7 +54,7 @@ def teach(
     """
     if section.training is not None:
         dataset.train_labels(f"training {rung}")
-    candidate = _prepared(section, recipe, dataset, field)
+    candidate = processes.agreed(lambda: _prepared(section, recipe, dataset, field))
     if isinstance(candidate.model, BlackBox):
         for stale in (run.weights(rung), run.checkpoint(rung)):
             stale.unlink(missing_ok=True)

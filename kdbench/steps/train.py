@@ -21,7 +21,7 @@ from kdbench.records import Distill, Loss, Network, Recipe, Teacher, Training
 from kdbench.steps.teach import ALONE, at_work, digest, untrained
 from kdbench.store import RunFolder, fingerprint, sha256
 from kdbench.training import mutual as pairs
-from kdbench.training import weights
+from kdbench.training import processes, weights
 from kdbench.training.finished import Part, weights_files
 from kdbench.training.loop import Course
 from kdbench.training.seeds import deterministic, seeded
@@ -183,7 +183,7 @@ def distill(
     facts = {
         **_method_facts(method, recipe),
         "start_from": method.start_from,
-        "teachers": [digest(path) for path in teachers],
+        "teachers": processes.agreed(lambda: [digest(path) for path in teachers]),
         "voices": [section.weight for section in recipe.teachers],
     }
     terms = _terms(recipe, recipe.student, method.losses, "distill", method.temperature)
@@ -262,12 +262,17 @@ def _plain(losses: Mapping[str, Loss]) -> dict[str, object]:
 def _at_work(teachers: Sequence[Path], recipe: Recipe) -> Iterator[list[Teaching]]:
     """The recipe's teachers from their files."""
     with ExitStack() as stack:
-        yield [
-            replace(
-                stack.enter_context(at_work(path, recipe.folder)), name=name, weight=section.weight, digest=digest(path)
-            )
-            for path, name, section in zip(teachers, recipe.teacher_names, recipe.teachers, strict=True)
-        ]
+        yield processes.agreed(
+            lambda: [
+                replace(
+                    stack.enter_context(at_work(path, recipe.folder)),
+                    name=name,
+                    weight=section.weight,
+                    digest=digest(path),
+                )
+                for path, name, section in zip(teachers, recipe.teacher_names, recipe.teachers, strict=True)
+            ]
+        )
 
 
 def _started(

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from kdbench.training.features import layers, observe
 from kdbench.training.precision import Precision
 from kdbench.training.seeds import deterministic, seeded
 from kdbench.training.state import State, begin, copied
-from kdbench.training.teaching import Faculty, sample_outputs
+from kdbench.training.teaching import Faculty, Said, sample_outputs
 from kdbench.training.weights import Trained
 
 Ends = dict[str, tuple[dict[str, Tensor], Trained]]
@@ -97,7 +98,8 @@ def fit(
             processes.share_buffers(model, loss, *([state.average] if state.average else []))
             history.append({**means, "learning_rate": state.optimizer.param_groups[0]["lr"]})
             if dataset.x_held_out is not None:
-                history[-1]["held_out"] = processes.of_main(_held_out(state, course) if is_main() else 0.0)
+                judged = processes.agreed(lambda: _held_out(state, course) if is_main() else 0.0)
+                history[-1]["held_out"] = processes.of_main(judged)
                 if metrics.best_epoch(history) == len(history):
                     state.best = copied(state.result.state_dict())
             found_so_far = {"epoch": len(history), "history": tuple(history), "processes": processes.count()}
@@ -131,7 +133,7 @@ def _losses(model: nn.Module, course: Course) -> WeightedSum | mutual.MutualSum:
             seen = observe(model, first, [mutual.PEER])
         with seeded(course.seed, 0):
             return mutual.MutualSum(course.terms, seen)
-    outputs = sample_outputs(model, course.faculty, course.dataset, first, course.terms)
+    outputs = processes.agreed(lambda: sample_outputs(model, course.faculty, course.dataset, first, course.terms))
     with seeded(course.seed, 0):
         return WeightedSum(course.terms, *outputs)
 
@@ -166,8 +168,10 @@ def _epoch(state: State, course: Course, epoch: int, label: str = "", progress: 
         with precisions.autocast(state.precision, device):
             student = observe(state.model, precisions.arranged(x, state.precision), our_layers, "student")
             student = _to_loss(student)._replace(places=torch.from_numpy(index).to(device))
-            with torch.no_grad():
-                said = faculty.say(shown.images, x, index, their_layers) if faculty else student
+            said: Said = student
+            if faculty:
+                with torch.no_grad():
+                    said = processes.agreed(partial(faculty.say, shown.images, x, index, their_layers))
         value, values = state.loss(student, said, target)
         means = processes.means({"loss": value, **{history_key(name): part for name, part in values.items()}}, share)
         if not math.isfinite(means["loss"]):
