@@ -206,7 +206,7 @@ def test_features_of_several_teachers_are_refused(tmp_path, dataset):
 
 def test_a_mistake_in_one_of_several_teachers_says_which(tmp_path, dataset):
     recipe = recipe_of(tmp_path, SMALL, ["model = 'resnet'"])
-    with pytest.raises(UserError, match=r"^teacher.1.training: is missing"):
+    with pytest.raises(UserError, match=r"^teacher.2.training: is missing"):  # whose rung is teacher-2
         train.check(recipe, dataset)
 
 
