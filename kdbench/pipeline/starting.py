@@ -16,9 +16,9 @@ from kdbench.pipeline import describing, sections
 from kdbench.pipeline.describing import Fact
 from kdbench.pipeline.learning import needs_torch
 from kdbench.pipeline.writing import written
-from kdbench.progress import Progress, silent
+from kdbench.progress import Progress, duration, silent
 from kdbench.records import Recipe, Teacher, parse, recipe_from_toml, slug
-from kdbench.report.text import count, duration, percent
+from kdbench.report.text import count, percent
 from kdbench.store import output_file, write_atomic
 
 if TYPE_CHECKING:
