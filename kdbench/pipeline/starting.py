@@ -74,7 +74,8 @@ def init(
     from kdbench.steps import train
 
     named = sections.teacher_section(teacher, model, dict(options or {}))
-    data_part, data_said = sections.data_section(str(data), _tokens_of(named.section, data_options or {}))
+    data_part, data_said = sections.data_section(str(data), data_options or {})
+    data_part = sections.on_teachers_tokens(data_part, named, data_options or {})
     dataset = _dataset(data_part, named.section)
     family = choosing.family(data_part["source"], dataset)
     part, candidate, said = _candidate(named, dataset, family, dict(class_map or {}), file.parent)
@@ -142,12 +143,6 @@ def _stem(text: str) -> str:
     """Of a path or name, without what comes in front of it and the kind of file."""
     last = re.split(r"[/:]", text.rstrip("/"))[-1]
     return last.rsplit(".", 1)[0] if "." in last.strip(".") else last
-
-
-def _tokens_of(section: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of text for a teacher that comes with a tokenizer of its own."""
-    tokens = section.get("source") == "huggingface" and Path(section["model"], "tokenizer.json").is_file()
-    return {"tokenizer": section["model"], **options} if tokens and "tokenizer" not in options else dict(options)
 
 
 def _dataset(part: dict[str, Any], section: Mapping[str, Any]) -> Dataset:
@@ -263,9 +258,10 @@ def _bench(candidate: "Candidate") -> dict[str, Any]:
 def _lines(look: "Look", dataset: Dataset) -> list[str]:
     """What a look has shown, a line each."""
     metric = "micro F1" if dataset.task == "multi_label" else "right"
+    normalised = f", normalised {look.normalisation}" if dataset.preprocessing else ""
     lines = [
         f"{percent(look.accuracy)} {metric} on {look.samples:,} training samples (more than on others, if it learnt "
-        f"from them), normalised {look.normalisation}"
+        f"from them){normalised}"
     ]
     if look.tried:
         tries = ", ".join(f"{found.name} {percent(found.accuracy)}" for found in look.tried)
