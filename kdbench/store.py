@@ -204,7 +204,7 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"{self.path}: another kdbench is at work there: wait, or choose --out") from None
-            for part in self.path.glob(".kdbench-*.part"):
+            for part in (*self.path.glob(".kdbench-*.part"), *self.path.glob("*/.kdbench-*.part")):
                 if not Path("/proc", part.name.split(".")[-2]).exists():
                     part.unlink(missing_ok=True)
             yield
