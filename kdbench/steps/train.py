@@ -18,8 +18,9 @@ from kdbench.machine import versions
 from kdbench.models import build
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Distill, Loss, Network, Recipe, Teacher, Training
-from kdbench.steps.teach import ALONE, at_work, digest, untrained
+from kdbench.steps.teach import ALONE, at_work, digest, prepared, untrained
 from kdbench.store import RunFolder, fingerprint, sha256
+from kdbench.teachers import Candidate
 from kdbench.training import mutual as pairs
 from kdbench.training import processes, weights
 from kdbench.training.finished import Part, weights_files
@@ -29,8 +30,11 @@ from kdbench.training.teaching import Faculty, Shelf, Teaching, keeps_answers, s
 from kdbench.training.weights import Trained
 
 
-def check(recipe: Recipe, dataset: Dataset) -> None:
-    """Builds everything that training needs, and trains nothing; raises UserError that names what doesn't fit."""
+def check(recipe: Recipe, dataset: Dataset) -> list[Candidate]:
+    """Builds everything that training needs, and trains nothing; raises UserError that names what doesn't fit.
+
+    The teachers that it built, as they were loaded, for `teach`.
+    """
     _check_judged(recipe)
     if any(teacher.training is not None for teacher in recipe.teachers):
         dataset.train_labels("training a teacher")
@@ -46,15 +50,18 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
             f"student: {recipe.student.model} can't take samples of shape {shape}: {first_line(error)}"
         ) from None
     sections = [_learning(section, recipe) for section in recipe.teachers]
+    fields = recipe.teacher_fields
+    candidates = [prepared(section, recipe, dataset, field) for section, field in zip(sections, fields, strict=True)]
     with ExitStack() as stack:
         members = [
-            replace(stack.enter_context(untrained(section, recipe, dataset, field)), name=name)
-            for section, name, field in zip(sections, recipe.teacher_names, recipe.teacher_fields, strict=True)
+            replace(stack.enter_context(untrained(candidate, recipe, dataset)), name=name)
+            for candidate, name in zip(candidates, recipe.teacher_names, strict=True)
         ]
         _check_known(members, dataset)
         faculty = Faculty(members, dataset.preprocessing, len(dataset.classes))
         for where, distill in {"distill": recipe.distill, **_methods(recipe)}.items():
             _check_method(where, distill, recipe, dataset, student, faculty, x)
+    return candidates
 
 
 def _methods(recipe: Recipe) -> dict[str, Distill]:
@@ -230,7 +237,7 @@ def mutual(
         Part(rung, _started(rung, network, recipe, dataset, data_sha256, **facts), within)
         for rung, network, within in zip(rungs, (recipe.student, teacher), (pairs.STUDENT, pairs.PEER), strict=True)
     ]
-    with untrained(_learning(section, recipe), recipe, dataset) as peer:
+    with untrained(prepared(_learning(section, recipe), recipe, dataset), recipe, dataset) as peer:
 
         def start() -> nn.Module:
             assert isinstance(peer.model, nn.Module)
