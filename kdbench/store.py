@@ -289,6 +289,8 @@ def find_results(path: Path) -> list[Path]:
         run = [file for file in (path / RESULTS_FILE, path / PARTIAL_FILE) if file.is_file()][:1]
         found = run or [file for file in sorted(path.glob("**/*.json")) if _may_be_result(file)]
         if not found:
+            if (path / COMPARISON_FILE).is_file():
+                raise UserError(f"{path}: no result files in it, but a comparison: name {path / COMPARISON_FILE}")
             raise UserError(f"{path}: no result files in it: run 'kdbench bench' first")
         return found
     if not path.exists():
