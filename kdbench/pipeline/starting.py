@@ -83,12 +83,7 @@ def init(
     with nullcontext() if isinstance(box, nn.Module) else box:
         part, look = _looked(part, candidate, named, dataset)
     size = _parameters(candidate)
-    if student is None:
-        chosen, chosen_options = choosing.student(family, dataset, size)
-        chosen_options |= student_options or {}
-    else:
-        chosen, chosen_options = student, choosing.with_vocabulary(student, student_options or {}, dataset)
-    labelled = dataset.y_train is not None
+    chosen, chosen_options = _student(student, dict(student_options or {}), family, dataset, size)
     losses, temperature, distill_said = _losses(dataset)
     plain = {
         "name": slug(name),
@@ -106,7 +101,7 @@ def init(
     }
     warnings = _warnings(look, dataset, "training" in part)
     looked = [*said, *([] if look is None else _lines(look, dataset))]
-    if not labelled:
+    if dataset.y_train is None:
         looked.append("the data has no labels to train on: how good the teacher is can't be told")
     teacher_said = f"{named.said}; {count(size)} parameters"
     words = {
@@ -119,8 +114,7 @@ def init(
     draft = recipe_from_toml(written(plain, words, "", []), str(file)).placed(file.parent)
     train.check(draft, dataset)
     own = choosing.parameters(chosen, chosen_options, dataset) if ":" not in chosen else 0
-    share = f", {100 * own / size:.3g} % of the teacher's" if own and size else ""
-    student_said = f"for {family.kind}{f': {count(own)} parameters{share}' if own else ''}"
+    student_said = f"for {family.kind}{_share(own, size)}"
     if own > size:
         warnings.append(f"the student {chosen} is larger than its teacher: name a smaller one with --student")
     times = tried(draft, dataset, progress)
@@ -128,15 +122,33 @@ def init(
     text = written(plain, words, student_said, [f"Expect {expected}."])
     recipe = recipe_from_toml(text, str(file)).placed(file.parent)
     write_atomic(file, text)
-    facts = [
+    facts = (
         *describing.data_facts(recipe, dataset),
         *(("data", line) for line in data_said),
         ("teacher", teacher_said),
         *(("teacher", line) for line in looked),
         ("student", f"{chosen}, {student_said}"),
         ("time", expected),
-    ]
-    return Start(file, recipe, tuple(facts), tuple(warnings))
+    )
+    return Start(file, recipe, facts, tuple(warnings))
+
+
+def _student(
+    name: str | None, options: dict[str, Any], family: Any, dataset: Dataset, size: int
+) -> tuple[str, dict[str, Any]]:
+    """The student of that name, or one for the data and a teacher of `size` parameters; with its options."""
+    from kdbench.pipeline import choosing
+
+    if name is not None:
+        return name, choosing.with_vocabulary(name, options, dataset)
+    chosen, fitting = choosing.student(family, dataset, size)
+    return chosen, fitting | options
+
+
+def _share(own: int, size: int) -> str:
+    """How large a student of `own` parameters is beside a teacher of `size`, where that is known."""
+    share = f", {100 * own / size:.3g} % of the teacher's" if size else ""
+    return f": {count(own)} parameters{share}" if own else ""
 
 
 def _stem(text: str) -> str:

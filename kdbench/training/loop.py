@@ -67,22 +67,7 @@ def fit(
     """
     dataset, training, faculty, seed = course.dataset, course.training, course.faculty, course.seed
     with deterministic(course.threads):
-        device = processes.device()
-        model.to(device)
-        if faculty:
-            faculty.prepare(device, "fp32")
-        loss = _losses(model, course).to(device)
-        found = _checkpoint(checkpoint, started.fingerprint)
-        if found:
-            started = found[1]
-        else:
-            chosen, speedup = _precision(model, loss, course)
-            started = started.model_copy(update={"precision": chosen, "bf16_speedup": speedup})
-        if faculty:
-            faculty.prepare(device, started.precision)
-        state = begin(model, loss, training, started.precision)
-        if found:
-            state.restore(found[0])
+        state, started = _begun(model, course, started, checkpoint)
         history = list(started.history)
         journal = metrics.Journal(history, lines, curves) if is_main() else None
         for epoch in range(len(history), training.epochs):
@@ -90,12 +75,12 @@ def fit(
                 break
             if faculty and faculty.cached(course.terms, course.augmentation):
                 faculty.begin(dataset, course.augmentation, seed, epoch)
-            loss.begin(epoch + 1, history)
+            state.loss.begin(epoch + 1, history)
             begun = time.perf_counter()
             with seeded(seed, epoch + 1, *([processes.rank()] if processes.rank() else [])):
                 means = _epoch(state, course, epoch, label, progress)
             samples_per_s = len(dataset.x_train) / (time.perf_counter() - begun)
-            processes.share_buffers(model, loss, *([state.average] if state.average else []))
+            processes.share_buffers(model, state.loss, *([state.average] if state.average else []))
             history.append({**means, "learning_rate": state.optimizer.param_groups[0]["lr"]})
             if dataset.x_held_out is not None:
                 judged = processes.agreed(lambda: _held_out(state, course) if is_main() else 0.0)
@@ -110,17 +95,43 @@ def fit(
         if journal:
             journal.close()
         progress(label, training.epochs, training.epochs)
-    ends = {"last": (copied(state.result.state_dict()), len(history))}
+    ends = _ends(state, started)
+    precisions.arrange(model.to("cpu"), "fp32")
+    model.load_state_dict(ends[training.keep][0])
+    model.eval()
+    return ends
+
+
+def _begun(model: nn.Module, course: Course, started: Trained, checkpoint: Path) -> tuple[State, Trained]:
+    """A training before its next epoch, and its record: at its start, or where the checkpoint has left it."""
+    device, faculty = processes.device(), course.faculty
+    model.to(device)
+    if faculty:
+        faculty.prepare(device, "fp32")
+    loss = _losses(model, course).to(device)
+    found = _checkpoint(checkpoint, started.fingerprint)
+    if found:
+        started = found[1]
+    else:
+        chosen, speedup = _precision(model, loss, course)
+        started = started.model_copy(update={"precision": chosen, "bf16_speedup": speedup})
+    if faculty:
+        faculty.prepare(device, started.precision)
+    state = begin(model, loss, course.training, started.precision)
+    if found:
+        state.restore(found[0])
+    return state, started
+
+
+def _ends(state: State, started: Trained) -> Ends:
+    """Weights and record of the last epoch and, where epochs were judged, of the best."""
+    ends = {"last": (copied(state.result.state_dict()), len(started.history))}
     if state.best:
-        ends["best"] = (state.best, metrics.best_epoch(history))
-    results: Ends = {
+        ends["best"] = (state.best, metrics.best_epoch(started.history))
+    return {
         kept: (tensors, started.model_copy(update={"epoch": epoch, "kept": kept}))
         for kept, (tensors, epoch) in ends.items()
     }
-    precisions.arrange(model.to("cpu"), "fp32")
-    model.load_state_dict(results[training.keep][0])
-    model.eval()
-    return results
 
 
 def _losses(model: nn.Module, course: Course) -> WeightedSum | mutual.MutualSum:
