@@ -204,7 +204,7 @@ class RunFolder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"{self.path}: another kdbench is at work there: wait, or choose --out") from None
-            for part in self.path.glob(".kdbench-*.part"):
+            for part in (*self.path.glob(".kdbench-*.part"), *self.path.glob("*/.kdbench-*.part")):
                 if not Path("/proc", part.name.split(".")[-2]).exists():
                     part.unlink(missing_ok=True)
             yield
@@ -289,6 +289,8 @@ def find_results(path: Path) -> list[Path]:
         run = [file for file in (path / RESULTS_FILE, path / PARTIAL_FILE) if file.is_file()][:1]
         found = run or [file for file in sorted(path.glob("**/*.json")) if _may_be_result(file)]
         if not found:
+            if (path / COMPARISON_FILE).is_file():
+                raise UserError(f"{path}: no result files in it, but a comparison: name {path / COMPARISON_FILE}")
             raise UserError(f"{path}: no result files in it: run 'kdbench bench' first")
         return found
     if not path.exists():

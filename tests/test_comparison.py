@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+from kdbench.cli import cli
+from kdbench.errors import UserError
 from kdbench.machine import describe
 from kdbench.records import Comparison, RawFile, Trial
 from kdbench.report.comparison import comparison_table, method_rows
+from kdbench.report.markdown import comparison_to_markdown
 from kdbench.store import load_comparison, load_recipe, save_results
 
 LABELS = np.zeros(100, dtype=np.int32)
@@ -99,6 +102,31 @@ def test_a_comparison_is_read_back_as_it_was_written(tmp_path):
     record, arrays = compared(FULL)
     save_results(tmp_path / "comparison.json", record, arrays)
     assert comparison_table(*load_comparison(tmp_path / "comparison.json")) == comparison_table(record, arrays)
+
+
+def test_a_comparison_is_rendered_again_and_damage_to_it_is_named(tmp_path, capsys):
+    path = tmp_path / "comparison.json"
+    record, arrays = compared(FULL)
+    record = save_results(path, record, arrays)
+    cli(["report", str(path)], standalone_mode=False)
+    assert capsys.readouterr().out == comparison_to_markdown(record, arrays)
+
+    def said(*arguments):
+        with pytest.raises(UserError) as caught:
+            cli(["report", *map(str, arguments)], standalone_mode=False)
+        return str(caught.value)
+
+    assert "comparison.json: is rendered by itself" in said(path, "--format", "csv")
+    assert said(tmp_path) == f"{tmp_path}: no result files in it, but a comparison: name {path}"
+    whole = path.read_text()
+    path.write_text(whole[:300])
+    assert f"{path}: not valid JSON" in said(path)
+    path.write_text(whole.replace('"raw": "0"', '"raw": "99"'))
+    assert f"{path}: seed 0 of 'teacher' has no raw values: was it edited?" in said(path)
+    path.write_text(whole)
+    raw = tmp_path / record.raw.file
+    raw.write_bytes(raw.read_bytes()[:200])
+    assert f"{raw}: not a readable .npz archive" in said(path)
 
 
 def test_of_several_labels_a_sample_it_is_f1_and_without_labels_agreement():

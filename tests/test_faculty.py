@@ -8,10 +8,13 @@ import torch
 
 from kdbench import data
 from kdbench.errors import UserError
-from kdbench.pipeline import compare, distill
+from kdbench.pipeline import compare, distill, prepared
+from kdbench.pipeline.learning import taught
+from kdbench.progress import silent, unsaid
 from kdbench.records import Data
 from kdbench.steps import teach, train
 from kdbench.store import RunFolder, load_comparison, load_recipe
+from kdbench.teachers import prepare
 from kdbench.training import weights
 from kdbench.training.teaching import Faculty
 from tests.conftest import FLAT, TINY, kdbench, overrides
@@ -206,7 +209,7 @@ def test_features_of_several_teachers_are_refused(tmp_path, dataset):
 
 def test_a_mistake_in_one_of_several_teachers_says_which(tmp_path, dataset):
     recipe = recipe_of(tmp_path, SMALL, ["model = 'resnet'"])
-    with pytest.raises(UserError, match=r"^teacher.1.training: is missing"):
+    with pytest.raises(UserError, match=r"^teacher.2.training: is missing"):  # whose rung is teacher-2
         train.check(recipe, dataset)
 
 
@@ -371,3 +374,18 @@ distill = { losses = { kd = 1.0 } }
     assert done.returncode == 2
     assert "a student without a teacher (--baseline) needs them" in done.stderr
     assert "agree %" in kdbench("distill", "r.toml", "--seeds", "2", cwd=tmp_path).stdout
+
+
+def test_a_teacher_is_loaded_once_and_taught_from_that(dataset, tmp_path, monkeypatch):
+    fields = {**TINY, "teacher.model": '"mlp"', "teacher.options": "{ widths = [8] }", "teacher.training.epochs": "1"}
+    fields |= {"student.model": '"mlp"', "student.options": "{ widths = [4] }", "student.training.epochs": "1"}
+    recipe, loads = load_recipe("digits", fields), []
+    monkeypatch.setattr(teach, "prepare", lambda *given: (loads.append(given), prepare(*given))[1])
+    distill(recipe, tmp_path / "whole")
+    assert len(loads) == 1
+    (tmp_path / "again").mkdir()
+    ground = prepared(RunFolder(tmp_path / "again"), recipe, silent, unsaid)
+    ground.teachers.clear()
+    (alone,) = taught(ground)
+    assert len(loads) == 3
+    assert alone.read_bytes() == (tmp_path / "whole" / "teacher.safetensors").read_bytes()

@@ -7,11 +7,12 @@ from torch import nn
 
 from kdbench.data.dataset import Dataset
 from kdbench.errors import UserError
+from kdbench.losses import LOSSES
 from kdbench.losses.weighted import terms
 from kdbench.models import build
 from kdbench.records import Loss, Preprocessing, Training
 from kdbench.teachers.classes import class_map
-from kdbench.training.features import layers, observe
+from kdbench.training.features import channels_first, layers, observe
 from kdbench.training.loop import Course, fit
 from kdbench.training.teaching import Faculty, Teaching, sample_outputs
 from kdbench.training.weights import Trained
@@ -88,6 +89,45 @@ def test_submodules_without_a_feature_are_named(layer, message):
 
 def test_of_several_outputs_the_first_is_taken():
     assert torch.equal(observe(Odd(), X, ["two"]).features["two"], X)
+
+
+TOKENS = torch.randint(1, 20, (3, 9), generator=torch.Generator().manual_seed(0))
+
+
+def text_cnn(width, seed):
+    torch.manual_seed(seed)
+    return build("text_cnn", {"vocabulary": 20, "embedding": 5, "width": width, "kernels": [3]}, (9,), 2).eval()
+
+
+@pytest.mark.parametrize("layer", ["convolutions.0", "convolutions.0.conv"])
+def test_losses_on_features_tell_channels_of_a_convolution_over_tokens_from_its_positions(layer):
+    student, teacher = text_cnn(4, 0), text_cnn(6, 1)
+    ours, theirs = observe(student, TOKENS, [layer]), observe(teacher, TOKENS, [layer])
+    assert (ours.features[layer].shape, theirs.features[layer].shape) == ((3, 10, 4), (3, 10, 6))
+    pairs = [(layer, layer)]
+    for name, loss in {name: LOSSES[name](ours, theirs, pairs) for name in ("hint", "cosine")}.items():
+        (regressor,) = loss.regressors
+        assert (regressor.in_features, regressor.out_features) == (4, 6), name
+        assert loss(ours, theirs, None).isfinite()
+    maps = [outputs.features[layer].square().mean(2) for outputs in (ours, theirs)]  # over channels: one for a position
+    ours_map, theirs_map = (nn.functional.normalize(found, dim=1) for found in maps)
+    expected = nn.functional.mse_loss(ours_map, theirs_map)
+    assert torch.allclose(LOSSES["attention"](ours, theirs, pairs)(ours, theirs, None), expected)
+
+
+@pytest.mark.parametrize(
+    ("module", "first"),
+    [
+        (nn.Conv1d(2, 3, 1), True),
+        (nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3), nn.ReLU()), True),
+        (nn.Sequential(nn.Sequential(nn.Conv1d(2, 3, 1)), nn.GELU()), True),
+        (nn.Sequential(nn.Conv1d(2, 3, 1), nn.Flatten(2), nn.Linear(4, 3), nn.ReLU()), False),
+        (nn.Linear(2, 3), False),
+        (nn.TransformerEncoderLayer(4, 1), False),
+    ],
+)
+def test_which_modules_give_channels_first(module, first):
+    assert channels_first(module) == first
 
 
 def test_layers_are_those_of_all_losses(tmp_path):

@@ -23,6 +23,7 @@ from kdbench.records import Data, Preprocessing
 from kdbench.store import load_recipe
 from kdbench.teachers import prepare
 from tests.conftest import save_mlp
+from tests.test_teachers import save_tokenizer
 
 WIDTHS = {"widths": [8, 16], "blocks": [1, 1]}
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -212,6 +213,28 @@ def test_the_public_resnet56_is_found_to_want_imagenets_normalisation(shared_dat
     assert start.recipe.teachers[0].preprocessing.mean == (0.485, 0.456, 0.406)
     assert start.recipe.student.options == {"depth": 20}
     assert start.recipe.data.augment.flip
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_text_teacher_of_a_folder_brings_its_tokens(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    monkeypatch.chdir(tmp_path)
+    save_tokenizer(transformers, tmp_path / "bert")
+    config = transformers.BertConfig(
+        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=12, pad_token_id=7, id2label={0: "pos", 1: "neg"}, label2id={"pos": 0, "neg": 1},
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(config).save_pretrained("bert")
+    (tmp_path / "texts").mkdir()
+    for part, times in (("train", 40), ("test", 8)):
+        lines = ["pos,a good film" + " good" * 9, "neg,a bad film" + " bad" * 9] * times
+        (tmp_path / "texts" / f"{part}.csv").write_text("\n".join(["label,text", *lines]) + "\n")
+    start = begin("bert", "texts", student="embedding_bag")
+    options = start.recipe.data.options
+    assert (options["tokenizer"], options["length"]) == ("bert", 12)  # by the texts alone it would be 16
+    assert "normalised" not in said(start)
+    (tmp_path / "bert" / "tokenizer.json").unlink()
+    assert refused("bert", "texts", out="two.toml").startswith("bert: no tokenizer.json in it")
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

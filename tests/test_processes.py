@@ -91,17 +91,20 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
 from kdbench import data
 from kdbench.errors import UserError
 from kdbench.steps import teach, train
 from kdbench.store import RunFolder, load_recipe
 from kdbench.training.processes import agreed, joined, rank
 from tests.conftest import TINY
+from tests.test_features import fitted
 from tests.test_training import StopError, stop_at
 
-fields = {"student.options": "{ widths = [4, 8], blocks = [1, 1] }", "data.held_out_samples": "100"}
+fields = {"data.augment.views": "2", "data.held_out_samples": "100"}
 recipe = load_recipe("digits", TINY | fields | {"student.training.patience_epochs": "1"})
-found = {}
+found, calls = {}, []
 
 
 def student(folder, recipe, *progress):
@@ -114,6 +117,27 @@ def mistaken():
         raise UserError("data.options.path: no such file")
 
 
+def tired(x):
+    # A black box that answers once in the second process.
+    calls.append(len(x))
+    if rank() == 1 and len(calls) > 1:
+        raise UserError("teacher: its worker has ended")
+    return torch.zeros(len(x), 3)
+
+
+def said(work):
+    try:
+        work()
+    except UserError as error:
+        return str(error)
+
+
+def taught(folder, teacher, answers=None):
+    place = RunFolder(Path(folder))
+    place.path.mkdir(exist_ok=True)
+    return train.distill(place, "student", [teacher], recipe, dataset, "", answers=answers)
+
+
 with joined():
     dataset = data.load(recipe.data)
     whole = student("whole", recipe)
@@ -122,14 +146,15 @@ with joined():
     except StopError:
         found["stopped"] = True
     found["same"] = student("parts", recipe).read_bytes() == whole.read_bytes()
-    try:
-        agreed(mistaken)
-    except UserError as error:
-        found["agreed"] = str(error)
-    try:
-        student("nan", load_recipe("digits", TINY | {"student.training.learning_rate": "1e30"}))
-    except UserError as error:
-        found["nan"] = str(error)
+    found["agreed"] = said(lambda: agreed(mistaken))
+    teacher = teach.teach(RunFolder(Path("whole")), "teacher", recipe.teachers[0], recipe, dataset, "")
+    elsewhere = Path("elsewhere.safetensors") if rank() else teacher
+    found["teacher"] = said(lambda: taught("lost", elsewhere))
+    full = RunFolder(Path("script.py")) if rank() else None
+    found["kept"] = said(lambda: taught("kept", teacher, full))
+    found["black box"] = said(lambda: fitted(Path(f"apart-{rank()}"), tired))
+    wild = load_recipe("digits", TINY | {"student.training.learning_rate": "1e30"})
+    found["nan"] = said(lambda: student("nan", wild))
 Path(f"found-{os.environ['RANK']}.json").write_text(json.dumps(found))
 os._exit(0)  # gloo's threads may abort an interpreter that takes itself down
 """
@@ -144,6 +169,10 @@ def test_processes_stop_go_on_and_fail_together(tmp_path):
     assert first["stopped"]
     assert first["same"]
     assert first["agreed"] == "process 1 of 2: data.options.path: no such file"
+    assert first["teacher"].startswith("process 1 of 2: cannot go on: ")
+    assert "elsewhere.safetensors" in first["teacher"]
+    assert first["kept"].startswith("process 1 of 2: script.py/teacher.logits-0: cannot be written to")
+    assert first["black box"] == "process 1 of 2: teacher: its worker has ended"
     assert first["nan"].startswith("the loss is nan in epoch 1, batch ")
 
 

@@ -146,7 +146,7 @@ def test_a_users_own_loss_sees_the_features_that_its_pairs_name(tmp_path):
     ("losses", "message"),
     [
         ({"mine.py:gp": 1.0}, "no function 'gp' in"),
-        ({"mine.py:seen": {"pairs": ["map"]}}, "distill.losses.mine.py:seen: 'pairs.0' should be a valid array"),
+        ({"mine.py:seen": {"pairs": ["map"]}}, "distill.losses.mine.py:seen: 'pairs.1' should be a valid array"),
         ({"mine.py:few": 1.0}, "should take student, teacher and target before its options"),
         ({"mine.py:odd": 1.0}, "distill.losses.mine.py:odd: its options can't be read from a recipe"),
         ({"mine.py:torch": 1.0}, "no function 'torch' in"),

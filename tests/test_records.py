@@ -56,7 +56,7 @@ def test_any_field_can_be_overridden(field, value, read):
         ({"teacher.training.epochs": "many"}, "'teacher.training.epochs' should be a valid integer"),
         ({"teacher.training.epochs": "2.5"}, "'teacher.training.epochs' should be a valid integer"),
         ({"teacher.training.epochs": "true"}, "'teacher.training.epochs' should be a valid integer"),
-        ({"bench.batches": "[0]"}, "'bench.batches.0' should be greater than or equal to 1"),
+        ({"bench.batches": "[0]"}, "'bench.batches.1' should be greater than or equal to 1"),
         ({"bench.processes": "3"}, "'bench.processes' should be greater than or equal to 5"),
         ({"name": "../up"}, "'name' should"),
         ({"name.first": "x"}, "--set name.first: 'name' is a value, not a section"),
@@ -68,6 +68,20 @@ def test_mistakes_are_named_with_their_field(overrides, message):
         recipe_from_toml(TEXT, "mine.toml", overrides)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+SEVERAL = TEXT.replace("[teacher]", "[[teacher]]") + '[[teacher]]\nmodel = "mlp"\n'
+
+
+def test_teachers_are_counted_as_their_rungs_are():
+    found = recipe_from_toml(SEVERAL, "mine.toml", {"teacher.2.weight": "0.5"})
+    assert [teacher.weight for teacher in found.teachers] == [1.0, 0.5]
+    assert (found.teacher_names[1], found.teacher_fields[1]) == ("teacher-2", "teacher.2")
+    with pytest.raises(UserError, match=r"'teacher.2.weight' should be greater than 0"):
+        recipe_from_toml(SEVERAL, "mine.toml", {"teacher.2.weight": "0"})
+    for number in ("0", "3", "last"):
+        with pytest.raises(UserError, match=rf"--set teacher.{number}.weight: there are 2: name one by its number"):
+            recipe_from_toml(SEVERAL, "mine.toml", {f"teacher.{number}.weight": "1"})
 
 
 def test_missing_section_is_named():

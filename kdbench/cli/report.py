@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from kdbench.cli import options
+from kdbench.errors import UserError
 
 
 @click.command(short_help="Render results as Markdown or CSV.")
@@ -15,7 +16,7 @@ def report(paths: tuple[Path, ...], kind: str, out: Path | None) -> None:
     """Render result files, or all below the given folders, as Markdown or CSV.
 
     Statistics are computed from the raw values each time. The CSV has one row a cell; with several files a rung's
-    name is led by machine and file.
+    name is led by machine and file. A comparison.json, as `kdbench distill --seeds` writes it, is rendered by itself.
 
     \b
     kdbench report runs/digits
@@ -23,10 +24,15 @@ def report(paths: tuple[Path, ...], kind: str, out: Path | None) -> None:
     kdbench report runs/digits --out report
     """
     from kdbench.report.comma import to_csv
-    from kdbench.report.markdown import to_markdown
+    from kdbench.report.markdown import comparison_to_markdown, to_markdown
     from kdbench.report.table import load_ladders, load_results
+    from kdbench.store import COMPARISON_FILE, load_comparison
 
-    if out is not None:
+    if any(path.name == COMPARISON_FILE for path in paths):
+        if len(paths) > 1 or kind != "md" or out is not None:
+            raise UserError(f"{COMPARISON_FILE}: is rendered by itself, as Markdown: leave everything else out")
+        click.echo(comparison_to_markdown(*load_comparison(paths[0])), nl=False)
+    elif out is not None:
         from kdbench.report.files import save_report
 
         for path in save_report(load_ladders(paths), load_results(*paths), out):

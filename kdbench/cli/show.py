@@ -48,7 +48,8 @@ def show_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 def show_check(found: "Check") -> None:
     """What was seen, what each step took, and what all of them will take."""
-    from kdbench.report.text import duration, seconds
+    from kdbench.progress import duration
+    from kdbench.report.text import seconds
 
     show_facts(found.facts)
     click.echo(f"\n{'step':<28}{'here':>10}{'in a run':>14}")

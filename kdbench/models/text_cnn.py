@@ -20,6 +20,8 @@ Kernels = Annotated[tuple[Count, ...], Field(min_length=1)]
 class Convolution(nn.Module):
     """[N, C, L] to [N, width, L + 1]: a window at each token and one on padding alone, then ReLU."""
 
+    channels_first = True
+
     def __init__(self, channels: int, width: int, kernel: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(channels, width, kernel)

@@ -104,9 +104,9 @@ def check(recipe: Recipe | str, *, progress: Progress = silent, say: Callable[[s
     watch, start = Stopwatch(progress), now()
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
         folder = RunFolder(Path(scratch))
-        dataset = loaded(recipe, say)
+        dataset, teachers = loaded(recipe, say)
         steps = {"load, build": now() - start}
-        ground = _small(folder, recipe, dataset, watch, say)
+        ground = replace(_small(folder, recipe, dataset, watch, say), teachers=teachers)
         artifacts = ladder(ground, learned(ground, alone=True))
         baseline = next(iter(artifacts))
         compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, watch, say)

@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdbench.data.dataset import Dataset
 from kdbench.data.pack import save_pack
@@ -15,6 +16,9 @@ from kdbench.pipeline.rungs import forget, kept
 from kdbench.progress import Progress, is_main
 from kdbench.records import Artifact, Distill, Recipe
 from kdbench.store import RunFolder, fingerprint, sha256
+
+if TYPE_CHECKING:
+    from kdbench.teachers import Candidate
 
 TRAINING = "torch onnxscript"
 """Packages that training and export need, as pip wants them."""
@@ -31,6 +35,8 @@ class Ground:
     """Of the samples to train on, their labels, and the held-out ones."""
     progress: Progress
     say: Callable[[str], None]
+    teachers: list["Candidate"] = field(default_factory=list)
+    """As a look at them has loaded them, until they are taken to be taught."""
 
 
 def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callable[[str], None]) -> Ground:
@@ -41,19 +47,19 @@ def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callabl
     needs_torch()
     from kdbench.training.processes import agreed
 
-    return grounded(folder, recipe, agreed(lambda: loaded(recipe, say)), progress, say)
+    dataset, teachers = agreed(lambda: loaded(recipe, say))
+    return replace(grounded(folder, recipe, dataset, progress, say), teachers=teachers)
 
 
-def loaded(recipe: Recipe, say: Callable[[str], None]) -> Dataset:
-    """The recipe's data, of which everything in the recipe is known to fit."""
+def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["Candidate"]]:
+    """The recipe's data, of which everything in the recipe is known to fit; and its teachers as they were loaded."""
     from kdbench import data
     from kdbench.steps import train
 
     dataset = data.load(recipe.data)
     for remark in remarks(dataset):
         say(remark)
-    train.check(recipe, dataset)
-    return dataset
+    return dataset, train.check(recipe, dataset)
 
 
 def grounded(
@@ -122,11 +128,14 @@ def taught(ground: Ground) -> list[Path]:
     """The files of the recipe's teachers, trained where they are to be trained."""
     from kdbench.steps import teach
 
-    recipe = ground.recipe
-    return [
-        teach.teach(ground.folder, name, section, recipe, ground.dataset, ground.data_sha256, ground.progress, field)
-        for name, section, field in zip(recipe.teacher_names, recipe.teachers, recipe.teacher_fields, strict=True)
-    ]
+    recipe, dataset, data_sha256 = ground.recipe, ground.dataset, ground.data_sha256
+    paths = []
+    for name, section, where in zip(recipe.teacher_names, recipe.teachers, recipe.teacher_fields, strict=True):
+        candidate = ground.teachers.pop(0) if ground.teachers else None  # which training changes: for one use
+        paths.append(
+            teach.teach(ground.folder, name, section, recipe, dataset, data_sha256, ground.progress, where, candidate)
+        )
+    return paths
 
 
 def trained_alone(ground: Ground, folder: RunFolder, recipe: Recipe) -> Path:

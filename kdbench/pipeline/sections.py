@@ -1,5 +1,6 @@
 """What a teacher's name and a path of data mean, as the sections of a recipe."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from kdbench.data.detect import detect
 from kdbench.errors import UserError, nearest
 from kdbench.onnxfile import known_artifact
+from kdbench.records import read_text
 from kdbench.store import load_recipe, zoo_recipes
 
 STATE_DICTS = (".safetensors", ".pth", ".th", ".pt", ".bin")
@@ -91,6 +93,30 @@ def teacher_section(teacher: str, model: str | None, options: dict[str, Any]) ->
             "with config.json"
         )
     raise UserError(f"--teacher: no file '{teacher}', and no model of the zoo: {nearest(teacher, MODELS)}")
+
+
+def on_teachers_tokens(part: dict[str, Any], named: Named, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The data's section with the tokenizer of a text teacher, and texts no longer than the teacher can take.
+
+    `given` are the user's own options, which stand. Raises UserError where a trained teacher's tokenizer is not at
+    hand: on other tokens its answers mean nothing.
+    """
+    teacher = named.section
+    if part["source"] != "text" or teacher.get("source") != "huggingface" or {"tokenizer", "vocabulary"} & given.keys():
+        return part
+    folder = Path(teacher["model"])
+    if not (folder / "tokenizer.json").is_file():
+        if named.untrained:
+            return part
+        raise UserError(
+            f"{folder}: no tokenizer.json in it, without which its tokens are not known: write it with "
+            "AutoTokenizer's save_pretrained, or give --data-option tokenizer=FILE"
+        )
+    options = {**part["options"], "tokenizer": str(folder)}
+    positions = json.loads(read_text(folder / "config.json")).get("max_position_embeddings")
+    if "length" in options and "length" not in given and isinstance(positions, int):
+        options["length"] = min(options["length"], positions)
+    return {**part, "options": options}
 
 
 def _of_weights(path: Path, model: str | None, options: dict[str, Any]) -> Named:

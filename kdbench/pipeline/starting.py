@@ -16,9 +16,9 @@ from kdbench.pipeline import describing, sections
 from kdbench.pipeline.describing import Fact
 from kdbench.pipeline.learning import needs_torch
 from kdbench.pipeline.writing import written
-from kdbench.progress import Progress, silent
+from kdbench.progress import Progress, duration, silent
 from kdbench.records import Recipe, Teacher, parse, recipe_from_toml, slug
-from kdbench.report.text import count, duration, percent
+from kdbench.report.text import count, percent
 from kdbench.store import output_file, write_atomic
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def init(
     from kdbench.steps import train
 
     named = sections.teacher_section(teacher, model, dict(options or {}))
-    data_part, data_said = sections.data_section(str(data), _tokens_of(named.section, data_options or {}))
+    data_part, data_said = sections.data_section(str(data), data_options or {})
+    data_part = sections.on_teachers_tokens(data_part, named, data_options or {})
     dataset = _dataset(data_part, named.section)
     family = choosing.family(data_part["source"], dataset)
     part, candidate, said = _candidate(named, dataset, family, dict(class_map or {}), file.parent)
@@ -82,12 +83,7 @@ def init(
     with nullcontext() if isinstance(box, nn.Module) else box:
         part, look = _looked(part, candidate, named, dataset)
     size = _parameters(candidate)
-    if student is None:
-        chosen, chosen_options = choosing.student(family, dataset, size)
-        chosen_options |= student_options or {}
-    else:
-        chosen, chosen_options = student, choosing.with_vocabulary(student, student_options or {}, dataset)
-    labelled = dataset.y_train is not None
+    chosen, chosen_options = _student(student, dict(student_options or {}), family, dataset, size)
     losses, temperature, distill_said = _losses(dataset)
     plain = {
         "name": slug(name),
@@ -105,7 +101,7 @@ def init(
     }
     warnings = _warnings(look, dataset, "training" in part)
     looked = [*said, *([] if look is None else _lines(look, dataset))]
-    if not labelled:
+    if dataset.y_train is None:
         looked.append("the data has no labels to train on: how good the teacher is can't be told")
     teacher_said = f"{named.said}; {count(size)} parameters"
     words = {
@@ -118,8 +114,7 @@ def init(
     draft = recipe_from_toml(written(plain, words, "", []), str(file)).placed(file.parent)
     train.check(draft, dataset)
     own = choosing.parameters(chosen, chosen_options, dataset) if ":" not in chosen else 0
-    share = f", {100 * own / size:.3g} % of the teacher's" if own and size else ""
-    student_said = f"for {family.kind}{f': {count(own)} parameters{share}' if own else ''}"
+    student_said = f"for {family.kind}{_share(own, size)}"
     if own > size:
         warnings.append(f"the student {chosen} is larger than its teacher: name a smaller one with --student")
     times = tried(draft, dataset, progress)
@@ -127,27 +122,39 @@ def init(
     text = written(plain, words, student_said, [f"Expect {expected}."])
     recipe = recipe_from_toml(text, str(file)).placed(file.parent)
     write_atomic(file, text)
-    facts = [
+    facts = (
         *describing.data_facts(recipe, dataset),
         *(("data", line) for line in data_said),
         ("teacher", teacher_said),
         *(("teacher", line) for line in looked),
         ("student", f"{chosen}, {student_said}"),
         ("time", expected),
-    ]
-    return Start(file, recipe, tuple(facts), tuple(warnings))
+    )
+    return Start(file, recipe, facts, tuple(warnings))
+
+
+def _student(
+    name: str | None, options: dict[str, Any], family: Any, dataset: Dataset, size: int
+) -> tuple[str, dict[str, Any]]:
+    """The student of that name, or one for the data and a teacher of `size` parameters; with its options."""
+    from kdbench.pipeline import choosing
+
+    if name is not None:
+        return name, choosing.with_vocabulary(name, options, dataset)
+    chosen, fitting = choosing.student(family, dataset, size)
+    return chosen, fitting | options
+
+
+def _share(own: int, size: int) -> str:
+    """How large a student of `own` parameters is beside a teacher of `size`, where that is known."""
+    share = f", {100 * own / size:.3g} % of the teacher's" if size else ""
+    return f": {count(own)} parameters{share}" if own else ""
 
 
 def _stem(text: str) -> str:
     """Of a path or name, without what comes in front of it and the kind of file."""
     last = re.split(r"[/:]", text.rstrip("/"))[-1]
     return last.rsplit(".", 1)[0] if "." in last.strip(".") else last
-
-
-def _tokens_of(section: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of text for a teacher that comes with a tokenizer of its own."""
-    tokens = section.get("source") == "huggingface" and Path(section["model"], "tokenizer.json").is_file()
-    return {"tokenizer": section["model"], **options} if tokens and "tokenizer" not in options else dict(options)
 
 
 def _dataset(part: dict[str, Any], section: Mapping[str, Any]) -> Dataset:
@@ -263,9 +270,10 @@ def _bench(candidate: "Candidate") -> dict[str, Any]:
 def _lines(look: "Look", dataset: Dataset) -> list[str]:
     """What a look has shown, a line each."""
     metric = "micro F1" if dataset.task == "multi_label" else "right"
+    normalised = f", normalised {look.normalisation}" if dataset.preprocessing else ""
     lines = [
         f"{percent(look.accuracy)} {metric} on {look.samples:,} training samples (more than on others, if it learnt "
-        f"from them), normalised {look.normalisation}"
+        f"from them){normalised}"
     ]
     if look.tried:
         tries = ", ".join(f"{found.name} {percent(found.accuracy)}" for found in look.tried)

@@ -79,8 +79,9 @@ def read_text(path: Path) -> str:
 
 
 def _written(location: tuple[int | str, ...]) -> str:
-    """A field as it stands in the file: without the tags that tell one table from several."""
-    return ".".join(str(part) for part in location if not str(part).startswith("<")) or "file"
+    """A field as it stands in the file: without the tags that tell one table from several, entries counted from 1."""
+    parts = [str(part + 1 if isinstance(part, int) else part) for part in location if not str(part).startswith("<")]
+    return ".".join(parts) or "file"
 
 
 def _described(kind: type[BaseModel], error: ErrorDetails) -> str:

@@ -262,9 +262,9 @@ class Recipe(Versioned):
 
     @property
     def teacher_fields(self) -> tuple[str, ...]:
-        """As they stand in the recipe."""
+        """As overrides and messages name them: counted from 1, as their rungs are."""
         several = isinstance(self.teacher, tuple)
-        return tuple(f"teacher.{number}" for number in range(len(self.teachers))) if several else ("teacher",)
+        return tuple(f"teacher.{number}" for number in range(1, len(self.teachers) + 1)) if several else ("teacher",)
 
     @property
     def folder(self) -> Path:
@@ -278,7 +278,10 @@ class Recipe(Versioned):
 
 
 def recipe_from_toml(text: str, where: str, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """A recipe with `overrides` (dotted field → TOML value, or plain text) laid over it."""
+    """A recipe with `overrides` (dotted field → TOML value, or plain text) laid over it.
+
+    Several sections of one name are told apart by their number, from 1: `teacher.2.weight`.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -287,8 +290,11 @@ def recipe_from_toml(text: str, where: str, overrides: Mapping[str, str] | None 
         *sections, key = field.split(".")
         target: Any = data
         for section in sections:
-            if isinstance(target, list) and section.isdecimal() and int(section) < len(target):
-                target = target[int(section)]
+            if isinstance(target, list) and any(isinstance(entry, dict) for entry in target):
+                if not section.isdecimal() or not 1 <= int(section) <= len(target):
+                    count = len(target)
+                    raise UserError(f"--set {field}: there are {count}: name one by its number, 1 to {count}")
+                target = target[int(section) - 1]
             else:
                 target = target.setdefault(section, {}) if isinstance(target, dict) else None
         if not isinstance(target, dict):

@@ -1,6 +1,5 @@
 """Numbers as people read them, and the ladder as cells of text: shared by every writer."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
@@ -29,13 +28,6 @@ def seconds(value: float | None) -> str:
         if value >= size:
             return f"{three_digits(value / size)} {unit}"
     return f"{value * 1e9:.0f} ns"
-
-
-def duration(value: float) -> str:
-    """Of work, roughly: `12 s`, `4 min`, `2.5 h`."""
-    if value < 99.5:
-        return f"{max(1, math.ceil(value))} s"
-    return f"{value / 60:.0f} min" if value < 99.5 * 60 else f"{three_digits(value / 3600)} h"
 
 
 def size(value: float | None, units: tuple[str, ...] = ("B", "kB", "MB", "GB")) -> str:

@@ -21,6 +21,7 @@ from kdbench.records import Artifact, TensorSpec
 from kdbench.store import output_file, part_of, save_artifact, write_atomic
 from kdbench.teachers.classes import ClassMap
 from kdbench.training import weights
+from kdbench.training.weights import Trained
 
 OPSET = 20
 ODD_BATCH = 7
@@ -58,40 +59,12 @@ def export(
     bare, trained = weights.model_of(source, None if code is None else Path(code))
     model = bare if trained.class_map is None else Mapped(bare, trained.class_map).eval()
     spec = TensorSpec(name="input", dtype=trained.input_dtype, shape=("batch", *trained.input_shape))
-    found = open_pack(pack)
-    below = trained.options.get("vocabulary", SMALL)
-    samples = (
-        found.calibration_inputs([spec], trained.preprocessing) if found else generate([spec], 64, {}, below=below)
-    )["input"]
-    example = torch.from_numpy(np.resize(samples, (2, *trained.input_shape)))
-    # The exporter prints and warns about itself; what matters is proven below.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            external_data=False,
-            opset_version=OPSET,
-            verbose=False,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
-    assert program is not None
-    content = portable(program.model_proto)
+    samples = _samples(trained, spec, open_pack(pack))
+    content = _content(model, samples)
     part = part_of(output_file(out, source), "-unproven")
     write_atomic(part, content)
     try:
-        checks = [_parity(model, part, samples, batch) for batch in (1, ODD_BATCH)]
-        worst = max(check.largest_difference / max(check.largest_output, 1.0) for check in checks)
-        if not worst <= TOLERANCE:
-            differences = ", ".join(f"{check.largest_difference:.3g}" for check in checks)
-            raise UserError(
-                f"{out}: not written: onnxruntime's outputs differ from PyTorch's by up to {differences} "
-                f"(at batch 1 and {ODD_BATCH}), more than {TOLERANCE:g} of the largest output"
-            )
+        difference = _proven(model, part, samples, out)
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
@@ -110,9 +83,53 @@ def export(
         task=trained.task,
         classes=trained.classes,
         preprocessing=trained.preprocessing,
-        metrics={"parity_largest_difference": max(check.largest_difference for check in checks)},
+        metrics={"parity_largest_difference": difference},
     )
     return save_artifact(out.parent, artifact)
+
+
+def _samples(trained: Trained, spec: TensorSpec, pack: EvalPack | None) -> NDArray[Any]:
+    """Inputs of the model: the pack's calibration samples, or generated ones."""
+    if pack:
+        return pack.calibration_inputs([spec], trained.preprocessing)["input"]
+    return generate([spec], 64, {}, below=trained.options.get("vocabulary", SMALL))["input"]
+
+
+def _content(model: nn.Module, samples: NDArray[Any]) -> bytes:
+    """The ONNX file of a model."""
+    example = torch.from_numpy(np.resize(samples, (2, *samples.shape[1:])))
+    # The exporter prints and warns about itself; what matters is proven afterwards.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("torch.onnx", "onnxscript"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            model,
+            (example,),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    assert program is not None
+    return portable(program.model_proto)
+
+
+def _proven(model: nn.Module, path: Path, samples: NDArray[Any], out: Path) -> float:
+    """The largest difference between the file at `path` and the model; raises UserError, which names `out`, where it
+    is too large."""
+    checks = [_parity(model, path, samples, batch) for batch in (1, ODD_BATCH)]
+    worst = max(check.largest_difference / max(check.largest_output, 1.0) for check in checks)
+    if not worst <= TOLERANCE:
+        differences = ", ".join(f"{check.largest_difference:.3g}" for check in checks)
+        raise UserError(
+            f"{out}: not written: onnxruntime's outputs differ from PyTorch's by up to {differences} "
+            f"(at batch 1 and {ODD_BATCH}), more than {TOLERANCE:g} of the largest output"
+        )
+    return max(check.largest_difference for check in checks)
 
 
 def _parity(model: torch.nn.Module, path: Path, samples: NDArray[Any], batch: int) -> Parity:

@@ -20,7 +20,7 @@ from kdbench.teachers import Candidate, prepare, weights_file
 from kdbench.teachers.black_box import BlackBox, Options
 from kdbench.teachers.classes import ClassMap
 from kdbench.teachers.graph import mapped
-from kdbench.training import weights
+from kdbench.training import processes, weights
 from kdbench.training.finished import Part, weights_files
 from kdbench.training.loop import Course
 from kdbench.training.seeds import deterministic
@@ -46,15 +46,17 @@ def teach(
     data_sha256: str,
     progress: Progress = silent,
     field: str = "teacher",
+    candidate: Candidate | None = None,
 ) -> Path:
     """The teacher's file in the run folder, kept where it is already there.
 
+    It is made of `candidate`, which is trained in place; without one of what `prepared` gives.
     A black box is its ONNX file, with its class map if it has one; any other ends as a weights file, trained or not.
     Only the main process writes; all wait for it.
     """
     if section.training is not None:
         dataset.train_labels(f"training {rung}")
-    candidate = _prepared(section, recipe, dataset, field)
+    candidate = candidate or processes.agreed(lambda: prepared(section, recipe, dataset, field))
     if isinstance(candidate.model, BlackBox):
         for stale in (run.weights(rung), run.checkpoint(rung)):
             stale.unlink(missing_ok=True)
@@ -120,9 +122,8 @@ def at_work(path: Path, folder: Path) -> Iterator[Teaching]:
 
 
 @contextmanager
-def untrained(section: Teacher, recipe: Recipe, dataset: Dataset, field: str = "teacher") -> Iterator[Teaching]:
+def untrained(candidate: Candidate, recipe: Recipe, dataset: Dataset) -> Iterator[Teaching]:
     """The teacher before any training, to see whether everything fits."""
-    candidate = _prepared(section, recipe, dataset, field)
     if isinstance(candidate.model, BlackBox):
         with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
             path = _black_box(Path(scratch, "teacher.onnx"), "teacher", candidate, dataset)
@@ -132,7 +133,7 @@ def untrained(section: Teacher, recipe: Recipe, dataset: Dataset, field: str = "
         yield Teaching(candidate.model, candidate.preprocessing, candidate.class_map)
 
 
-def _prepared(section: Teacher, recipe: Recipe, dataset: Dataset, field: str) -> Candidate:
+def prepared(section: Teacher, recipe: Recipe, dataset: Dataset, field: str = "teacher") -> Candidate:
     """The teacher with its first weights, which are the same for the same seed."""
     with deterministic(1), torch.random.fork_rng():
         torch.manual_seed(recipe.seed)

@@ -18,10 +18,11 @@ from kdbench.machine import versions
 from kdbench.models import build
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Distill, Loss, Network, Recipe, Teacher, Training
-from kdbench.steps.teach import ALONE, at_work, digest, untrained
+from kdbench.steps.teach import ALONE, at_work, digest, prepared, untrained
 from kdbench.store import RunFolder, fingerprint, sha256
+from kdbench.teachers import Candidate
 from kdbench.training import mutual as pairs
-from kdbench.training import weights
+from kdbench.training import processes, weights
 from kdbench.training.finished import Part, weights_files
 from kdbench.training.loop import Course
 from kdbench.training.seeds import deterministic, seeded
@@ -29,8 +30,11 @@ from kdbench.training.teaching import Faculty, Shelf, Teaching, keeps_answers, s
 from kdbench.training.weights import Trained
 
 
-def check(recipe: Recipe, dataset: Dataset) -> None:
-    """Builds everything that training needs, and trains nothing; raises UserError that names what doesn't fit."""
+def check(recipe: Recipe, dataset: Dataset) -> list[Candidate]:
+    """Builds everything that training needs, and trains nothing; raises UserError that names what doesn't fit.
+
+    The teachers that it built, as they were loaded, for `teach`.
+    """
     _check_judged(recipe)
     if any(teacher.training is not None for teacher in recipe.teachers):
         dataset.train_labels("training a teacher")
@@ -46,15 +50,18 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
             f"student: {recipe.student.model} can't take samples of shape {shape}: {first_line(error)}"
         ) from None
     sections = [_learning(section, recipe) for section in recipe.teachers]
+    fields = recipe.teacher_fields
+    candidates = [prepared(section, recipe, dataset, field) for section, field in zip(sections, fields, strict=True)]
     with ExitStack() as stack:
         members = [
-            replace(stack.enter_context(untrained(section, recipe, dataset, field)), name=name)
-            for section, name, field in zip(sections, recipe.teacher_names, recipe.teacher_fields, strict=True)
+            replace(stack.enter_context(untrained(candidate, recipe, dataset)), name=name)
+            for candidate, name in zip(candidates, recipe.teacher_names, strict=True)
         ]
         _check_known(members, dataset)
         faculty = Faculty(members, dataset.preprocessing, len(dataset.classes))
         for where, distill in {"distill": recipe.distill, **_methods(recipe)}.items():
             _check_method(where, distill, recipe, dataset, student, faculty, x)
+    return candidates
 
 
 def _methods(recipe: Recipe) -> dict[str, Distill]:
@@ -183,7 +190,7 @@ def distill(
     facts = {
         **_method_facts(method, recipe),
         "start_from": method.start_from,
-        "teachers": [digest(path) for path in teachers],
+        "teachers": processes.agreed(lambda: [digest(path) for path in teachers]),
         "voices": [section.weight for section in recipe.teachers],
     }
     terms = _terms(recipe, recipe.student, method.losses, "distill", method.temperature)
@@ -230,7 +237,7 @@ def mutual(
         Part(rung, _started(rung, network, recipe, dataset, data_sha256, **facts), within)
         for rung, network, within in zip(rungs, (recipe.student, teacher), (pairs.STUDENT, pairs.PEER), strict=True)
     ]
-    with untrained(_learning(section, recipe), recipe, dataset) as peer:
+    with untrained(prepared(_learning(section, recipe), recipe, dataset), recipe, dataset) as peer:
 
         def start() -> nn.Module:
             assert isinstance(peer.model, nn.Module)
@@ -262,12 +269,17 @@ def _plain(losses: Mapping[str, Loss]) -> dict[str, object]:
 def _at_work(teachers: Sequence[Path], recipe: Recipe) -> Iterator[list[Teaching]]:
     """The recipe's teachers from their files."""
     with ExitStack() as stack:
-        yield [
-            replace(
-                stack.enter_context(at_work(path, recipe.folder)), name=name, weight=section.weight, digest=digest(path)
-            )
-            for path, name, section in zip(teachers, recipe.teacher_names, recipe.teachers, strict=True)
-        ]
+        yield processes.agreed(
+            lambda: [
+                replace(
+                    stack.enter_context(at_work(path, recipe.folder)),
+                    name=name,
+                    weight=section.weight,
+                    digest=digest(path),
+                )
+                for path, name, section in zip(teachers, recipe.teacher_names, recipe.teachers, strict=True)
+            ]
+        )
 
 
 def _started(

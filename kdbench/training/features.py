@@ -14,11 +14,37 @@ Model = Callable[[Tensor], Tensor]
 a black box."""
 
 
+CHANNELS_FIRST = (
+    nn.Conv1d,
+    nn.ConvTranspose1d,
+    nn.BatchNorm1d,
+    nn.MaxPool1d,
+    nn.AvgPool1d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveAvgPool1d,
+)
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+
+
+def channels_first(module: nn.Module) -> bool:
+    """Whether a module that gives three dimensions gives [N, C, L], not [N, tokens, C] as those of transformers do.
+
+    It says so itself by an attribute `channels_first`, or its type does; of a sequence the last one that tells.
+    """
+    own = getattr(module, "channels_first", None)
+    if own is not None or not isinstance(module, nn.Sequential):
+        return bool(own) or isinstance(module, CHANNELS_FIRST)
+    for part in reversed(module):
+        if channels_first(part) or isinstance(part, CHANNELS_LAST):
+            return channels_first(part)
+    return False
+
+
 def observe(model: Model, x: Tensor, layers: Iterable[str] = (), who: str = "model") -> Outputs:
     """Logits of `x`, what each submodule of `layers` gave in its last call, and the parameters by name.
 
-    Of several outputs of a submodule the first is taken. Raises UserError, which begins with `who`, for a submodule
-    that is not there, with the nearest one, was not called, or gives no tensor.
+    Of several outputs of a submodule the first is taken; features [N, C, L] come as [N, L, C]. Raises UserError, which
+    begins with `who`, for a submodule that is not there, with the nearest one, was not called, or gives no tensor.
     """
     if not isinstance(model, nn.Module):
         return Outputs(model(x))
@@ -29,7 +55,7 @@ def observe(model: Model, x: Tensor, layers: Iterable[str] = (), who: str = "mod
             first = output[0] if isinstance(output, tuple) and output else output
             if not isinstance(first, Tensor):
                 raise UserError(f"{who}: submodule '{name}' gives {type(first).__name__}, not a tensor: name another")
-            features[name] = first
+            features[name] = first.transpose(1, 2) if first.ndim == 3 and channels_first(module) else first
 
         return hook
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from kdbench.training.features import layers, observe
 from kdbench.training.precision import Precision
 from kdbench.training.seeds import deterministic, seeded
 from kdbench.training.state import State, begin, copied
-from kdbench.training.teaching import Faculty, sample_outputs
+from kdbench.training.teaching import Faculty, Said, sample_outputs
 from kdbench.training.weights import Trained
 
 Ends = dict[str, tuple[dict[str, Tensor], Trained]]
@@ -66,22 +67,7 @@ def fit(
     """
     dataset, training, faculty, seed = course.dataset, course.training, course.faculty, course.seed
     with deterministic(course.threads):
-        device = processes.device()
-        model.to(device)
-        if faculty:
-            faculty.prepare(device, "fp32")
-        loss = _losses(model, course).to(device)
-        found = _checkpoint(checkpoint, started.fingerprint)
-        if found:
-            started = found[1]
-        else:
-            chosen, speedup = _precision(model, loss, course)
-            started = started.model_copy(update={"precision": chosen, "bf16_speedup": speedup})
-        if faculty:
-            faculty.prepare(device, started.precision)
-        state = begin(model, loss, training, started.precision)
-        if found:
-            state.restore(found[0])
+        state, started = _begun(model, course, started, checkpoint)
         history = list(started.history)
         journal = metrics.Journal(history, lines, curves) if is_main() else None
         for epoch in range(len(history), training.epochs):
@@ -89,15 +75,16 @@ def fit(
                 break
             if faculty and faculty.cached(course.terms, course.augmentation):
                 faculty.begin(dataset, course.augmentation, seed, epoch)
-            loss.begin(epoch + 1, history)
+            state.loss.begin(epoch + 1, history)
             begun = time.perf_counter()
             with seeded(seed, epoch + 1, *([processes.rank()] if processes.rank() else [])):
                 means = _epoch(state, course, epoch, label, progress)
             samples_per_s = len(dataset.x_train) / (time.perf_counter() - begun)
-            processes.share_buffers(model, loss, *([state.average] if state.average else []))
+            processes.share_buffers(model, state.loss, *([state.average] if state.average else []))
             history.append({**means, "learning_rate": state.optimizer.param_groups[0]["lr"]})
             if dataset.x_held_out is not None:
-                history[-1]["held_out"] = processes.of_main(_held_out(state, course) if is_main() else 0.0)
+                judged = processes.agreed(lambda: _held_out(state, course) if is_main() else 0.0)
+                history[-1]["held_out"] = processes.of_main(judged)
                 if metrics.best_epoch(history) == len(history):
                     state.best = copied(state.result.state_dict())
             found_so_far = {"epoch": len(history), "history": tuple(history), "processes": processes.count()}
@@ -108,17 +95,43 @@ def fit(
         if journal:
             journal.close()
         progress(label, training.epochs, training.epochs)
-    ends = {"last": (copied(state.result.state_dict()), len(history))}
+    ends = _ends(state, started)
+    precisions.arrange(model.to("cpu"), "fp32")
+    model.load_state_dict(ends[training.keep][0])
+    model.eval()
+    return ends
+
+
+def _begun(model: nn.Module, course: Course, started: Trained, checkpoint: Path) -> tuple[State, Trained]:
+    """A training before its next epoch, and its record: at its start, or where the checkpoint has left it."""
+    device, faculty = processes.device(), course.faculty
+    model.to(device)
+    if faculty:
+        faculty.prepare(device, "fp32")
+    loss = _losses(model, course).to(device)
+    found = _checkpoint(checkpoint, started.fingerprint)
+    if found:
+        started = found[1]
+    else:
+        chosen, speedup = _precision(model, loss, course)
+        started = started.model_copy(update={"precision": chosen, "bf16_speedup": speedup})
+    if faculty:
+        faculty.prepare(device, started.precision)
+    state = begin(model, loss, course.training, started.precision)
+    if found:
+        state.restore(found[0])
+    return state, started
+
+
+def _ends(state: State, started: Trained) -> Ends:
+    """Weights and record of the last epoch and, where epochs were judged, of the best."""
+    ends = {"last": (copied(state.result.state_dict()), len(started.history))}
     if state.best:
-        ends["best"] = (state.best, metrics.best_epoch(history))
-    results: Ends = {
+        ends["best"] = (state.best, metrics.best_epoch(started.history))
+    return {
         kept: (tensors, started.model_copy(update={"epoch": epoch, "kept": kept}))
         for kept, (tensors, epoch) in ends.items()
     }
-    precisions.arrange(model.to("cpu"), "fp32")
-    model.load_state_dict(results[training.keep][0])
-    model.eval()
-    return results
 
 
 def _losses(model: nn.Module, course: Course) -> WeightedSum | mutual.MutualSum:
@@ -131,7 +144,7 @@ def _losses(model: nn.Module, course: Course) -> WeightedSum | mutual.MutualSum:
             seen = observe(model, first, [mutual.PEER])
         with seeded(course.seed, 0):
             return mutual.MutualSum(course.terms, seen)
-    outputs = sample_outputs(model, course.faculty, course.dataset, first, course.terms)
+    outputs = processes.agreed(lambda: sample_outputs(model, course.faculty, course.dataset, first, course.terms))
     with seeded(course.seed, 0):
         return WeightedSum(course.terms, *outputs)
 
@@ -166,8 +179,10 @@ def _epoch(state: State, course: Course, epoch: int, label: str = "", progress: 
         with precisions.autocast(state.precision, device):
             student = observe(state.model, precisions.arranged(x, state.precision), our_layers, "student")
             student = _to_loss(student)._replace(places=torch.from_numpy(index).to(device))
-            with torch.no_grad():
-                said = faculty.say(shown.images, x, index, their_layers) if faculty else student
+            said: Said = student
+            if faculty:
+                with torch.no_grad():
+                    said = processes.agreed(partial(faculty.say, shown.images, x, index, their_layers))
         value, values = state.loss(student, said, target)
         means = processes.means({"loss": value, **{history_key(name): part for name, part in values.items()}}, share)
         if not math.isfinite(means["loss"]):

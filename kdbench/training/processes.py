@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
-from kdbench.errors import UserError
+from kdbench.errors import UserError, first_line
 from kdbench.progress import launched
 
 T = TypeVar("T")
@@ -135,11 +135,15 @@ def agreed(work: Callable[[], T]) -> T:
         result = work()
     except UserError as error:
         message = str(error)
-    for process in range(count()):
-        said = _said_by(process, message.encode())
-        if said:
-            where = f"process {process} of {count()}: " if process else ""
-            raise UserError(where + said.decode())
+    except OSError as error:
+        message = f"cannot go on: {first_line(error)}"
+    failed = torch.tensor([rank() if message else count()], device=device())
+    with _all_alive():
+        distributed.all_reduce(failed, distributed.ReduceOp.MIN)
+    process = int(failed.item())
+    if process < count():
+        where = f"process {process} of {count()}: " if process else ""
+        raise UserError(where + _said_by(process, message.encode()).decode())
     return result  # type: ignore[return-value]
 
 
@@ -148,8 +152,6 @@ def _said_by(process: int, content: bytes) -> bytes:
     length = torch.tensor([len(content)], device=device())
     with _all_alive():
         distributed.broadcast(length, src=process)
-        if not length.item():
-            return b""
         mine = content if rank() == process else bytes(int(length.item()))
         buffer = torch.tensor(list(mine), dtype=torch.uint8, device=device())
         distributed.broadcast(buffer, src=process)

@@ -119,8 +119,7 @@ class Faculty:
 
         # The main process fills what is missing; the others find it on the disk that they share.
         processes.agreed(lambda: opened() if is_main() else None)
-        if not is_main():
-            opened()
+        processes.agreed(lambda: None if is_main() else opened())
 
     def say(self, samples: NDArray[Any], x: Tensor, index: NDArray[np.int64], layers: Iterable[str] = ()) -> "Said":
         """What the teachers give for raw `samples`, the batch `index` of the training set; the student sees them as
