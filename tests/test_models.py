@@ -109,6 +109,15 @@ def test_padding_behind_a_text_changes_nothing(name):
         assert model(torch.zeros(1, 20, dtype=torch.int64)).isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["lstm", "gru", "text_cnn", "embedding_bag"])
+def test_word_vectors_start_small_and_padding_without_any(name):
+    torch.manual_seed(0)
+    vectors = build(name, {"vocabulary": 50}, (20,), 3).embedding.weight.detach()
+    assert 0.2 < vectors.abs().max() <= 0.25
+    assert vectors.std() > 0.1
+    assert not vectors[0].any() and vectors[1:].any(dim=1).all()
+
+
 def test_shufflenet_v2_is_torchvisions_but_for_the_stem():
     # 1×1 instead of 3×3 for small images
     assert parameters(build("shufflenet_v2", {}, CIFAR, 1000)) + 24 * 3 * (9 - 1) == 2_278_604

@@ -5,7 +5,7 @@ Features: `embedding` [N, L, width], `pool` [N, width].
 
 from torch import Tensor, nn
 
-from kdbench.models.layers import PAD, MaskedMean
+from kdbench.models.layers import MaskedMean, word_vectors
 from kdbench.records import Count
 
 
@@ -14,7 +14,7 @@ class EmbeddingBag(nn.Module):
 
     def __init__(self, vocabulary: int, width: int, classes: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, width, padding_idx=PAD)
+        self.embedding = word_vectors(vocabulary, width)
         self.pool = MaskedMean()
         self.head = nn.Linear(width, classes)
 

@@ -5,7 +5,7 @@ Features: `stages.0` … one for each layer [N, L, width], `pool` [N, width]; of
 
 from torch import Tensor, nn
 
-from kdbench.models.layers import PAD, Dropout, MaskedMean
+from kdbench.models.layers import Dropout, MaskedMean, word_vectors
 from kdbench.records import Count
 
 Cell = type[nn.LSTM] | type[nn.GRU]
@@ -34,7 +34,7 @@ class TextRecurrent(nn.Module):
         self, cell: Cell, vocabulary: int, embedding: int, width: int, layers: int, dropout: float, classes: int
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=PAD)
+        self.embedding = word_vectors(vocabulary, embedding)
         self.stages = _layers(cell, embedding, width, layers)
         self.pool = MaskedMean()
         self.dropout = nn.Dropout(dropout)

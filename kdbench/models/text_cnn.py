@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdbench.models.layers import PAD, Dropout
+from kdbench.models.layers import Dropout, word_vectors
 from kdbench.records import Count
 
 Kernels = Annotated[tuple[Count, ...], Field(min_length=1)]
@@ -46,7 +46,7 @@ class TextCNN(nn.Module):
         self, vocabulary: int, embedding: int, width: int, kernels: tuple[int, ...], dropout: float, classes: int
     ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=PAD)
+        self.embedding = word_vectors(vocabulary, embedding)
         self.convolutions = nn.ModuleList([Convolution(embedding, width, kernel) for kernel in kernels])
         self.pool = MaxOverTime()
         self.dropout = nn.Dropout(dropout)
