@@ -23,7 +23,7 @@ from kdbench.records import Data, Preprocessing
 from kdbench.store import load_recipe
 from kdbench.teachers import prepare
 from tests.conftest import save_mlp
-from tests.test_teachers import save_tokenizer
+from tests.test_hubs import WORDS, save_tokenizer
 
 WIDTHS = {"widths": [8, 16], "blocks": [1, 1]}
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -232,6 +232,7 @@ def test_a_text_teacher_of_a_folder_brings_its_tokens(tmp_path, monkeypatch):
     start = begin("bert", "texts", student="embedding_bag")
     options = start.recipe.data.options
     assert (options["tokenizer"], options["length"]) == ("bert", 12)  # by the texts alone it would be 16
+    assert start.recipe.student.options["vocabulary"] == len(WORDS)  # also of words that no text has
     assert "normalised" not in said(start)
     (tmp_path / "bert" / "tokenizer.json").unlink()
     assert refused("bert", "texts", out="two.toml").startswith("bert: no tokenizer.json in it")

@@ -37,6 +37,8 @@ class Dataset:
     x_held_out: NDArray[Any] | None = None
     """Training samples that are set aside, and not in `x_train`."""
     y_held_out: Labels | None = None
+    vocabulary: int | None = None
+    """Token ids that its tokenizer knows, seen in the samples or not; None for what was learnt from them."""
 
     def check(self) -> None:
         """Raises UserError where shapes, labels or values are impossible."""

@@ -42,11 +42,12 @@ def load(
     known, y_train, y_test = class_labels(y_names, test_names, classes, str(train))
     sentences = column(ours, text, str(train)), column(theirs, text, str(test))
     if tokenizer is not None:
-        ids = load_tokenizer(tokenizer, length)
+        ids, size = load_tokenizer(tokenizer, length)
         x_train, x_test = (encode(part, ids, length) for part in sentences)
     else:
         x_train, x_test = tokens(*sentences, vocabulary, vocabulary_size, length, lowercase)
-    return Dataset(x_train, y_train, x_test, y_test, known, preprocessing=None)
+        size = None
+    return Dataset(x_train, y_train, x_test, y_test, known, preprocessing=None, vocabulary=size)
 
 
 def parse_lines(content: str, where: str) -> tuple[list[str], list[str]]:

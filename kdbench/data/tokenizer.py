@@ -12,8 +12,8 @@ PAD_NAMES = ("[PAD]", "<pad>", "<|pad|>")
 FILE = "tokenizer.json"
 
 
-def load(where: Path, length: int) -> Encode:
-    """A function from a sentence to at most `length` ids, the special tokens of the tokenizer among them.
+def load(where: Path, length: int) -> tuple[Encode, int]:
+    """A function from a sentence to at most `length` ids, the special tokens among them, and how many ids there are.
 
     `where` is a tokenizer.json, or a folder with one as transformers writes it. The id that fills up changes places
     with 0, so that 0 fills up here as everywhere. Raises UserError where it can't be read, or says of no id that it
@@ -39,7 +39,8 @@ def load(where: Path, length: int) -> Encode:
     # One that stands in a sentence is plain text.
     tokenizer.encode_special_tokens = True
     swapped = {pad: PAD, PAD: pad}
-    return lambda sentence: [swapped.get(token, token) for token in tokenizer.encode(sentence).ids]
+    size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+    return lambda sentence: [swapped.get(token, token) for token in tokenizer.encode(sentence).ids], size
 
 
 def _pad_id(tokenizer: Any, path: Path) -> int:

@@ -110,10 +110,11 @@ def student(of: Family, dataset: Dataset, teacher_parameters: int) -> tuple[str,
 
 
 def with_vocabulary(model: str, options: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
-    """Options of a zoo model with the number of token ids in the data, where it asks for that."""
+    """Options of a zoo model with the number of token ids of the data, where it asks for that."""
     if dataset.preprocessing is not None or "vocabulary" in options or is_own(model):
         return dict(options)
-    return {"vocabulary": 1 + int(max(dataset.x_train.max(), dataset.x_test.max())), **options}
+    seen = 1 + int(max(dataset.x_train.max(), dataset.x_test.max()))
+    return {"vocabulary": dataset.vocabulary or seen, **options}
 
 
 def parameters(model: str, options: dict[str, Any], dataset: Dataset) -> int:
