@@ -11,8 +11,11 @@ from kdbench.cli import options
 @click.argument("paths", type=options.FILE, nargs=-1, required=True, metavar="RUN_DIR | RESULTS...")
 @click.option("--format", "kind", type=click.Choice(["md", "csv"]), default="md", show_default=True)
 @click.option("--out", type=options.FILE, metavar="DIR", help="Write report.md, report.csv and the plot there instead.")
-def report(paths: tuple[Path, ...], kind: str, out: Path | None) -> None:
+@click.option("--publish", is_flag=True, help="Copy them to results/<machine>/<date>-<name>.json instead.")
+def report(paths: tuple[Path, ...], kind: str, out: Path | None, publish: bool) -> None:
     """Render result files, or all below the given folders, as Markdown or CSV.
+
+    A result file is a results.json with its .npz, or the one file that was brought back from another machine.
 
     Statistics are computed from the raw values each time. The CSV has one row a cell; with several files a rung's
     name is led by machine and file.
@@ -21,12 +24,18 @@ def report(paths: tuple[Path, ...], kind: str, out: Path | None) -> None:
     kdbench report runs/digits
     kdbench report results --format csv > all.csv
     kdbench report runs/digits --out report
+    kdbench report digits-another-machine.results.zip --publish
     """
     from kdbench.report.comma import to_csv
     from kdbench.report.markdown import to_markdown
     from kdbench.report.table import load_ladders, load_results
 
-    if out is not None:
+    if publish:
+        from kdbench import store
+
+        for file in [file for path in paths for file in store.find_results(path)]:
+            click.echo(store.publish(file))
+    elif out is not None:
         from kdbench.report.files import save_report
 
         for path in save_report(load_ladders(paths), load_results(*paths), out):
