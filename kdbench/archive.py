@@ -72,7 +72,9 @@ def unpack(path: Path, files: Mapping[str, tuple[str, int]], folder: Path) -> No
                 with archive.open(members[name]) as source, target.open("xb") as file:
                     found = _copy(source, file, size_bytes)
             except OSError as error:
-                raise UserError(f"{folder}: '{name}' cannot be unpacked: {error.strerror}: set TMPDIR elsewhere") from None
+                raise UserError(
+                    f"{folder}: '{name}' cannot be unpacked: {error.strerror}: set TMPDIR elsewhere"
+                ) from None
             if found != sha256:
                 raise UserError(
                     f"{path}: '{name}' is not the file that was packed (sha256 {found[:16]}… instead of "

@@ -98,9 +98,10 @@ def show_bundle(shipped: "Shipped") -> None:
     artifact, spec = shipped.bundled.artifact, shipped.bundled.input
     difference = artifact.metrics["parity_largest_difference"]
     kind = "generated" if shipped.bundled.generated else "real"
+    same = f"scores within {difference:.2g}" if difference else "the same scores"
     click.echo(
-        f"{shipped.folder}: {shipped.rung} as {artifact.file}, {size(artifact.size_bytes)}, {artifact.precision}, takes "
-        f"{spec.dtype}; scores within {difference:.2g} on {shipped.bundled.samples} {kind} samples"
+        f"{shipped.folder}: {shipped.rung} as {artifact.file}, {size(artifact.size_bytes)}, {artifact.precision}, "
+        f"takes {spec.dtype}; {same} on {shipped.bundled.samples} {kind} samples"
     )
     click.echo(f"try     python {shipped.folder}/predict.py SAMPLES.npy\ncard    {shipped.folder}/README.md")
 

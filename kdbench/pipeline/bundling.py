@@ -1,6 +1,8 @@
 """An artifact as a folder that ships: the ONNX file, a script of a few lines that runs it, and its card."""
 
+import json
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -66,11 +68,12 @@ def bundle(
         bundled = bundle_model(subject.model, subject.artifact, samples, made / MODEL)
         write_atomic(made / SCRIPT, script(bundled))
         card = model_card(
-            placeless(Artifact, subject.artifact.model_copy(update={"classes": bundled.artifact.classes})),
+            placeless(Artifact, subject.artifact),
             title=f"{recipe.name}: {subject.artifact.rung}" if recipe else subject.artifact.rung,
             lineage=[placeless(Artifact, one) for one in (_ancestors(folder, subject.artifact) if recorded else ())],
             ladder=measured,
             license=license,
+            classes=subject.artifact.classes or (samples.classes if samples else ()),
             takes=bundled.input,
             usage=_usage(bundled),
             data=data_lines(placeless(Recipe, recipe), _evaluated(samples)) if recipe else (),
@@ -85,7 +88,7 @@ def script(bundled: Bundled) -> str:
     environment = jinja2.Environment(  # noqa: S701 — Python: `literal` writes what others have named as its strings
         trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["literal"] = repr
+    environment.filters |= {"literal": lambda text: json.dumps(text, ensure_ascii=False), "wrap": _wrapped}
     template = environment.from_string(files(__package__).joinpath("predict.py.j2").read_text(encoding="utf-8"))
     spec, fixed = bundled.input, batch_size([bundled.input])
     several = bundled.artifact.task == "multi_label"
@@ -145,6 +148,10 @@ def _evaluated(samples: EvalPack | None) -> int | None:
     return None if samples is None or samples.x_test is None else len(samples.x_test)
 
 
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False)
+
+
 def _shape(spec: TensorSpec) -> str:
     """`[N, 3, 32, 32]`; sizes that are free read `any`."""
     return f"[{', '.join(['N', *(str(size) if isinstance(size, int) else 'any' for size in spec.shape[1:])])}]"
@@ -169,9 +176,9 @@ def _meaning(bundled: Bundled) -> str:
 
 def _usage(bundled: Bundled) -> str:
     spec, task = bundled.input, bundled.artifact.task
-    outputs = {
-        output.name: "scores, [N, classes]" for output in bundled.artifact.outputs[:1] if output.name
-    } | {bundled.probabilities: "of each class, [N, classes], " + _made_by(bundled)}
+    outputs = {bundled.artifact.outputs[0].name: "scores, [N, classes]"}
+    outputs |= {bundled.probabilities: f"of each class, [N, classes], {_made_by(bundled)}"}
+    prepared = "has the preprocessing inside, and" if bundled.artifact.preprocessing else "has"
     rows = [f"| `{spec.name}` | input | {spec.dtype} {_shape(spec)}. {_meaning(bundled)} |"]
     rows += [f"| `{name}` | output | {words} |" for name, words in outputs.items()]
     threshold = "; it prints the labels above 50 %" if task == "multi_label" else ""
@@ -182,8 +189,8 @@ def _usage(bundled: Bundled) -> str:
             "python predict.py samples.npy",
             "```",
             "",
-            f"`samples.npy` is what `numpy.save` writes of an array of samples{threshold}. `model.onnx` has the",
-            "preprocessing inside, and the class names as JSON in its metadata under `classes`.",
+            f"`samples.npy` is what `numpy.save` writes of an array of samples{threshold}. `model.onnx` {prepared} the",
+            "class names as JSON in its metadata under `classes`.",
             "",
             "| name | | what |",
             "|:---|:---|:---|",
@@ -203,5 +210,6 @@ def _same_as(bundled: Bundled, subject: Subject) -> str:
     kind = "generated" if bundled.generated else "real"
     return (
         f"They are of the file that `model.onnx` was made from, with sha256 `{subject.artifact.sha256}`: on "
-        f"{bundled.samples} {kind} samples the scores of both differ by at most {difference:.2g}."
+        f"{bundled.samples} {kind} samples the scores of both "
+        + (f"differ by at most {difference:.2g}." if difference else "are the same.")
     )

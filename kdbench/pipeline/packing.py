@@ -15,7 +15,7 @@ from kdbench.errors import UserError
 from kdbench.onnxfile import external_data
 from kdbench.pipeline.measuring import Report, measured
 from kdbench.pipeline.rungs import run_subjects
-from kdbench.progress import Progress, silent, unsaid
+from kdbench.progress import Progress, unsaid
 from kdbench.records import (
     Artifact,
     Bench,
@@ -119,7 +119,13 @@ def unpacked(path: Path) -> Iterator[tuple[PackedRun, RunFolder]]:
 
 
 def bench_packed(
-    path: Path, given: Mapping[str, Any], dims: Mapping[str, int], out: Path, seed: int, publish: bool, progress: Progress
+    path: Path,
+    given: Mapping[str, Any],
+    dims: Mapping[str, int],
+    out: Path,
+    seed: int,
+    publish: bool,
+    progress: Progress,
 ) -> Report:
     """Measures a packed run by its plan, over which the fields `given` are laid; beside the results lies one file to
     bring back."""

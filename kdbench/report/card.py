@@ -6,14 +6,17 @@ from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
-from kdbench.records import Artifact, Recipe, TensorSpec
+from kdbench.records import IMPORTED, Artifact, Recipe, TensorSpec
 from kdbench.report.markdown import JUDGED, template_environment
 from kdbench.report.table import Ladder
 from kdbench.report.text import count, ladder_tables, size
 
 SHOWN_CLASSES = 200
 
-TASKS = {"classification": "one of {} classes", "multi_label": "any number of {} labels"}
+TASKS = {
+    "classification": "Says which of {} classes a sample belongs to",
+    "multi_label": "Says which of {} labels hold for a sample, any number of them",
+}
 
 
 def model_card(
@@ -23,6 +26,7 @@ def model_card(
     lineage: Sequence[Artifact] = (),
     ladder: Ladder | None = None,
     license: str | None = None,
+    classes: Sequence[str] = (),
     takes: TensorSpec | None = None,
     usage: str = "",
     data: Sequence[str] = (),
@@ -30,9 +34,9 @@ def model_card(
 ) -> str:
     """A model card in Markdown with the front matter of Hugging Face.
 
-    `lineage` are the artifact's ancestors, the first of them its parent. Of the `ladder`, where there is one, the rows of
-    the artifact and its baseline are shown; `measured_on` adds what should be known of them. `takes` is the input where
-    it isn't the artifact's own; `usage` is Markdown, `data` one line each.
+    `lineage` are the artifact's ancestors, the first of them its parent. Of the `ladder`, where there is one, the rows
+    of the artifact and its baseline are shown; `measured_on` adds what should be known of them. `takes` is the input
+    where it isn't the artifact's own, and `classes` where it names none; `usage` is Markdown, `data` one line each.
     """
     spec = takes or artifact.inputs[0]
     source = files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8")
@@ -40,28 +44,28 @@ def model_card(
     environment.filters["options"] = _options
     rows = _rows(artifact, ladder) if ladder else None
     what = [
-        f"It says which {TASKS[artifact.task].format(len(artifact.classes) or _width(artifact))} a sample is of",
         f"{count(artifact.parameters)} parameters",
         *([] if artifact.macs is None else [f"{count(artifact.macs)} multiply-accumulates a sample"]),
         artifact.precision,
         size(artifact.size_bytes),
         f"ONNX opset {artifact.opset}",
     ]
-    shown = artifact.classes[:SHOWN_CLASSES]
+    known = artifact.classes or tuple(classes)
+    shown = ", ".join(known[:SHOWN_CLASSES]) + (", …" if len(known) > SHOWN_CLASSES else "")
     return (
         environment.from_string(source)
         .render(
             front=_front_matter(artifact, spec, license, ladder),
             title=title,
-            what=", ".join(what),
+            what=f"{TASKS[artifact.task].format(len(known) or _width(artifact))}: {', '.join(what)}",
             artifact=artifact,
             usage=usage,
-            classes=", ".join(shown) + (", …" if len(shown) < len(artifact.classes) else "") or "They have no names.",
+            classes=shown or "The model names none: they are numbered from 0.",
             section=rows,
             tables=ladder_tables(rows) if rows else [],
             judged=JUDGED[rows.metric] if rows else "",
             measured_on=measured_on,
-            data=data or ["Nothing is known of the data: it was trained elsewhere."],
+            data=data or ["Nothing is recorded of them where it was made."],
             lineage=(artifact, *lineage),
             license=license,
         )
@@ -113,7 +117,9 @@ def _front_matter(artifact: Artifact, spec: TensorSpec, license: str | None, lad
 
 
 def _pipeline_tag(artifact: Artifact, spec: TensorSpec) -> str | None:
-    """Hugging Face's name of the task, where the input tells it."""
+    """Hugging Face's name of the task, where the input tells it, as that of models made here does."""
+    if artifact.step in (None, IMPORTED):
+        return None
     match len(spec.shape), spec.dtype:
         case 4, "uint8":
             return "image-classification"

@@ -32,7 +32,9 @@ JUDGED: dict[Metric, str] = {
 
 def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), heading: str = "#") -> str:
     """A section for each result file, its title led by `heading`; `plots` are the addresses of their images."""
-    template = template_environment().from_string(files(__package__).joinpath("report.md.j2").read_text(encoding="utf-8"))
+    template = template_environment().from_string(
+        files(__package__).joinpath("report.md.j2").read_text(encoding="utf-8")
+    )
     sections = [
         {
             "result": ladder.result,
@@ -60,7 +62,9 @@ def tables_to_markdown(ladder: Ladder) -> str:
 
 def comparison_to_markdown(comparison: Comparison, arrays: Arrays) -> str:
     """The comparison of methods, and how it was made."""
-    template = template_environment().from_string(files(__package__).joinpath("comparison.md.j2").read_text(encoding="utf-8"))
+    template = template_environment().from_string(
+        files(__package__).joinpath("comparison.md.j2").read_text(encoding="utf-8")
+    )
     table = comparison_table(comparison, arrays)
     return template.render(c=comparison, table_=table, recipe=comparison.recipe).strip() + "\n"
 
