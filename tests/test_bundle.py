@@ -1,5 +1,6 @@
 """What ships: the file answers as its artifact does, the script runs where only numpy and onnxruntime are."""
 
+import errno
 import json
 import os
 import re
@@ -248,6 +249,16 @@ def test_preprocessing_of_each_channel_and_of_half_precision(tmp_path):
 def test_what_is_not_the_same_is_refused_and_nothing_is_left(name, value, said, tiny_run, tmp_path, monkeypatch):
     monkeypatch.setattr(step, name, value)
     with pytest.raises(UserError, match=said):
+        bundle(tiny_run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_in_between_leaves_nothing(tiny_run, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("kdbench.pipeline.bundling.model_card", full)
+    with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
         bundle(tiny_run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

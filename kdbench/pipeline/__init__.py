@@ -133,6 +133,8 @@ def bench(
     """
     given = {"backends": backends, "batches": batches, "threads": threads, "budget_s": budget_s}
     wanted = {field: value for field, value in given.items() if value is not None}
+    if len(models) > 1 and any(map(is_packed, models)):
+        raise UserError("a packed run is measured by itself: leave the other models out")
     if len(models) == 1 and is_packed(models[0]):
         if baseline is not None or pack is not None:
             raise UserError("--baseline, --pack: a packed run brings its own: leave them out")

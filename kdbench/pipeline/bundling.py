@@ -210,6 +210,6 @@ def _same_as(bundled: Bundled, subject: Subject) -> str:
     kind = "generated" if bundled.generated else "real"
     return (
         f"They are of the file that `model.onnx` was made from, with sha256 `{subject.artifact.sha256}`: on "
-        f"{bundled.samples} {kind} samples the scores of both "
+        f"{bundled.samples} {kind} samples, by onnxruntime's CPU provider, the scores of both "
         + (f"differ by at most {difference:.2g}." if difference else "are the same.")
     )

@@ -29,8 +29,8 @@ PROBABILITIES = "probabilities"
 """The output that is added to scores that are none themselves."""
 
 HALF_TOLERANCE = 5e-3
-"""In the place of TOLERANCE for an input of half precision: onnxruntime's CPU provider computes in single precision, and
-leaves out the rounding of what it was given in between."""
+"""In the place of TOLERANCE for an input of half precision: onnxruntime's CPU provider computes in single precision,
+and leaves out the rounding of its input in between."""
 
 LEAST_OPSET = 7
 """The first in which arithmetic broadcasts as numpy does."""
