@@ -142,6 +142,8 @@ def test_equal_runs_give_equal_bytes_without_a_trace_of_the_machine(packed, tiny
         os.utime(path, (1e9, 1e9))
     again = pack(folder, tmp_path / "again.kdbench.zip")
     assert again.path.read_bytes() == packed.read_bytes()
+    with zipfile.ZipFile(packed) as found:
+        assert {info.date_time for info in found.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     assert again.rungs == LADDER
     assert again.samples == 450
     for path in (str(tiny_run.parent), str(REPOSITORY), sys.prefix):
@@ -257,7 +259,7 @@ def bad_pack(kind: str, good: Path, path: Path) -> Path:
         case "up" | "up in the manifest":
             with_file("../evil", b"x", None if kind == "up" else "evil")
         case "absolute":
-            with_file("/kdbench-evil", b"x")
+            with_file(str(path.parent / "evil"), b"x")
         case "windows":
             with_file("..\\evil", b"x")
         case "drive":
@@ -333,7 +335,6 @@ def test_a_bad_pack_is_named_and_leaves_nothing(kind, mlp_run, tmp_path, monkeyp
         pipeline.bench([bad], out=tmp_path / "out")
     left = {path for path in tmp_path.rglob("*") if path.name not in (".lock", "out")} - before
     assert left == set()
-    assert not Path("/kdbench-evil").exists()
 
 
 @given(st.data())
