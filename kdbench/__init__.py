@@ -1,8 +1,8 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `export`, `slim`,
-`quantize`, `evaluate`, `parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs
-them, not before.
+`quantize`, `evaluate`, `parity`, `bench`, `pack`, `bundle`, `load_results`. torch and onnxruntime are imported when a
+function needs them, not before.
 """
 
 from importlib import import_module
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from kdbench.errors import UserError
     from kdbench.evaluation import evaluate, parity
     from kdbench.pipeline import bench, compare, distill, run
+    from kdbench.pipeline.bundling import bundle
     from kdbench.pipeline.checking import check
+    from kdbench.pipeline.packing import pack
     from kdbench.pipeline.starting import init
     from kdbench.report.table import load_results
     from kdbench.steps.export import export
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "UserError": "errors",
     "bench": "pipeline",
+    "bundle": "pipeline.bundling",
     "check": "pipeline.checking",
     "compare": "pipeline",
     "distill": "pipeline",
@@ -31,6 +34,7 @@ _HOMES = {
     "export": "steps.export",
     "init": "pipeline.starting",
     "load_results": "report.table",
+    "pack": "pipeline.packing",
     "parity": "evaluation",
     "quantize": "steps.quantize",
     "run": "pipeline",
@@ -40,6 +44,7 @@ _HOMES = {
 __all__ = [
     "UserError",
     "bench",
+    "bundle",
     "check",
     "compare",
     "distill",
@@ -47,6 +52,7 @@ __all__ = [
     "export",
     "init",
     "load_results",
+    "pack",
     "parity",
     "quantize",
     "run",

@@ -80,10 +80,21 @@ def _complete(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
 
 
 def external_files(model: "onnx.ModelProto") -> set[str]:
-    """Where the model's external tensors say that they lie."""
-    return {
-        entry.value for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"
-    }
+    """Where the model's external tensors say that they lie: initializers, and values of attributes."""
+    found = set()
+    for nodes, tensors in (
+        *((graph.node, list(graph.initializer)) for graph in _graphs(model.graph)),
+        *((function.node, []) for function in model.functions),
+    ):
+        for node in nodes:
+            tensors += [tensor for attribute in node.attribute for tensor in (attribute.t, *attribute.tensors)]
+        found |= {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return found
+
+
+def external_data(path: Path) -> set[str]:
+    """The files, seen from the model's folder, that hold tensors of an ONNX file; all of them are there, inside it."""
+    return external_files(_read(path))
 
 
 def inspect(path: Path, rung: str | None = None, **lineage: Any) -> Artifact:

@@ -6,17 +6,19 @@ import io
 import json
 import os
 import re
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdbench import archive
 from kdbench.errors import UserError, first_line, nearest
 from kdbench.records import Artifact, Comparison, RawFile, Recipe, ResultFile, from_json, read_text, recipe_from_toml
 
@@ -33,6 +35,8 @@ RESULTS_FILE = "results.json"
 PARTIAL_FILE = "results.partial.json"
 """Of a measurement under way or interrupted: a complete one is never replaced by it."""
 COMPARISON_FILE = "comparison.json"
+RETURNED = ".results.zip"
+"""How the name of a result file ends that holds record and raw arrays in one, to be brought back from a machine."""
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -57,11 +61,22 @@ def part_of(path: Path, kind: str = "") -> Path:
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Writes a whole file or nothing: a reader never sees a part of it, also after a kill or a power cut."""
-    content = content.encode() if isinstance(content, str) else content
+    with _atomic(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_archive(path: Path, members: Mapping[str, bytes | Path]) -> None:
+    """Writes contents and files as one zip archive, whole or not at all; equal ones as equal bytes."""
+    with _atomic(path) as file:
+        archive.write(file, members)
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[IO[bytes]]:
     part = part_of(path)
     try:
         with part.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -69,6 +84,26 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to be filled, which gets its name when that is done, and is gone where it fails.
+
+    Raises UserError where `path` holds something already, or can't be written.
+    """
+    path = path.resolve()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path}: exists already: choose another --out, or remove it")
+    part = part_of(prepare_folder(path.parent) / path.name)
+    try:
+        part.mkdir()
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def output_file(out: str | Path, *sources: Path) -> Path:
@@ -100,14 +135,21 @@ def read_npz(path: Path) -> Arrays:
     """All arrays of the file; raises UserError where it is missing, damaged or holds pickled objects."""
     try:
         with path.open("rb") as file:  # numpy itself leaves a damaged file open
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(f"{path}: a single array, not an .npz archive: save it with numpy.savez")
-            return {name: archive[name] for name in archive.files}
+            return _arrays_of(file, str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except OSError as error:
         raise UserError(f"{path}: not a readable .npz archive ({first_line(error, 100)})") from None
+
+
+def _arrays_of(file: IO[bytes], where: str) -> Arrays:
+    try:
+        found = np.load(file, allow_pickle=False)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise UserError(f"{where}: a single array, not an .npz archive: save it with numpy.savez")
+        return {name: found[name] for name in found.files}
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{where}: not a readable .npz archive ({first_line(error, 100)})") from None
 
 
 def sha256(content: bytes) -> str:
@@ -206,7 +248,7 @@ class RunFolder:
                 raise UserError(f"{self.path}: another kdbench is at work there: wait, or choose --out") from None
             for part in (*self.path.glob(".kdbench-*.part"), *self.path.glob("*/.kdbench-*.part")):
                 if not Path("/proc", part.name.split(".")[-2]).exists():
-                    part.unlink(missing_ok=True)
+                    shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
             yield
 
 
@@ -251,9 +293,23 @@ def remove_results(path: Path) -> None:
         raw.unlink()
 
 
+def save_returned(results: Path, out: Path) -> Path:
+    """Writes a result file and its raw arrays as one file `out`, which is read like the two."""
+    result, _ = load_result(results)
+    raw = result.raw.file
+    write_archive(out, {RESULTS_FILE: results.read_bytes(), raw: results.with_name(raw)})
+    return out
+
+
 def load_result(path: Path) -> tuple[ResultFile, Arrays]:
     """A result file and its raw arrays; raises UserError where either was cut off, edited or is missing."""
-    result = from_json(ResultFile, read_text(path), str(path))
+    if path.suffix == ".zip":
+        text = archive.read(path, RESULTS_FILE)
+        if text is None:
+            raise UserError(f"{path}: no {RESULTS_FILE} in it: not what 'kdbench bench' says to bring back")
+        result = from_json(ResultFile, text.decode(errors="replace"), str(path))
+    else:
+        result = from_json(ResultFile, read_text(path), str(path))
     arrays = _raw_arrays(path, result.raw)
     rungs = {artifact.rung for artifact in result.artifacts}
     named = [(m.rung, m.raw, f"latencies.{m.raw}") for m in result.measurements]
@@ -275,12 +331,23 @@ def load_comparison(path: Path) -> tuple[Comparison, Arrays]:
 
 
 def _raw_arrays(path: Path, named: RawFile) -> Arrays:
-    """The arrays beside the record at `path`."""
-    raw = path.parent / Path(named.file).name
-    arrays = read_npz(raw)
-    if sha256_of_file(raw) != named.sha256:
+    """The arrays beside the record at `path`, or in one file with it."""
+    content, raw = _raw_content(path, named), path.with_name(Path(named.file).name)
+    arrays = _arrays_of(io.BytesIO(content), str(raw))
+    if sha256(content) != named.sha256:
         raise UserError(f"{raw}: not the file that {path.name} was written with (sha256 differs): restore both")
     return arrays
+
+
+def _raw_content(path: Path, named: RawFile) -> bytes:
+    name = Path(named.file).name
+    try:
+        content = archive.read(path, name) if path.suffix == ".zip" else path.with_name(name).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path.with_name(name)}: cannot be read: {error.strerror}") from None
+    if content is None:
+        raise UserError(f"{path}: its raw values '{name}' are missing: bring the file back again")
+    return content
 
 
 def find_results(path: Path) -> list[Path]:
@@ -288,6 +355,9 @@ def find_results(path: Path) -> list[Path]:
     if path.is_dir():
         run = [file for file in (path / RESULTS_FILE, path / PARTIAL_FILE) if file.is_file()][:1]
         found = run or [file for file in sorted(path.glob("**/*.json")) if _may_be_result(file)]
+        if not run:
+            returned = sorted(path.glob(f"**/*{RETURNED}"))
+            found += [file for file in returned if not file.with_name(RESULTS_FILE).is_file()]
         if not found:
             if (path / COMPARISON_FILE).is_file():
                 raise UserError(f"{path}: no result files in it, but a comparison: name {path / COMPARISON_FILE}")
@@ -313,6 +383,8 @@ def publish(path: Path, results_folder: Path | None = None) -> Path:
     Never overwrites an earlier one; results that are published already stay where they are.
     """
     result, _ = load_result(path)
+    if not result.complete:
+        raise UserError(f"{path}: its measurement was interrupted: only whole ones are published")
     folder = prepare_folder((results_folder or RESULTS) / result.machine.name)
     for published in sorted(folder.glob("*.json")):
         if load_result(published)[0].raw.sha256 == result.raw.sha256:
@@ -323,6 +395,6 @@ def publish(path: Path, results_folder: Path | None = None) -> Path:
         number += 1
         stem = f"{day}-{result.name}-{number}"
     raw = result.raw.model_copy(update={"file": f"{stem}.npz"})
-    write_atomic(folder / raw.file, (path.parent / result.raw.file).read_bytes())
+    write_atomic(folder / raw.file, _raw_content(path, result.raw))
     write_atomic(folder / f"{stem}.json", result.model_copy(update={"raw": raw}).to_json())
     return folder / f"{stem}.json"

@@ -67,6 +67,7 @@ def place(tmp_path_factory):
     save_mlp(folder / "fixed.onnx", batch=1)
     (folder / "empty.onnx").touch()
     (folder / "text.onnx").write_text("hello")
+    (folder / "text.zip").write_text("hello")
     (folder / "cut.onnx").write_bytes((folder / "good.onnx").read_bytes()[:150])
     (folder / "folder.onnx").mkdir()
     x = np.zeros((6, 4), np.float32)
@@ -128,6 +129,17 @@ MISTAKES = {
     "evaluate good.onnx good.npz --backend fkae": "unknown backend 'fkae'",
     "export nowhere.safetensors --out x.onnx": "nowhere.safetensors: no such file",
     "export good.onnx --out x.onnx": "good.onnx: not a readable safetensors file",
+    "bench text.zip": "text.zip: not a sound archive, or cut off",
+    "bench nowhere.kdbench.zip": "nowhere.kdbench.zip: no such file",
+    "pack folder.onnx": "folder.onnx: not a run folder",
+    "pack nowhere": "nowhere: not a run folder",
+    "pack good.onnx": "good.onnx: not a run folder",
+    "bundle good.onnx": "Missing option '--out'",
+    "bundle good.onnx --out folder.onnx/x --license ?": "--license: should be an identifier",
+    "bundle good.onnx --out file/x": "file: cannot be written to",
+    "bundle text.onnx --out x": "text.onnx: not an ONNX model",
+    "bundle good.onnx --out x --pack shape.npz": "has samples of shape (3,)",
+    "report text.zip": "text.zip: not a sound archive, or cut off",
     "report cut.json": "cut.json: not valid JSON",
     "report newer.json": "newer.json: written by a newer kdbench (schema 2",
     "report nowhere": "nowhere: no such file or folder",

@@ -81,6 +81,36 @@ def test_a_folder_that_cannot_be_written_is_named(path):
         store.prepare_folder(store.Path(path))
 
 
+def test_what_killed_makers_of_folders_left_is_cleared(tmp_path):
+    left = tmp_path / ".kdbench-shipped.999999999.part"
+    left.mkdir()
+    (left / "model.onnx").touch()
+    with store.RunFolder(tmp_path).lock():
+        assert not left.exists()
+
+
+def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
+    with pytest.raises(KeyboardInterrupt), store.new_folder(tmp_path / "new") as made:
+        (made / "file").touch()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    for name in ("new", "empty"):
+        with store.new_folder(tmp_path / name) as made:
+            (made / "file").touch()
+            assert not (tmp_path / name / "file").exists()
+        assert (tmp_path / name / "file").exists()
+    with pytest.raises(UserError, match="new: exists already"), store.new_folder(tmp_path / "new"):
+        pass
+
+
+def test_interrupted_results_are_not_published(tiny_run, tmp_path):
+    result, arrays = store.load_result(tiny_run / "results.json")
+    store.save_results(tmp_path / "results.json", result.model_copy(update={"complete": False}), arrays)
+    with pytest.raises(UserError, match="was interrupted"):
+        store.publish(tmp_path / "results.json", tmp_path / "results")
+
+
 def test_published_results_are_never_overwritten(tiny_run, tmp_path):
     first = store.publish(tiny_run / "results.json", tmp_path)
     assert store.publish(tiny_run / "results.json", tmp_path) == first

@@ -23,6 +23,8 @@ COMMANDS = (
     "quantize",
     "evaluate",
     "bench",
+    "pack",
+    "bundle",
     "report",
     "backends",
     "zoo",

@@ -10,7 +10,7 @@ from kdbench.progress import bars
 
 
 @click.command(short_help="Measure ONNX files, or a run, against a baseline.")
-@click.argument("models", type=options.FILE, nargs=-1, required=True, metavar="MODEL.onnx... | RUN_DIR")
+@click.argument("models", type=options.FILE, nargs=-1, required=True, metavar="MODEL.onnx... | RUN_DIR | PACKED")
 @click.option(
     "--baseline",
     type=options.FILE,
@@ -61,10 +61,14 @@ def bench(
     Every artifact runs in five fresh processes on every backend and thread count; the cells take turns in random
     order. A ratio whose 95 % interval covers 1 reads “no difference”. What can't be measured says why.
 
+    PACKED is a file that `kdbench pack` made of a run. It is measured as its plan says, except where options are given
+    here, needs neither torch nor the data, and leaves one file of results to be brought back.
+
     \b
     kdbench bench fp32.onnx int8.onnx --batch 1 --batch 32
     kdbench bench runs/digits --backend cpu --backend openvino --threads 1 --threads 2 --out threads
     kdbench bench bert.onnx --dim sequence=128 --budget 60
+    kdbench bench digits.kdbench.zip --threads 4
     """
     from kdbench import pipeline
     from kdbench.cli.show import show_report
@@ -73,10 +77,10 @@ def bench(
         report = pipeline.bench(
             models,
             baseline=baseline,
-            backends=backends,
-            batches=batches,
-            threads=threads,
-            budget_s=budget,
+            backends=options.given("backends", backends),
+            batches=options.given("batches", batches),
+            threads=options.given("threads", threads),
+            budget_s=options.given("budget", budget),
             pack=pack,
             dims=dims,
             out=out,

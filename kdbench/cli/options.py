@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
@@ -34,6 +36,12 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
             raise click.BadParameter(f"'{name}={text}' should be a size of 1 or more", ctx, parameter)
         sizes[name] = int(text)
     return sizes
+
+
+def given(name: str, value: T) -> T | None:
+    """The `value` of the parameter `name`, or None where it was left out: what then holds, is for others to say."""
+    source = click.get_current_context().get_parameter_source(name)
+    return None if source is ParameterSource.DEFAULT else value
 
 
 def overrides(command: F) -> F:

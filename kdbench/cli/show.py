@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from kdbench.pipeline.bundling import Shipped
     from kdbench.pipeline.checking import Check
     from kdbench.pipeline.comparing import Compared
     from kdbench.pipeline.measuring import Report
+    from kdbench.pipeline.packing import Packed
     from kdbench.records import Artifact
 
 
@@ -71,6 +73,38 @@ def show_report(report: "Report") -> None:
     click.echo(f"results  {report.results}")
     if report.published:
         click.echo(f"published {report.published}")
+    if report.returned:
+        click.echo(f"bring back {report.returned}: `kdbench report` reads it, with --publish into results/")
+
+
+def show_packed(packed: "Packed") -> None:
+    """What is in the file, how it will be measured, and what to do with it."""
+    from kdbench.report.text import size
+
+    samples = "no samples" if packed.samples is None else f"{packed.samples} samples"
+    plan = "; ".join(f"{field} {_plain(value)}" for field, value in packed.run.plan if value)
+    click.echo(f"{packed.path}: {size(packed.size_bytes)}, {len(packed.rungs)} rungs, {samples}")
+    click.echo(f"rungs   {', '.join(packed.rungs)}\nplan    {plan}")
+    click.echo(f"there   kdbench bench {packed.path.name}")
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def show_bundle(shipped: "Shipped") -> None:
+    """What the folder holds, and how its script is called."""
+    from kdbench.report.text import size
+
+    artifact, spec = shipped.bundled.artifact, shipped.bundled.input
+    difference = artifact.metrics["parity_largest_difference"]
+    kind = "generated" if shipped.bundled.generated else "real"
+    same = f"scores within {difference:.2g}" if difference else "the same scores"
+    click.echo(
+        f"{shipped.folder}: {shipped.rung} as {artifact.file}, {size(artifact.size_bytes)}, {artifact.precision}, "
+        f"takes {spec.dtype}; {same} on {shipped.bundled.samples} {kind} samples"
+    )
+    click.echo(f"try     python {shipped.folder}/predict.py SAMPLES.npy\ncard    {shipped.folder}/README.md")
 
 
 def show_comparison(compared: "Compared") -> None:

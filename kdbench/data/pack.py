@@ -62,7 +62,9 @@ class EvalPack:
             names = ", ".join(spec.name for spec in inputs)
             raise UserError(f"{self.name}: feeds models of one input, this one has {len(inputs)} ({names})")
         spec = inputs[0]
-        values = preprocess.apply(samples, self.preprocessing and (own or self.preprocessing))
+        # A model that takes the samples' own integers has its preprocessing inside.
+        inside = np.issubdtype(samples.dtype, np.integer) and spec.dtype == samples.dtype.name
+        values = preprocess.apply(samples, None if inside else self.preprocessing and (own or self.preprocessing))
         expected = spec.shape[1:]
         if len(values.shape) != len(spec.shape) or any(
             isinstance(size, int) and size != actual for size, actual in zip(expected, values.shape[1:], strict=True)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.pack import load_pack
+from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.comparing import Compared, compared
 from kdbench.pipeline.learning import distilled, needs_torch, prepared
 from kdbench.pipeline.measuring import Report, measured
+from kdbench.pipeline.packing import bench_packed, is_packed
 from kdbench.pipeline.rungs import compressed, run_subjects
 from kdbench.progress import Progress, is_main, silent, unsaid
 from kdbench.records import Artifact, Bench, Recipe, parse, slug
@@ -111,10 +113,10 @@ def bench(
     models: Sequence[str | Path],
     *,
     baseline: str | Path | None = None,
-    backends: Sequence[str] = ("cpu",),
-    batches: Sequence[int] = (1,),
-    threads: Sequence[int] = (1,),
-    budget_s: float = 30.0,
+    backends: Sequence[str] | None = None,
+    batches: Sequence[int] | None = None,
+    threads: Sequence[int] | None = None,
+    budget_s: float | None = None,
     pack: str | Path | None = None,
     dims: Mapping[str, int] | None = None,
     out: str | Path = "bench",
@@ -122,12 +124,21 @@ def bench(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Report:
-    """Measures ONNX files, or the rungs of a run folder, against a baseline; the report lies in `out`.
+    """Measures ONNX files, or the rungs of a run folder or a packed run, against a baseline; the report lies in `out`.
 
+    What is not given of the plan is what a packed run says, or else the default of `Bench`: one thread of the CPU
+    backend, batch 1.
     The baseline is, if not given, the run's teacher or the first model. With a `pack` (a run folder has its own)
     accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions.
     """
-    wanted = {"backends": backends, "batches": batches, "threads": threads, "budget_s": budget_s}
+    given = {"backends": backends, "batches": batches, "threads": threads, "budget_s": budget_s}
+    wanted = {field: value for field, value in given.items() if value is not None}
+    if len(models) > 1 and any(map(is_packed, models)):
+        raise UserError("a packed run is measured by itself: leave the other models out")
+    if len(models) == 1 and is_packed(models[0]):
+        if baseline is not None or pack is not None:
+            raise UserError("--baseline, --pack: a packed run brings its own: leave them out")
+        return bench_packed(Path(models[0]), wanted, dims or {}, Path(out), seed, publish, progress)
     options = parse(Bench, wanted, "bench")
     paths = [Path(model) for model in models]
     folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None

@@ -38,6 +38,8 @@ class Report:
     csv: Path
     plots: tuple[Path, ...]
     published: Path | None = None
+    returned: Path | None = None
+    """Results in one file, to be brought back from the machine that measured a packed run."""
 
 
 def measured(

@@ -17,9 +17,11 @@ from kdbench.records.base import (
     Versioned,
     from_json,
     parse,
+    placeless,
     read_text,
     slug,
 )
+from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
     Augment,
     Bench,
@@ -68,6 +70,8 @@ __all__ = [
     "Name",
     "Network",
     "NotNegative",
+    "PackedFile",
+    "PackedRun",
     "Positive",
     "Preprocessing",
     "Process",
@@ -86,6 +90,7 @@ __all__ = [
     "Versioned",
     "from_json",
     "parse",
+    "placeless",
     "read_text",
     "recipe_from_toml",
     "slug",

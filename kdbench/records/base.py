@@ -22,6 +22,13 @@ Task = Literal["classification", "multi_label"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 
 
+ABSOLUTE = re.compile(r"(file:)?[/~\\]|[A-Za-z]:[/\\]")
+"""How a path begins that means something on one machine alone."""
+
+SPOKEN = ("classes", "class_map", "description")
+"""Fields of words, which are no paths whatever they begin with."""
+
+
 def slug(text: str) -> str:
     """`text` as a Name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
@@ -65,6 +72,21 @@ def from_json(kind: type[R], text: str, where: str) -> R:
     if not isinstance(data, dict):
         raise UserError(f"{where}: not a kdbench file: expected a JSON object")
     return parse(kind, data, where)
+
+
+def placeless(kind: type[R], record: R) -> R:
+    """The record with absolute paths cut to their last part: what lies before it tells of a machine and its user."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {cut(key): inner if key in SPOKEN else cut(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [cut(inner) for inner in value]
+        if isinstance(value, str) and ABSOLUTE.match(value):
+            return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+        return value
+
+    return parse(kind, cut(record.model_dump(mode="json", by_alias=True)), "record")
 
 
 def read_text(path: Path) -> str:

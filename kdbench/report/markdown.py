@@ -32,7 +32,9 @@ JUDGED: dict[Metric, str] = {
 
 def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), heading: str = "#") -> str:
     """A section for each result file, its title led by `heading`; `plots` are the addresses of their images."""
-    template = _environment().from_string(files(__package__).joinpath("report.md.j2").read_text(encoding="utf-8"))
+    template = template_environment().from_string(
+        files(__package__).joinpath("report.md.j2").read_text(encoding="utf-8")
+    )
     sections = [
         {
             "result": ladder.result,
@@ -50,7 +52,7 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
 
 def tables_to_markdown(ladder: Ladder) -> str:
     """Only the ladder's tables with their notes, as the README shows them."""
-    template = _environment().from_string(
+    template = template_environment().from_string(
         "{% from 'macros' import table %}"
         "{% for t in tables %}**{{ t.title }}**\n\n{{ table(t) }}\n{% endfor %}"
         "{% for line in unmeasured %}{{ line | cell }}\n{% endfor %}"
@@ -60,7 +62,9 @@ def tables_to_markdown(ladder: Ladder) -> str:
 
 def comparison_to_markdown(comparison: Comparison, arrays: Arrays) -> str:
     """The comparison of methods, and how it was made."""
-    template = _environment().from_string(files(__package__).joinpath("comparison.md.j2").read_text(encoding="utf-8"))
+    template = template_environment().from_string(
+        files(__package__).joinpath("comparison.md.j2").read_text(encoding="utf-8")
+    )
     table = comparison_table(comparison, arrays)
     return template.render(c=comparison, table_=table, recipe=comparison.recipe).strip() + "\n"
 
@@ -72,7 +76,8 @@ def _again(recipe: Recipe | None) -> str | None:
     return f"kdbench run {recipe.name}"
 
 
-def _environment() -> jinja2.Environment:
+def template_environment() -> jinja2.Environment:
+    """For templates of Markdown, with its filters and the macro `table`."""
     macros = files(__package__).joinpath("macros.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(  # noqa: S701 — Markdown, not HTML: `cell` escapes what Markdown reads
         loader=jinja2.DictLoader({"macros": macros}),

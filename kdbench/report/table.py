@@ -12,7 +12,7 @@ from kdbench import stats
 from kdbench.records import Artifact, Measurement, ResultFile
 from kdbench.report.flags import flags
 from kdbench.stats import Interval
-from kdbench.store import PARTIAL_FILE, RESULTS_FILE, Arrays, find_results, load_result
+from kdbench.store import PARTIAL_FILE, RESULTS_FILE, RETURNED, Arrays, find_results, load_result
 
 Answers = Mapping[tuple[str, str, int], NDArray[Any]]
 """Predictions, classes [N] or 0 and 1 [N, C], by rung, backend and threads."""
@@ -115,7 +115,9 @@ def load_results(*paths: str | Path) -> list[Row]:
 
 def _name_of(file: Path) -> str:
     """What tells a result file from others: its folder for a run's, else its own name."""
-    return file.resolve().parent.name if file.name in (RESULTS_FILE, PARTIAL_FILE) else file.stem
+    if file.name in (RESULTS_FILE, PARTIAL_FILE):
+        return file.resolve().parent.name
+    return file.name.removesuffix(RETURNED).removesuffix(".json")
 
 
 def ladder(result: ResultFile, arrays: Arrays) -> Ladder:

@@ -1,0 +1,198 @@
+"""A run in one file: packed where it was made, measured on a machine that needs neither torch nor the data."""
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdbench import __version__, archive
+from kdbench.benchmark.cells import Subject
+from kdbench.data.pack import load_pack
+from kdbench.errors import UserError
+from kdbench.onnxfile import external_data
+from kdbench.pipeline.measuring import Report, measured
+from kdbench.pipeline.rungs import run_subjects
+from kdbench.progress import Progress, unsaid
+from kdbench.records import (
+    Artifact,
+    Bench,
+    PackedFile,
+    PackedRun,
+    Recipe,
+    ResultFile,
+    from_json,
+    parse,
+    placeless,
+    read_text,
+    slug,
+)
+from kdbench.store import (
+    PARTIAL_FILE,
+    RESULTS_FILE,
+    RETURNED,
+    RunFolder,
+    output_file,
+    save_returned,
+    sha256,
+    sha256_of_file,
+    sidecar,
+    write_archive,
+)
+from kdbench.store import publish as publish_results
+
+SUFFIX = ".kdbench.zip"
+MANIFEST = "pack.json"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed run, and what is in it."""
+
+    path: Path
+    size_bytes: int
+    run: PackedRun
+    rungs: tuple[str, ...]
+    samples: int | None
+    """For evaluation; None where the run has none, so that its rungs are timed on generated inputs."""
+
+
+def pack(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    plan: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = unsaid,
+) -> Packed:
+    """Writes a run folder's rungs, their samples and the plan of their benchmark as one file (default
+    `NAME.kdbench.zip`).
+
+    The plan is the recipe's section `bench` with the fields of `plan` laid over it. Equal runs give equal bytes.
+    Raises UserError for a folder without rungs, and where a rung's file is not the one that its record describes.
+    """
+    folder = RunFolder(Path(run))
+    subjects = run_subjects(folder)
+    measured_before = _earlier(folder, subjects, say)
+    recipe = measured_before.recipe if measured_before else None
+    name = measured_before.name if measured_before else slug(folder.path.resolve().name)
+    chosen = (recipe.bench if recipe else Bench()).model_dump(mode="json") | dict(plan or {})
+    members: dict[str, bytes | Path] = {}
+    for subject in subjects:
+        model = subject.model
+        members[sidecar(model).name] = placeless(Artifact, subject.artifact).to_json().encode()
+        members |= {model.name: model} | {location: model.parent / location for location in external_data(model)}
+    samples = _samples(folder)
+    if samples is not None:
+        members[folder.pack.name] = folder.pack
+    else:
+        say(f"no {folder.pack.name} in {folder.path}: the rungs will be timed on generated inputs, without accuracy")
+    record = PackedRun(
+        kdbench=__version__,
+        name=name,
+        plan=parse(Bench, chosen, "plan"),
+        baseline=measured_before.baseline if measured_before else subjects[0].artifact.rung,
+        recipe=placeless(Recipe, recipe) if recipe else None,
+        files=tuple(_described(name, members[name]) for name in sorted(members)),
+    )
+    path = output_file(out or f"{name}{SUFFIX}", *(source for source in members.values() if isinstance(source, Path)))
+    write_archive(path, {MANIFEST: record.to_json().encode(), **dict(sorted(members.items()))})
+    return Packed(path, path.stat().st_size, record, tuple(s.artifact.rung for s in subjects), samples)
+
+
+def is_packed(path: str | Path) -> bool:
+    """Whether a file is to be opened as a packed run."""
+    return Path(path).suffix == ".zip"
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[tuple[PackedRun, RunFolder]]:
+    """A packed run in a scratch folder, every file of it the one that was packed.
+
+    Raises UserError for a file that is none, is cut off, was edited, or comes from a newer kdbench.
+    """
+    record = _manifest(path)
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
+        archive.unpack(path, {file.name: (file.sha256, file.size_bytes) for file in record.files}, Path(scratch))
+        yield record, RunFolder(Path(scratch))
+
+
+def bench_packed(
+    path: Path,
+    given: Mapping[str, Any],
+    dims: Mapping[str, int],
+    out: Path,
+    seed: int,
+    publish: bool,
+    progress: Progress,
+) -> Report:
+    """Measures a packed run by its plan, over which the fields `given` are laid; beside the results lies one file to
+    bring back."""
+    with unpacked(path) as (record, folder), RunFolder(out).lock():
+        options = parse(Bench, record.plan.model_dump(mode="json") | dict(given), "bench")
+        subjects = run_subjects(folder)
+        if record.baseline not in (subject.artifact.rung for subject in subjects):
+            raise UserError(f"{path}: its baseline '{record.baseline}' is none of its rungs: make it again")
+        report = measured(
+            subjects,
+            record.baseline,
+            options,
+            load_pack(folder.pack) if folder.pack.is_file() else None,
+            out,
+            name=record.name,
+            recipe=record.recipe and record.recipe.model_copy(update={"bench": options}),
+            seed=seed,
+            dims=dims,
+            progress=progress,
+        )
+    machine = report.ladder.result.machine.name
+    returned = save_returned(report.results, out / f"{record.name}-{machine}{RETURNED}")
+    published = publish_results(report.results) if publish else None
+    return replace(report, returned=returned, published=published)
+
+
+def _earlier(folder: RunFolder, subjects: list[Subject], say: Callable[[str], None]) -> ResultFile | None:
+    """The record of the folder's own measurement, which knows the recipe; None where it is of other files."""
+    path = next((p for p in (folder.path / RESULTS_FILE, folder.path / PARTIAL_FILE) if p.is_file()), None)
+    if path is None:
+        return None
+    result = from_json(ResultFile, read_text(path), str(path))
+    if {(a.rung, a.sha256) for a in result.artifacts} == {(s.artifact.rung, s.artifact.sha256) for s in subjects}:
+        return result
+    say(f"{path} is of other files than those beside it: packed without its recipe and its plan")
+    return None
+
+
+def _samples(folder: RunFolder) -> int | None:
+    if not folder.pack.is_file():
+        return None
+    samples = load_pack(folder.pack).x_test
+    return None if samples is None else len(samples)
+
+
+def _described(name: str, content: bytes | Path) -> PackedFile:
+    if isinstance(content, bytes):
+        return PackedFile(name=name, sha256=sha256(content), size_bytes=len(content))
+    return PackedFile(name=name, sha256=sha256_of_file(content), size_bytes=content.stat().st_size)
+
+
+def _manifest(path: Path) -> PackedRun:
+    content = archive.read(path, MANIFEST)
+    if content is None:
+        raise UserError(f"{path}: not a packed run, no {MANIFEST} in it: make one with 'kdbench pack RUN_DIR'")
+    text = content.decode(errors="replace")
+    try:
+        return from_json(PackedRun, text, f"{path}: {MANIFEST}")
+    except UserError:
+        made_by = re.search(r'"kdbench":\s*"([0-9.]+)', text)
+        if made_by and _numbers(made_by[1]) > _numbers(__version__):
+            raise UserError(
+                f"{path}: packed by kdbench {made_by[1]}, which is newer than this one ({__version__}): install "
+                f"{made_by[1]} here, or pack the run again with {__version__}"
+            ) from None
+        raise
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part)
