@@ -25,7 +25,7 @@ PROTOCOL = 1
 PACKAGE = Path(__file__).resolve().parent.parent
 WORKER = PACKAGE / "worker"
 BUILD_S = 1200.0
-"""How much longer a backend may take to load that compiles first."""
+"""How much longer a backend that compiles may take for the first run of a shape."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -49,6 +49,7 @@ class Worker:
         self.backend = backend
         self.threads = threads
         self.patience_s = patience_s
+        self._build_s = BUILD_S if backend.row.builds else 0.0
         self._received = bytearray()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 — closed with the worker
         # A session of its own: Ctrl-C reaches the parent alone, and a kill reaches what the runtime may have started.
@@ -114,11 +115,10 @@ class Worker:
         With `explain`, `explain()` can be asked afterwards; the graph that runs is written to `optimized`. A backend
         that compiles is to be given the `first` inputs too, on which it does.
         """
-        row = self.backend.row
         reply, _ = self.ask(
             "load",
-            first if row.builds else None,
-            extra_s=BUILD_S if row.builds else 0.0,
+            first if self.backend.row.builds else None,
+            extra_s=self._build_s,
             model=str(self.backend.file(model)),
             provider=self.backend.request(self.threads),
             threads=self.threads,
@@ -133,7 +133,7 @@ class Worker:
 
     def feed(self, slot: str, inputs: Arrays) -> tuple[float, int]:
         """Keeps inputs under `slot` and runs them once: seconds, and the process's peak memory so far in bytes."""
-        reply, _ = self.ask("feed", inputs, slot=slot)
+        reply, _ = self.ask("feed", inputs, extra_s=self._build_s, slot=slot)
         return float(reply["first_run_s"]), int(reply["peak_memory_bytes"])
 
     def slice(self, slot: str, seconds: float, runs: int) -> NDArray[np.float32]:

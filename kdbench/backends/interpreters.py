@@ -50,7 +50,5 @@ def why_unusable(python: str) -> str | None:
     if tuple(version) < OLDEST:
         return f"Python {version[0]}.{version[1]}: a worker needs {OLDEST[0]}.{OLDEST[1]} or newer"
     if missing:
-        return (
-            f"no {' and no '.join(missing)} in that environment: install {'them' if len(missing) > 1 else 'it'} there"
-        )
+        return f"no {' and no '.join(missing)} in that environment: install it there"
     return None

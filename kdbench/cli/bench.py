@@ -74,7 +74,7 @@ def bench(
     \b
     kdbench bench fp32.onnx int8.onnx --batch 1 --batch 32
     kdbench bench runs/digits --backend cpu --backend openvino --threads 1 --threads 2 --out threads
-    kdbench bench fp32.onnx --backend openvino --backend openvino:bf16 --backend cuda@envs/gpu/bin/python
+    kdbench bench fp32.onnx --backend openvino:bf16 --backend cuda@envs/gpu/bin/python
     kdbench bench bert.onnx --dim sequence=128 --budget 60
     """
     from kdbench import pipeline

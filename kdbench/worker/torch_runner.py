@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdbench.training.weights import model_of
+
 SHAPES = 64
 """For how many input shapes a model is compiled before torch would give it up and run it uncompiled."""
 
@@ -46,8 +48,6 @@ def devices(provider: dict[str, Any]) -> list[str]:
 def load(model: str, provider: dict[str, Any], threads: int, explain: bool, optimized: str | None) -> None:
     """Builds the model and reads its weights. It is compiled by the first run of each shape."""
     global _model
-    from kdbench.training.weights import model_of
-
     _choose(provider["options"])
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
