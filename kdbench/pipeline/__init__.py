@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.pack import load_pack
@@ -38,7 +39,7 @@ def run(
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or RUNS / recipe.name))
-    check_backends(recipe.bench.backends)
+    check_backends(recipe.bench.backends, recipe.bench.options)
     with folder.lock():
         made = distilled(folder, recipe, progress, say, alone=True)
         # Against the first teacher; where none of them knows all classes, against the student alone.
@@ -56,6 +57,7 @@ def run(
             seed=recipe.seed,
             keep=not fresh,
             progress=progress,
+            say=say,
         )
         if publish:
             report = replace(report, published=publish_results(report.results))
@@ -114,6 +116,7 @@ def bench(
     *,
     baseline: str | Path | None = None,
     backends: Sequence[str] | None = None,
+    backend_options: Mapping[str, Mapping[str, Any]] | None = None,
     batches: Sequence[int] | None = None,
     threads: Sequence[int] | None = None,
     budget_s: float | None = None,
@@ -123,6 +126,7 @@ def bench(
     publish: bool = False,
     seed: int = 0,
     progress: Progress = silent,
+    say: Callable[[str], None] = unsaid,
 ) -> Report:
     """Measures ONNX files, or the rungs of a run folder or a packed run, against a baseline; the report lies in `out`.
 
@@ -130,15 +134,22 @@ def bench(
     backend, batch 1.
     The baseline is, if not given, the run's teacher or the first model. With a `pack` (a run folder has its own)
     accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions.
+    `backend_options` are the options of each backend by its name, such as {"openvino": {"precision": "bf16"}}.
     """
-    given = {"backends": backends, "batches": batches, "threads": threads, "budget_s": budget_s}
+    given = {
+        "backends": backends,
+        "options": backend_options,
+        "batches": batches,
+        "threads": threads,
+        "budget_s": budget_s,
+    }
     wanted = {field: value for field, value in given.items() if value is not None}
     if len(models) > 1 and any(map(is_packed, models)):
         raise UserError("a packed run is measured by itself: leave the other models out")
     if len(models) == 1 and is_packed(models[0]):
         if baseline is not None or pack is not None:
             raise UserError("--baseline, --pack: a packed run brings its own: leave them out")
-        return bench_packed(Path(models[0]), wanted, dims or {}, Path(out), seed, publish, progress)
+        return bench_packed(Path(models[0]), wanted, dims or {}, Path(out), seed, publish, progress, say)
     options = parse(Bench, wanted, "bench")
     paths = [Path(model) for model in models]
     folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
@@ -167,6 +178,7 @@ def bench(
             seed=seed,
             dims=dims or {},
             progress=progress,
+            say=say,
         )
     return replace(report, published=publish_results(report.results)) if publish else report
 

@@ -126,6 +126,7 @@ def bench_packed(
     seed: int,
     publish: bool,
     progress: Progress,
+    say: Callable[[str], None],
 ) -> Report:
     """Measures a packed run by its plan, over which the fields `given` are laid; beside the results lies one file to
     bring back."""
@@ -145,6 +146,7 @@ def bench_packed(
             seed=seed,
             dims=dims,
             progress=progress,
+            say=say,
         )
     machine = report.ladder.result.machine.name
     returned = save_returned(report.results, out / f"{record.name}-{machine}{RETURNED}")
