@@ -55,6 +55,56 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+FEWEST_TICKS = 10
+"""Of all CPUs together, below which a share of the machine's time says nothing: the kernel counts hundredths."""
+
+
+def usage() -> tuple[float, float, list[int]]:
+    """Now, as `usage_since` wants it: the clock, this process's CPU time, both in seconds, and the machine's ticks."""
+    return time.perf_counter(), time.process_time(), machine_ticks()
+
+
+def machine_ticks() -> list[int]:
+    """Clock ticks of all CPUs since the start, by kind as `man proc_stat` has them; empty where it isn't Linux."""
+    try:
+        with Path("/proc/stat").open() as stat:
+            return [int(ticks) for ticks in stat.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return []
+
+
+def usage_since(before: tuple[float, float, list[int]]) -> dict[str, float | None]:
+    """What has been used since: seconds by the clock and of this process's CPU time (all threads), the share of the
+    machine's CPU time that others used, and the clock of the CPU now, in Hz; None where that can't be read."""
+    now = usage()
+    wall_s, cpu_s = now[0] - before[0], now[1] - before[1]
+    ticks = [after - earlier for earlier, after in zip(before[2], now[2], strict=True)]
+    others = None
+    if sum(ticks) >= FEWEST_TICKS:
+        idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
+        others = max(0.0, sum(ticks) - idle - cpu_s * os.sysconf("SC_CLK_TCK")) / sum(ticks)
+    return {"wall_s": wall_s, "cpu_s": cpu_s, "others_share": others, "clock_hz": clock_hz()}
+
+
+def clock_hz() -> float | None:
+    """Of the CPU that this process ran on last; of a virtual machine it may be the nominal one."""
+    try:
+        cpu = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[36])
+        now = Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq")
+        if now.is_file():
+            return int(now.read_text()) * 1e3
+        with Path("/proc/cpuinfo").open() as lines:
+            clocks = [float(line.partition(":")[2]) * 1e6 for line in lines if line.startswith("cpu MHz")]
+        return clocks[cpu]
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def affinity() -> list[int] | None:
+    """CPUs that this process may run on; None where that can't be read."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
 class Server:
     """One session and the inputs it is fed with."""
 
@@ -64,7 +114,7 @@ class Server:
 
     def hello(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         runtime = {"python": platform.python_version(), "numpy": np.__version__, **self.runner.versions()}
-        return {"protocol": PROTOCOL, "versions": runtime}, {}
+        return {"protocol": PROTOCOL, "versions": runtime, "affinity": affinity()}, {}
 
     def devices(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return {"devices": self.runner.devices(request["provider"])}, {}
@@ -74,7 +124,7 @@ class Server:
         self.runner.load(
             request["model"], request["provider"], request["threads"], request["explain"], request["optimized"]
         )
-        return {"load_s": time.perf_counter() - start}, {}
+        return {"load_s": time.perf_counter() - start, "affinity": affinity()}, {}
 
     def explain(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return self.runner.explain(), {}
@@ -87,10 +137,11 @@ class Server:
         return {"first_run_s": time.perf_counter() - start, "peak_memory_bytes": peak_memory_bytes()}, {}
 
     def slice(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        """Runs a slot's inputs until `seconds` or `runs` are over; answers with each run's latency."""
+        """Runs a slot's inputs until `seconds` or `runs` are over; answers with each run's latency, and `usage_since`."""
         feed, run, clock = self.feeds[request["slot"]], self.runner.run, time.perf_counter
         run(feed)  # not counted: it finds the caches as another cell has left them
         latencies: list[float] = []
+        before = usage()
         end = clock() + request["seconds"]
         while len(latencies) < request["runs"]:
             start = clock()
@@ -99,7 +150,7 @@ class Server:
             latencies.append(now - start)
             if now >= end:
                 break
-        return {}, {"latencies_s": np.asarray(latencies, dtype=np.float32)}
+        return usage_since(before), {"latencies_s": np.asarray(latencies, dtype=np.float32)}
 
     def predict(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return {}, dict(zip(self.runner.output_names(), self.runner.run(arrays), strict=True))
