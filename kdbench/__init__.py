@@ -1,8 +1,8 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `export`, `slim`,
-`quantize`, `evaluate`, `parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs
-them, not before.
+`quantize`, `evaluate`, `parity`, `bench`, `profile`, `load_results`. torch and onnxruntime are imported when a function
+needs them, not before.
 """
 
 from importlib import import_module
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline import bench, compare, distill, run
     from kdbench.pipeline.checking import check
     from kdbench.pipeline.starting import init
+    from kdbench.proofs.profile import profile
     from kdbench.report.table import load_results
     from kdbench.steps.export import export
     from kdbench.steps.quantize import quantize
@@ -32,6 +33,7 @@ _HOMES = {
     "init": "pipeline.starting",
     "load_results": "report.table",
     "parity": "evaluation",
+    "profile": "proofs.profile",
     "quantize": "steps.quantize",
     "run": "pipeline",
     "slim": "steps.slim",
@@ -48,6 +50,7 @@ __all__ = [
     "init",
     "load_results",
     "parity",
+    "profile",
     "quantize",
     "run",
     "slim",

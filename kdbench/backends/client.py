@@ -80,16 +80,16 @@ class Worker:
         """What the backend could run on; empty where nothing is found."""
         return list(self.ask("devices", provider=self.backend.request(self.threads))[0]["devices"])
 
-    def load(self, model: Path, explain: bool = False, optimized: Path | None = None) -> float:
-        """Opens a session on the model; seconds.
+    def load(self, model: Path, explain: bool = False, optimized: Path | None = None, plain: bool = False) -> float:
+        """Opens a session on the model, in place of an earlier one; seconds.
 
-        With `explain`, `explain()` can be asked afterwards; the graph that runs is written to `optimized`.
+        With `explain`, `explain()` can be asked afterwards; the graph that runs is written to `optimized`. With `plain`
+        the graph runs as it stands in the file.
         """
         provider = self.backend.request(self.threads)
         written = str(optimized) if optimized else None
-        reply, _ = self.ask(
-            "load", model=str(model), provider=provider, threads=self.threads, explain=explain, optimized=written
-        )
+        asked: dict[str, Any] = {"explain": explain, "optimized": written, "plain": plain}
+        reply, _ = self.ask("load", model=str(model), provider=provider, threads=self.threads, **asked)
         return float(reply["load_s"])
 
     def explain(self) -> dict[str, dict[str, int]]:
@@ -104,6 +104,16 @@ class Worker:
     def slice(self, slot: str, seconds: float, runs: int) -> NDArray[np.float32]:
         """Latencies in seconds of as many runs as fit into `seconds`, at most `runs`."""
         return self.ask("slice", slot=slot, seconds=seconds, runs=runs, extra_s=seconds)[1]["latencies_s"]
+
+    def profile(self, model: Path, inputs: Arrays, seconds: float, runs: int) -> dict[str, Any]:
+        """Time by kernel in as many runs as fit into `seconds`, at most `runs`, in a session opened for that.
+
+        Their number, `runs`, and their `kernels`: name, operator, provider and `us` a run, in the order of a run; no
+        kernels where the provider tells of none.
+        """
+        provider = self.backend.request(self.threads)
+        asked: dict[str, Any] = {"provider": provider, "threads": self.threads, "seconds": seconds, "runs": runs}
+        return self.ask("profile", inputs, extra_s=seconds, model=str(model), **asked)[0]
 
     def predict(self, inputs: Arrays) -> Arrays:
         return self.ask("predict", inputs)[1]

@@ -1,22 +1,11 @@
 """Everything that may be said beside a number: each flag names the fact and, where there is one, what to try."""
 
+from kdbench.proofs.layers import FLOAT_KERNELS, INT8_KERNELS, MOVERS, QUANTIZERS
 from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
 from kdbench.stats import Interval
 
 NOISY = 0.10
 """Coefficient of variation between processes above which a cell is called noisy (pyperf's bound)."""
-
-INT8_KERNELS = (
-    "QLinearConv",
-    "QLinearMatMul",
-    "QGemm",
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-    "ConvInteger",
-    "DynamicQuantizeMatMul",
-)
-FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
-CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput")
 
 
 def flags(
@@ -69,7 +58,7 @@ def _kernels(evaluation: Evaluation | None) -> tuple[int, int, int]:
     return (
         sum(operators.get(name, 0) for name in INT8_KERNELS),
         sum(operators.get(name, 0) for name in FLOAT_KERNELS),
-        sum(operators.get(name, 0) for name in CONVERSIONS),
+        sum(operators.get(name, 0) for name in (*QUANTIZERS, *MOVERS)),
     )
 
 

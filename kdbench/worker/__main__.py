@@ -121,8 +121,9 @@ class Server:
 
     def load(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         start = time.perf_counter()
+        plain = {"plain": True} if request.get("plain") else {}
         self.runner.load(
-            request["model"], request["provider"], request["threads"], request["explain"], request["optimized"]
+            request["model"], request["provider"], request["threads"], request["explain"], request["optimized"], **plain
         )
         return {"load_s": time.perf_counter() - start, "affinity": affinity()}, {}
 
@@ -137,7 +138,7 @@ class Server:
         return {"first_run_s": time.perf_counter() - start, "peak_memory_bytes": peak_memory_bytes()}, {}
 
     def slice(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        """Runs a slot's inputs until `seconds` or `runs` are over; answers with each run's latency, and `usage_since`."""
+        """Runs a slot's inputs until `seconds` or `runs` are over; answers with latencies and `usage_since`."""
         feed, run, clock = self.feeds[request["slot"]], self.runner.run, time.perf_counter
         run(feed)  # not counted: it finds the caches as another cell has left them
         latencies: list[float] = []
@@ -151,6 +152,13 @@ class Server:
             if now >= end:
                 break
         return usage_since(before), {"latencies_s": np.asarray(latencies, dtype=np.float32)}
+
+    def profile(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Where the time of a model's runs goes, in a session opened for that."""
+        if not hasattr(self.runner, "profile"):
+            raise RuntimeError(f"the runtime '{self.runner.__name__}' does not tell where its time goes")
+        asked = (request[name] for name in ("model", "provider", "threads"))
+        return self.runner.profile(*asked, arrays, request["seconds"], request["runs"]), {}
 
     def predict(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return {}, dict(zip(self.runner.output_names(), self.runner.run(arrays), strict=True))
