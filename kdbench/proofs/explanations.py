@@ -125,8 +125,9 @@ def _why_float(node: "onnx.NodeProto | None", graph: "onnx.GraphProto") -> str:
     if any(makers.get(name) != "DequantizeLinear" for name in node.input[:2]):
         return f"not quantized in the file, `kdbench quantize` it without --operator, or with --operator {node.op_type}"
     users = [user.op_type for user in graph.node if node.output[0] in user.input]
-    if "QuantizeLinear" not in users:
-        return f"its output goes on in float{f' to {_listed(users)}' if users else ''}, quantize that operator too"
+    others = [user for user in users if user != "QuantizeLinear"]
+    if others:
+        return f"its output goes on in float to {_listed(others)}, quantize without --operator"
     return "why is not known"
 
 
@@ -170,6 +171,6 @@ EXPLANATIONS = (
     Explanation(
         "float in int8",
         _float_left,
-        "{count} layers of the int8 model run in float, {share:.0%} of the kernels' time ({told})",
+        "of the int8 model's layers {count} run in float, {share:.0%} of the kernels' time ({told})",
     ),
 )

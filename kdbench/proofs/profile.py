@@ -18,7 +18,7 @@ from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact, load_model
 from kdbench.proofs.layers import MOVERS, QUANTIZERS, WEIGHT_INPUT, Origins, pair_layers
 from kdbench.records import Artifact
-from kdbench.store import load_artifact, sidecar
+from kdbench.store import load_artifact, sha256_of_file, sidecar
 
 if TYPE_CHECKING:
     import onnx
@@ -211,7 +211,8 @@ def _parent(artifact: Artifact, model: Path) -> Path | None:
         return None
     for path in sorted(model.parent.glob("*.onnx")):
         beside = sidecar(path)
-        if path != model and beside.is_file() and load_artifact(beside).sha256 == artifact.parent_sha256:
-            found = known_artifact(path)
-            return path if found.sha256 == artifact.parent_sha256 and found.precision == "fp32" else None
+        found = load_artifact(beside).sha256 if beside.is_file() else sha256_of_file(path)
+        if path != model and found == artifact.parent_sha256:
+            parent = known_artifact(path)
+            return path if parent.sha256 == artifact.parent_sha256 and parent.precision == "fp32" else None
     return None

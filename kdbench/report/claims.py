@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kdbench.proofs.layers import FLOAT_KERNELS, INT8_KERNELS, MOVERS, QUANTIZERS
+from kdbench.proofs.layers import FLOAT_KERNELS, INT8_KERNELS, MOVERS, QUANTIZERS, WEIGHT_INPUT
 from kdbench.proofs.precision import implied
 from kdbench.records import Artifact, Evaluation, Measurement
 from kdbench.store import Arrays
@@ -23,13 +23,12 @@ def proven(artifact: Artifact, m: Measurement, evaluation: Evaluation | None, ar
     if evaluation is None or not proofs_in(evaluation):
         return fields
     int8, floating, _ = kernels(evaluation)
-    ran = sum(evaluation.optimized_operators.values())
     wanted = _provider(m)
     return fields | {
         "node_share": _share({p: sum(nodes.values()) for p, nodes in evaluation.placement.items()}, wanted),
         "time_share": _share(evaluation.time_share, wanted),
         "int8_share": int8 / (int8 + floating) if artifact.precision == "int8" and int8 + floating else None,
-        "fused_share": max(0.0, 1 - ran / sum(artifact.operators.values())) if ran and artifact.operators else None,
+        "fused_share": _fused(artifact, evaluation),
         "rms_error": evaluation.rms_error,
         "ran_as": " or ".join(_implied(evaluation)) or None,
     }
@@ -86,6 +85,16 @@ def _not_fused(artifact: Artifact, evaluation: Evaluation | None) -> str | None:
     if artifact.precision != "int8" or not floating:
         return None
     return f"int8 did not fuse: {floating} of {int8 + floating} convolutions and matrix products run in float"
+
+
+def _fused(artifact: Artifact, evaluation: Evaluation) -> float | None:
+    """Of the file's light nodes, conversions apart, those that no kernel of their own is left of, int8 or not."""
+    running = evaluation.optimized_operators
+    light = {name: n for name, n in artifact.operators.items() if name not in (*WEIGHT_INPUT, *QUANTIZERS, *MOVERS)}
+    if not running or not light:
+        return None
+    left = sum(min(n, running.get(name, 0) + running.get(f"QLinear{name}", 0)) for name, n in light.items())
+    return 1 - left / sum(light.values())
 
 
 def _precision(m: Measurement, evaluation: Evaluation | None) -> str | None:

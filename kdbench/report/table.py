@@ -67,7 +67,7 @@ class Row:
     int8_share: float | None = None
     """Of the convolutions and matrix products of an int8 model, those that run in int8."""
     fused_share: float | None = None
-    """Of the file's nodes, those that are gone from the graph that runs."""
+    """Of the file's light nodes, such as activations, those that have gone into others."""
     rms_error: float | None = None
     """Of the outputs against those in fp32 on the CPU."""
     ran_as: str | None = None
