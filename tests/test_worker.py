@@ -1,6 +1,7 @@
 """Real worker processes: what they answer, and what is said of one that fails."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -71,22 +72,16 @@ def test_the_first_run_of_a_slice_is_not_counted(tmp_path):
         assert latencies.max() < 0.9
 
 
-def test_a_slice_tells_what_it_used(tmp_path, small_model):
+def test_a_worker_tells_its_cpus_and_what_a_slice_used(small_model):
     with Worker(pick_backend("cpu"), 1) as worker:
-        reply, _ = worker.ask("hello")
-        assert reply["affinity"] is None or set(reply["affinity"]) <= set(range(psutil.cpu_count()))
+        said, _ = worker.ask("hello")
         worker.load(small_model)
         worker.feed("5", {"x": X})
         used, _ = worker.ask("slice", slot="5", seconds=0.3, runs=10**6)
+    if hasattr(os, "sched_getaffinity"):
+        assert said["affinity"] == sorted(os.sched_getaffinity(0))
     assert 0.3 <= used["wall_s"] < 10
     assert 0 < used["cpu_s"] <= 1.2 * used["wall_s"]  # one thread
-    assert used["others_share"] is None or 0 <= used["others_share"] <= 1
-    assert used["clock_hz"] is None or 1e8 < used["clock_hz"] < 1e10
-    with Worker(pick_backend("fake"), 1) as worker:
-        worker.load(fake(tmp_path, latency_s=0.02))
-        worker.feed("1", {"x": X[:1]})
-        slept, _ = worker.ask("slice", slot="1", seconds=0.2, runs=10**6)
-    assert slept["cpu_s"] < 0.5 * slept["wall_s"]
 
 
 def test_a_refusal_leaves_the_worker_usable(small_model):

@@ -55,49 +55,35 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-FEWEST_TICKS = 10
-"""Of all CPUs together, below which a share of the machine's time says nothing: the kernel counts hundredths."""
-
-
-def usage() -> tuple[float, float, list[int]]:
-    """Now, as `usage_since` wants it: the clock, this process's CPU time, both in seconds, and the machine's ticks."""
-    return time.perf_counter(), time.process_time(), machine_ticks()
-
-
-def machine_ticks() -> list[int]:
-    """Clock ticks of all CPUs since the start, by kind as `man proc_stat` has them; empty where it isn't Linux."""
+def _machine_state() -> dict[str, float]:
+    """Of this moment: wall and CPU seconds of this process, on Linux also CPU seconds that all processes have used and
+    the clock of this CPU in Hz."""
+    state = {"wall_s": time.perf_counter(), "cpu_s": time.process_time()}
     try:
-        with Path("/proc/stat").open() as stat:
-            return [int(ticks) for ticks in stat.readline().split()[1:9]]
-    except (OSError, ValueError):
-        return []
+        ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        state["busy_s"] = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+        cpu = ctypes.CDLL(None).sched_getcpu()
+        state["clock_hz"] = 1e3 * int(Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq").read_text())
+    except (OSError, ValueError, IndexError, AttributeError):
+        pass
+    return state
 
 
-def usage_since(before: tuple[float, float, list[int]]) -> dict[str, float | None]:
-    """What has been used since: seconds by the clock and of this process's CPU time (all threads), the share of the
-    machine's CPU time that others used, and the clock of the CPU now, in Hz; None where that can't be read."""
-    now = usage()
-    wall_s, cpu_s = now[0] - before[0], now[1] - before[1]
-    ticks = [after - earlier for earlier, after in zip(before[2], now[2], strict=True)]
-    others = None
-    if sum(ticks) >= FEWEST_TICKS:
-        idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
-        others = max(0.0, sum(ticks) - idle - cpu_s * os.sysconf("SC_CLK_TCK")) / sum(ticks)
-    return {"wall_s": wall_s, "cpu_s": cpu_s, "others_share": others, "clock_hz": clock_hz()}
+def _between(before: dict[str, float], after: dict[str, float]) -> dict[str, float | None]:
+    """Wall and CPU seconds of this process between two states, the share of the machine's CPU time that others used,
+    and the clock at the end; None for what can't be told here.
 
-
-def clock_hz() -> float | None:
-    """Of the CPU that this process ran on last; of a virtual machine it may be the nominal one."""
-    try:
-        cpu = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[36])
-        now = Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq")
-        if now.is_file():
-            return int(now.read_text()) * 1e3
-        with Path("/proc/cpuinfo").open() as lines:
-            clocks = [float(line.partition(":")[2]) * 1e6 for line in lines if line.startswith("cpu MHz")]
-        return clocks[cpu]
-    except (OSError, ValueError, IndexError):
-        return None
+    The kernel counts in ticks of about 10 ms, so that over less than many of them the share is a sample, at times below
+    0 or above 1, whose mean over many slices is right.
+    """
+    cpu_s, wall_s = after["cpu_s"] - before["cpu_s"], after["wall_s"] - before["wall_s"]
+    others_s = after["busy_s"] - before["busy_s"] - cpu_s if "busy_s" in after else None
+    return {
+        "cpu_s": cpu_s,
+        "wall_s": wall_s,
+        "others_share": None if others_s is None else others_s / (wall_s * (os.cpu_count() or 1)),
+        "clock_hz": after.get("clock_hz"),
+    }
 
 
 def affinity() -> list[int] | None:
@@ -138,20 +124,28 @@ class Server:
         return {"first_run_s": time.perf_counter() - start, "peak_memory_bytes": peak_memory_bytes()}, {}
 
     def slice(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        """Runs a slot's inputs until `seconds` or `runs` are over; answers with latencies and `usage_since`."""
+        """Runs a slot's inputs until `seconds` or `runs` are over; answers with each run's latency, and the machine.
+
+        Each run is made longer by the share `slower` of its own time, for comparisons whose outcome is known.
+        """
         feed, run, clock = self.feeds[request["slot"]], self.runner.run, time.perf_counter
+        slower = request.get("slower", 0.0)
+        before = _machine_state()
         run(feed)  # not counted: it finds the caches as another cell has left them
         latencies: list[float] = []
-        before = usage()
         end = clock() + request["seconds"]
         while len(latencies) < request["runs"]:
             start = clock()
             run(feed)
             now = clock()
+            if slower:
+                longer = now + slower * (now - start)
+                while now < longer:
+                    now = clock()
             latencies.append(now - start)
             if now >= end:
                 break
-        return usage_since(before), {"latencies_s": np.asarray(latencies, dtype=np.float32)}
+        return _between(before, _machine_state()), {"latencies_s": np.asarray(latencies, dtype=np.float32)}
 
     def profile(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Where the time of a model's runs goes, in a session opened for that."""
