@@ -209,7 +209,7 @@ def proof(tmp_path, expected=None, **behaviour):
     made = artifact("teacher", macs=10**9)
     record = evaluation("teacher", None, backend="fake", placement=behaviour.get("placement", {}))
     path = fake(tmp_path, **behaviour)
-    return prove(record, made, path, {"x": np.zeros((3, 4), np.float32)}, expected)
+    return prove(record, "fake", made, path, {"x": np.zeros((3, 4), np.float32)}, expected)
 
 
 def test_the_share_of_time_on_each_provider(tmp_path):
@@ -255,6 +255,7 @@ def test_claims_that_hold_are_not_flagged():
         ({"rms_error": 3e-3}, "“fp32” ran as bf16: outputs differ by 0.3 % from the fp32 CPU reference"),
         ({"rms_error": 3e-4}, "“fp32” ran as tf32 or fp16: outputs differ by 0.03 % from the fp32 CPU reference"),
         ({"precision": "fp16"}, "“fp16” ran as fp32: outputs differ by 1e-05 % from the fp32 CPU reference"),
+        ({"m": cell("teacher", "0", backend="openvino:bf16@py")}, "“bf16” ran as fp32: outputs differ by 1e-05 %"),
         ({"rms_error": None}, "outputs are NaN or infinite where those of the fp32 reference are not"),
         ({"rms_error": None, "bands": {}}, "outputs are NaN or infinite"),
         ({"threads_used": 1.9}, "1.9 threads computed, 1 asked for: the backend has a pool of its own"),

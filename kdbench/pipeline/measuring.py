@@ -130,7 +130,7 @@ def _evaluations(
             if rung not in expected:
                 feed = compared_inputs(subject.artifact, pack, dims)
                 expected[rung] = feed, reference(subject.artifact, subject.model, feed)
-            record = prove(record, subject.artifact, subject.model, *expected[rung])
+            record = prove(record, backend, subject.artifact, subject.model, *expected[rung])
         evaluations.append(record)
     progress("evaluate", len(wanted), len(wanted))
     return evaluations, arrays

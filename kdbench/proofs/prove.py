@@ -41,13 +41,13 @@ def compared_inputs(artifact: Artifact, pack: EvalPack | None, dims: Mapping[str
 
 
 def prove(
-    evaluation: Evaluation, artifact: Artifact, model: Path, feed: Arrays, expected: Reference | None
+    evaluation: Evaluation, backend: str, artifact: Artifact, model: Path, feed: Arrays, expected: Reference | None
 ) -> Evaluation:
     """The evaluation with what proves it; as it is where the backend refuses to tell."""
     found: dict[str, Any] = {}
     shares = dict.fromkeys(evaluation.placement, 1.0)
     try:
-        with Worker(pick_backend(evaluation.backend), evaluation.threads) as worker:
+        with Worker(pick_backend(backend), evaluation.threads) as worker:
             cpus = worker.ask("hello")[0].get("affinity")
             found["affinity"] = None if cpus is None else tuple(cpus)
             worker.load(model)

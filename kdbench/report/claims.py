@@ -108,9 +108,14 @@ def _precision(m: Measurement, evaluation: Evaluation | None) -> str | None:
     names, off = _implied(evaluation), f"{100 * evaluation.rms_error:.2g} %"
     if not names:
         return f"outputs differ by {off} from the fp32 CPU reference, more than int8 would: something else is computed"
-    if m.precision in names:
+    if _asked(m) in names:
         return None
-    return f"“{m.precision}” ran as {' or '.join(names)}: outputs differ by {off} from the fp32 CPU reference"
+    return f"“{_asked(m)}” ran as {' or '.join(names)}: outputs differ by {off} from the fp32 CPU reference"
+
+
+def _asked(m: Measurement) -> str:
+    """The precision asked for: that of the backend's name, as in `openvino:bf16`, else the model's own."""
+    return m.backend.partition("@")[0].partition(":")[2] or m.precision
 
 
 def _implied(evaluation: Evaluation) -> tuple[str, ...]:
