@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench.backends import pick_backend
+from kdbench.backends import Target, pick_backend
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.data.generated import batch_size, generate
 from kdbench.data.pack import EvalPack, open_pack
@@ -99,7 +99,12 @@ class Parity:
 
 
 def answer(
-    model: Path, inputs: Arrays, batch: int, backend: str = "cpu", threads: int = 1, progress: Progress = silent
+    model: Path,
+    inputs: Arrays,
+    batch: int,
+    backend: str | Target = "cpu",
+    threads: int = 1,
+    progress: Progress = silent,
 ) -> Answers:
     """Runs all samples (first axis of every input) in batches; the last one is filled up and cut again.
 
@@ -112,7 +117,8 @@ def answer(
         raise UserError(f"{model}: takes no input, so there is nothing to compare or to evaluate")
     samples = len(next(iter(inputs.values())))
     collected: dict[str, list[NDArray[Any]]] = {}
-    with _explained(model, backend, threads) as (worker, placement, operators):
+    first = {name: values[np.arange(batch) % samples] for name, values in inputs.items()}
+    with _explained(model, backend, threads, first) as (worker, placement, operators):
         for start in range(0, samples, batch):
             index = np.minimum(np.arange(start, start + batch), samples - 1)
             kept = min(batch, samples - start)
@@ -126,18 +132,23 @@ def answer(
 
 @contextmanager
 def _explained(
-    model: Path, backend: str, threads: int
+    model: Path, backend: str | Target, threads: int, first: Arrays | None = None
 ) -> Iterator[tuple[Worker, dict[str, dict[str, int]], dict[str, int]]]:
     """A worker with the model, its nodes by provider, and the operators of the graph that runs, where it can tell."""
-    row = pick_backend(backend)
-    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(row, threads) as worker:
-        optimized = Path(scratch, "optimized.onnx") if row.saves_optimized else None
-        worker.load(model, explain=True, optimized=optimized)
+    target = pick_backend(backend)
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(target, threads) as worker:
+        optimized = Path(scratch, "optimized.onnx") if target.row.saves_optimized else None
+        worker.load(model, explain=True, optimized=optimized, first=first)
         yield worker, worker.explain(), operators_of(optimized) if optimized else {}
 
 
 def evaluate(
-    model: str | Path, pack: EvalPack | str | Path, *, batch: int = 32, backend: str = "cpu", threads: int = 1
+    model: str | Path,
+    pack: EvalPack | str | Path,
+    *,
+    batch: int = 32,
+    backend: str | Target = "cpu",
+    threads: int = 1,
 ) -> Accuracy | F1:
     """Accuracy of an ONNX file on a pack, through a backend; F1 where samples have any number of labels.
 
@@ -160,7 +171,7 @@ def judge(
     model: Path,
     pack: EvalPack | None,
     batch: int,
-    backend: str,
+    backend: str | Target,
     threads: int,
     progress: Progress = silent,
 ) -> tuple[Evaluation, NDArray[np.int64] | None]:
@@ -171,7 +182,7 @@ def judge(
     """
     batch = batch_size(artifact.inputs) or batch
     record = Evaluation(
-        rung=artifact.rung, artifact_sha256=artifact.sha256, backend=backend, threads=threads, batch=batch
+        rung=artifact.rung, artifact_sha256=artifact.sha256, backend=str(backend), threads=threads, batch=batch
     )
     try:
         if pack is None:
@@ -200,7 +211,7 @@ def parity(
     *,
     pack: EvalPack | str | Path | None = None,
     batch: int = 32,
-    backend: str = "cpu",
+    backend: str | Target = "cpu",
     dims: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Parity:
@@ -225,7 +236,7 @@ def parity_on(
     other: Path,
     inputs: Arrays,
     batch: int,
-    backend: str = "cpu",
+    backend: str | Target = "cpu",
     task: Task = "classification",
     others: Arrays | None = None,
 ) -> Parity:

@@ -114,7 +114,7 @@ def test_int8_changes_the_net_count_of_right_answers_by_two_images_at_most(place
 
 
 def test_an_unavailable_backend_gives_its_reason(digits, place):
-    from kdbench.backends.client import why_unavailable
+    from kdbench.backends.available import why_unavailable
 
     reason = why_unavailable("openvino")
     for row in (row for (_, backend, _), row in digits.items() if backend == "openvino"):

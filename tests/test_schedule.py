@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from kdbench.backends import pick_backend
 from kdbench.benchmark.cells import Cell, Subject, plan
 from kdbench.benchmark.schedule import Schedule
 from kdbench.errors import UserError
@@ -47,7 +48,7 @@ def measured(cells, patience_s=20.0, **changes):
 
 
 def cells_of(subjects, batches=(1,)):
-    return [Cell(s, "fake", 1, batch) for batch in batches for s in subjects]
+    return [Cell(s, pick_backend("fake"), 1, batch) for batch in batches for s in subjects]
 
 
 def test_every_cell_gets_five_fresh_processes_and_all_its_raw_values(tmp_path):
@@ -100,7 +101,7 @@ def test_the_order_depends_on_the_seed_alone(tmp_path):
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        ({"fail_load": "no kernel for Conv"}, "RuntimeError: no kernel for Conv"),
+        ({"fail_load": "no kernel for Conv"}, "no kernel for Conv"),
         ({"crash_at_batch": 2}, "killed by signal 6"),
         ({"fail_at_batch": 2}, "invalid dimensions"),
         ({"hang_at_batch": 2}, "hung: no answer"),

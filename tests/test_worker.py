@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from kdbench.backends import BACKENDS, pick_backend
-from kdbench.backends.client import Worker, WorkerError, why_unavailable
+from kdbench.backends.available import why_unavailable
+from kdbench.backends.client import Worker, WorkerError
 from kdbench.errors import UserError
 from tests.conftest import environment
 
@@ -24,7 +25,7 @@ def available():
             name, marks=pytest.mark.skipif(why_unavailable(name) is not None, reason=str(why_unavailable(name)))
         )
         for name, backend in BACKENDS.items()
-        if backend.runner == "ort"
+        if backend.runner == "ort" and not backend.platforms
     ]
 
 

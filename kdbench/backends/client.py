@@ -1,27 +1,31 @@
 """The parent's side of a worker: starts it, asks, waits without burning CPU, and says why one died."""
 
 import contextlib
-import functools
 import io
 import json
 import os
+import re
 import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench.backends import Backend, pick_backend
+from kdbench.backends.interpreters import clean_environment
+from kdbench.backends.targets import Target
 from kdbench.errors import first_line
 
 PROTOCOL = 1
-WORKER = Path(__file__).resolve().parent.parent / "worker"
+PACKAGE = Path(__file__).resolve().parent.parent
+WORKER = PACKAGE / "worker"
+BUILD_S = 1200.0
+"""How much longer a backend that compiles may take for the first run of a shape."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -37,22 +41,31 @@ class WorkerError(Exception):
 class Worker:
     """One process that serves one model on one backend. Use it as a context manager: leaving it ends the process."""
 
-    def __init__(self, backend: Backend, threads: int, patience_s: float = 60.0) -> None:
-        """Starts the process. `patience_s` is how long a request may take beyond what it was asked to take."""
+    def __init__(self, backend: Target, threads: int, patience_s: float = 60.0) -> None:
+        """Starts the process. `patience_s` is how long a request may take beyond what it was asked to take.
+
+        Raises WorkerError where the interpreter can't be started.
+        """
         self.backend = backend
         self.threads = threads
         self.patience_s = patience_s
+        self._build_s = BUILD_S if backend.row.builds else 0.0
         self._received = bytearray()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 — closed with the worker
         # A session of its own: Ctrl-C reaches the parent alone, and a kill reaches what the runtime may have started.
-        self._process = subprocess.Popen(
-            [sys.executable, str(WORKER), backend.runner],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            start_new_session=True,
-            bufsize=0,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [backend.python or sys.executable, str(WORKER), backend.row.runner],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env=_environment(backend),
+                start_new_session=True,
+                bufsize=0,
+            )
+        except OSError as error:
+            self._stderr.close()
+            raise WorkerError(f"its interpreter can't be started: {error.strerror}", alive=False) from None
 
     def __enter__(self) -> "Worker":
         return self
@@ -70,26 +83,54 @@ class Worker:
                 stream.close()
 
     def hello(self) -> dict[str, str]:
-        """Versions of the worker's interpreter, numpy and runtime; raises WorkerError for another protocol."""
+        """Versions of the worker's interpreter, numpy and runtime.
+
+        Raises WorkerError for another protocol, and for a runtime that is too old for what the backend passes.
+        """
         reply, _ = self.ask("hello")
         if reply["protocol"] != PROTOCOL:
             raise WorkerError(f"the worker speaks protocol {reply['protocol']}, not {PROTOCOL}", alive=False)
-        return dict(reply["versions"])
+        versions, minimum = dict(reply["versions"]), self.backend.row.minimum
+        if minimum and _number(versions["onnxruntime"]) < _number(minimum):
+            raise WorkerError(
+                f"onnxruntime {versions['onnxruntime']} (Python {versions['python']}) is too old for the options of "
+                f"{self.backend}: it takes {minimum} or newer",
+                alive=False,
+            )
+        return versions
+
+    def survey(self, plugins: Iterable[str]) -> dict[str, Any]:
+        """What is installed there: `providers`, those of the `plugins`, `wheels`, and `devices` of other plugins."""
+        return self.ask("survey", plugins=list(plugins))[0]
 
     def devices(self) -> list[str]:
         """What the backend could run on; empty where nothing is found."""
         return list(self.ask("devices", provider=self.backend.request(self.threads))[0]["devices"])
 
-    def load(self, model: Path, explain: bool = False, optimized: Path | None = None, plain: bool = False) -> float:
-        """Opens a session on the model, in place of an earlier one; seconds.
+    def load(
+        self,
+        model: Path,
+        explain: bool = False,
+        optimized: Path | None = None,
+        first: Arrays | None = None,
+        plain: bool = False,
+    ) -> float:
+        """Opens an artifact whose ONNX file is `model`, in place of an earlier one; seconds.
 
-        With `explain`, `explain()` can be asked afterwards; the graph that runs is written to `optimized`. With `plain`
-        the graph runs as it stands in the file.
+        With `explain`, `explain()` can be asked afterwards; the graph that runs is written to `optimized`. A backend
+        that compiles is to be given the `first` inputs too, on which it does. With `plain` the graph runs as it stands.
         """
-        provider = self.backend.request(self.threads)
-        written = str(optimized) if optimized else None
-        asked: dict[str, Any] = {"explain": explain, "optimized": written, "plain": plain}
-        reply, _ = self.ask("load", model=str(model), provider=provider, threads=self.threads, **asked)
+        reply, _ = self.ask(
+            "load",
+            first if self.backend.row.builds else None,
+            extra_s=self._build_s,
+            model=str(self.backend.file(model)),
+            provider=self.backend.request(self.threads),
+            threads=self.threads,
+            explain=explain,
+            optimized=str(optimized) if optimized else None,
+            plain=plain,
+        )
         return float(reply["load_s"])
 
     def explain(self) -> dict[str, dict[str, int]]:
@@ -98,7 +139,7 @@ class Worker:
 
     def feed(self, slot: str, inputs: Arrays) -> tuple[float, int]:
         """Keeps inputs under `slot` and runs them once: seconds, and the process's peak memory so far in bytes."""
-        reply, _ = self.ask("feed", inputs, slot=slot)
+        reply, _ = self.ask("feed", inputs, extra_s=self._build_s, slot=slot)
         return float(reply["first_run_s"]), int(reply["peak_memory_bytes"])
 
     def slice(self, slot: str, seconds: float, runs: int) -> NDArray[np.float32]:
@@ -113,7 +154,8 @@ class Worker:
         """
         provider = self.backend.request(self.threads)
         asked: dict[str, Any] = {"provider": provider, "threads": self.threads, "seconds": seconds, "runs": runs}
-        return self.ask("profile", inputs, extra_s=seconds, model=str(model), **asked)[0]
+        extra_s = seconds + self._build_s
+        return self.ask("profile", inputs, extra_s=extra_s, model=str(self.backend.file(model)), **asked)[0]
 
     def predict(self, inputs: Arrays) -> Arrays:
         return self.ask("predict", inputs)[1]
@@ -133,7 +175,7 @@ class Worker:
         payload = io.BytesIO(self._bytes(reply["bytes"], op, deadline))
         results = {name: np.lib.format.read_array(payload, allow_pickle=False) for name in reply["arrays"]}
         if "error" in reply:
-            raise WorkerError(first_line(RuntimeError(reply["error"])), alive=True)
+            raise WorkerError(_gist(reply["error"]), alive=True)
         return reply, results
 
     def _send(self, content: bytes, op: str, deadline: float) -> None:
@@ -182,20 +224,22 @@ class Worker:
         said = self._stderr.read().decode(errors="replace").strip().splitlines()
         how = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
         last = f": {said[-1]}" if said else ""
-        raise WorkerError(first_line(RuntimeError(f"crashed during '{op}' ({how}){last}")), alive=False)
+        raise WorkerError(_gist(f"crashed during '{op}' ({how}){last}"), alive=False)
 
 
-@functools.cache
-def why_unavailable(name: str) -> str | None:
-    """Why the backend `name` can't be used on this machine, or None where it can. Starts a worker to find out."""
-    backend = pick_backend(name)
-    missing = backend.why_missing()
-    if missing:
-        return missing
-    try:
-        with Worker(backend, threads=1) as worker:
-            worker.hello()
-            found = worker.devices()
-    except WorkerError as error:
-        return str(error)
-    return None if found else f"no device for it here{': ' + backend.needs if backend.needs else ''}"
+def _gist(said: str) -> str:
+    """What a worker said in one line, without places in a runtime's source and without folders of this machine."""
+    said = re.sub(r"/\S+\.(?:cc|cpp|h):\d+ [^()]*\([^()]*\)(?: const)?:? ", "", said)
+    return first_line(RuntimeError(re.sub(r"(?<![\w.:/])/(?:[^\s/:'\"]+/)+", "", said)))
+
+
+def _environment(backend: Target) -> dict[str, str]:
+    """The worker's environment variables."""
+    own = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(PACKAGE.parent), os.getenv("PYTHONPATH")]))}
+    inherited = clean_environment() if backend.python else own if backend.row.runs == "weights" else os.environ
+    return {**inherited, **backend.environment_variables()}
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """`1.31.1` as numbers that can be compared."""
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from kdbench.backends import pick_backend
-from kdbench.backends.client import why_unavailable
+from kdbench.backends import Target, pick_backends
+from kdbench.backends.available import why_unavailable
 from kdbench.data.generated import batch_size, check_elements, generate
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.onnxfile import MAX_IR, MAX_OPSET
 from kdbench.records import Artifact, Bench
-from kdbench.store import Arrays
+from kdbench.store import Arrays, sha256_of_file
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,37 @@ class Cell:
     """One number to be measured, or the reason why it can't be."""
 
     subject: Subject
-    backend: str
+    backend: Target
     threads: int
     batch: int
     error: str | None = None
 
 
-def check_backends(names: Sequence[str]) -> None:
-    """Raises UserError for an unknown backend, and where none of them is available."""
-    for name in names:
-        pick_backend(name)
-    reasons = [f"{name}: {why_unavailable(name)}" for name in names if why_unavailable(name)]
-    if len(reasons) == len(names):
+def check_backends(bench: Bench) -> list[Target]:
+    """The backends of a benchmark, with their options.
+
+    Raises UserError for an unknown backend, precision or option, and where none of them is available.
+    """
+    targets = pick_backends(bench.backends, bench.options)
+    reasons = [f"{target.asked}: {why}" for target in targets for why in [why_unavailable(target)] if why]
+    if len(reasons) == len(targets):
         raise UserError(f"no backend is available: {'; '.join(reasons)}")
+    return targets
 
 
 def plan(subjects: Sequence[Subject], bench: Bench) -> list[Cell]:
     """Every artifact × backend × threads × batch; raises UserError where no cell of them can run."""
-    check_backends(bench.backends)
-    for field in ("backends", "batches", "threads"):
-        values = getattr(bench, field)
+    targets = check_backends(bench)
+    for field, values in (
+        ("backends", [target.label for target in targets]),
+        ("batches", bench.batches),
+        ("threads", bench.threads),
+    ):
         if len(set(values)) != len(values):
             raise UserError(f"bench.{field}: {', '.join(map(str, values))}: each one once, please")
     cells = [
-        Cell(subject, backend, threads, batch, _why_not(subject.artifact, backend, batch))
-        for backend in bench.backends
+        Cell(subject, target, threads, batch, _why_not(subject, target, batch))
+        for target in targets
         for threads in bench.threads
         for batch in bench.batches
         for subject in subjects
@@ -64,10 +70,12 @@ def plan(subjects: Sequence[Subject], bench: Bench) -> list[Cell]:
     return cells
 
 
-def _why_not(artifact: Artifact, backend: str, batch: int) -> str | None:
-    unavailable = why_unavailable(backend)
+def _why_not(subject: Subject, target: Target, batch: int) -> str | None:
+    artifact, unavailable = subject.artifact, why_unavailable(target)
     if unavailable:
-        return f"{backend}: {unavailable}"
+        return f"{target}: {unavailable}"
+    if target.row.runs == "weights":
+        return _why_no_weights(subject, target)
     if artifact.ir_version > MAX_IR or artifact.opset > MAX_OPSET:
         return (
             f"{artifact.rung} has IR {artifact.ir_version} and opset {artifact.opset}, "
@@ -76,6 +84,18 @@ def _why_not(artifact: Artifact, backend: str, batch: int) -> str | None:
     fixed = batch_size(artifact.inputs)
     if fixed is not None and fixed != batch:
         return f"{artifact.rung} has a fixed batch of {fixed}: use --batch {fixed}, or export it with a free one"
+    return None
+
+
+def _why_no_weights(subject: Subject, target: Target) -> str | None:
+    artifact, weights = subject.artifact, target.file(subject.model)
+    exported_from = artifact.options.get("weights_sha256")
+    if exported_from is None:
+        return f"{artifact.rung} has no weights of its own to run on {target}: only rungs that were exported here have"
+    if not weights.is_file():
+        return f"{artifact.rung}: {weights.name} is not beside its ONNX file, and {target} runs these weights"
+    if sha256_of_file(weights) != exported_from:
+        return f"{artifact.rung}: {weights.name} is not what its ONNX file was exported from: export it again"
     return None
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.benchmark.cells import Cell
 from kdbench.progress import Progress, silent
@@ -36,6 +35,7 @@ class _Record:
     processes: list[Process] = field(default_factory=list)
     latencies: list[NDArray[np.float32]] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
     slices: list[int] = field(default_factory=list)
 
 
@@ -52,7 +52,7 @@ class Schedule:
         self._records = [_Record(cell, cell.error) for cell in cells]
         self._random = random.Random(settings.seed)  # noqa: S311 — an order, not a secret
         self._slices = 0
-        self._files = {cell.subject.model: _identity(cell.subject.model) for cell in cells}
+        self._files = {file: _identity(file) for cell in cells for file in [cell.backend.file(cell.subject.model)]}
 
     def rounds(self, progress: Progress = silent) -> Iterator[int]:
         """Measures round by round, and yields the number of each that is done."""
@@ -87,8 +87,9 @@ class Schedule:
                 Measurement(
                     rung=cell.subject.artifact.rung,
                     artifact_sha256=cell.subject.artifact.sha256,
-                    backend=cell.backend,
-                    provider_options=dict(pick_backend(cell.backend).options(cell.threads)),
+                    backend=cell.backend.label,
+                    provider_options=cell.backend.options(cell.threads),
+                    versions=record.versions,
                     precision=cell.subject.artifact.precision,
                     batch=cell.batch,
                     threads=cell.threads,
@@ -113,7 +114,7 @@ class Schedule:
             ready: list[tuple[_Record, Worker]] = []
             for rung in self._random.sample(sorted(by_rung), len(by_rung)):
                 cell = by_rung[rung][0].cell
-                worker = stack.enter_context(Worker(pick_backend(cell.backend), cell.threads, self.patience_s))
+                worker = stack.enter_context(Worker(cell.backend, cell.threads, self.patience_s))
                 ready += [(record, worker) for record in self._open(number, worker, by_rung[rung])]
             # The first turn warms up: caches, memory arenas, the clock of the CPU.
             ready = self._turn(ready, None)
@@ -131,15 +132,16 @@ class Schedule:
         """
         opened: list[_Record] = []
         model = records[0].cell.subject.model
-        if _identity(model) != self._files[model]:
+        file = worker.backend.file(model)
+        if _identity(file) != self._files[file]:
             for record in records:
-                record.error = f"{model} was changed while it was measured: bench again"
+                record.error = f"{file} was changed while it was measured: bench again"
             return []
         records = sorted(records, key=lambda record: record.cell.batch)
         turned = number % len(records)
         try:
-            worker.hello()
-            load_s = worker.load(model)
+            versions = worker.hello()
+            load_s = worker.load(model, first=self.feeds(records[turned].cell) if worker.backend.row.builds else None)
         except WorkerError as error:
             for record in records:
                 record.error = str(error)
@@ -152,6 +154,7 @@ class Schedule:
                 if not error.alive:
                     return []
                 continue
+            record.versions = versions
             first = {"first_run_s": first_run_s, "peak_memory_bytes": peak} if place == 0 else {}
             record.processes.append(Process.model_validate({"round": number, "load_s": load_s, **first}))
             opened.append(record)

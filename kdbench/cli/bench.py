@@ -17,7 +17,16 @@ from kdbench.progress import bars
     metavar="TEACHER.onnx",
     help="What the others are compared with.  [default: the run's teacher, or the first model]",
 )
-@click.option("--backend", "backends", multiple=True, default=("cpu",), show_default=True, help="May be repeated.")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=("cpu",),
+    show_default=True,
+    metavar="NAME[:PRECISION][@PYTHON]",
+    help="One of `kdbench backends`, under another environment's interpreter if one is named. May be repeated.",
+)
+@options.backend_options
 @click.option(
     "--batch",
     "batches",
@@ -49,6 +58,7 @@ def bench(
     models: tuple[Path, ...],
     baseline: Path | None,
     backends: tuple[str, ...],
+    backend_options: dict[str, dict[str, str]],
     batches: tuple[int, ...],
     threads: tuple[int, ...],
     budget: float,
@@ -66,16 +76,18 @@ def bench(
     \b
     kdbench bench fp32.onnx int8.onnx --batch 1 --batch 32
     kdbench bench runs/digits --backend cpu --backend openvino --threads 1 --threads 2 --out threads
+    kdbench bench fp32.onnx --backend openvino:bf16 --backend cuda@envs/gpu/bin/python
     kdbench bench bert.onnx --dim sequence=128 --budget 60
     """
     from kdbench import pipeline
-    from kdbench.cli.show import show_report
+    from kdbench.cli.show import remark, show_report
 
     with bars() as progress:
         report = pipeline.bench(
             models,
             baseline=baseline,
             backends=backends,
+            backend_options=backend_options,
             batches=batches,
             threads=threads,
             budget_s=budget,
@@ -84,6 +96,7 @@ def bench(
             out=out,
             publish=publish,
             progress=progress,
+            say=remark,
         )
     show_report(report)
     errors = [row.error for row in report.ladder.rows]

@@ -16,12 +16,26 @@ if TYPE_CHECKING:
 @click.argument("model", type=options.FILE)
 @click.argument("pack", type=options.FILE, required=False)
 @click.option("--against", type=options.FILE, metavar="OTHER", help="Compare with this model's outputs.")
-@click.option("--backend", default="cpu", show_default=True, help="One of `kdbench backends`.")
+@click.option(
+    "--backend",
+    default="cpu",
+    show_default=True,
+    metavar="NAME[:PRECISION][@PYTHON]",
+    help="One of `kdbench backends`.",
+)
+@options.backend_options
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True)
 @options.dims
 def evaluate(
-    model: Path, pack: Path | None, against: Path | None, backend: str, threads: int, batch: int, dims: dict[str, int]
+    model: Path,
+    pack: Path | None,
+    against: Path | None,
+    backend: str,
+    backend_options: dict[str, dict[str, str]],
+    threads: int,
+    batch: int,
+    dims: dict[str, int],
 ) -> None:
     """Accuracy of an ONNX MODEL on a PACK, or its parity with another model, or both.
 
@@ -36,17 +50,19 @@ def evaluate(
     """
     from kdbench import evaluate as judge
     from kdbench import parity
+    from kdbench.backends import pick_backends
     from kdbench.data.pack import load_pack
 
     if pack is None and against is None:
         raise UserError("nothing to evaluate on: give a PACK, or --against OTHER.onnx")
+    (target,) = pick_backends([backend], backend_options)
     if pack is not None:
         if against is not None and load_pack(pack).y_test is None:
             click.echo(f"accuracy   –  no labels in {pack}: only how alike the two answer can be told")
         else:
-            click.echo(_told(judge(model, pack, batch=batch, backend=backend, threads=threads), backend))
+            click.echo(_told(judge(model, pack, batch=batch, backend=target, threads=threads), target.label))
     if against is not None:
-        check = parity(model, against, pack=pack, batch=batch, backend=backend, dims=dims)
+        check = parity(model, against, pack=pack, batch=batch, backend=target, dims=dims)
         kind = "evaluation samples" if pack is not None else "generated inputs"
         click.echo(
             f"parity     on {check.samples} {kind}: largest difference {check.largest_difference:.3g} "

@@ -36,6 +36,27 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return sizes
 
 
+def _by_backend(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for name, text in _pairs(ctx, parameter, values).items():
+        backend, dot, key = name.partition(".")
+        if not dot or not backend or not key:
+            raise click.BadParameter(f"'{name}={text}' should read BACKEND.NAME=VALUE", ctx, parameter)
+        found.setdefault(backend, {})[key] = text
+    return found
+
+
+def backend_options(command: F) -> F:
+    return click.option(
+        "--option",
+        "backend_options",
+        multiple=True,
+        callback=_by_backend,
+        metavar="BACKEND.NAME=VALUE",
+        help="An option of a backend, such as openvino.precision=bf16 or cuda.graph=true. May be repeated.",
+    )(command)
+
+
 def overrides(command: F) -> F:
     return click.option(
         "--set",

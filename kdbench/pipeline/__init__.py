@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.pack import load_pack
@@ -36,7 +37,7 @@ def run(
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or RUNS / recipe.name))
-    check_backends(recipe.bench.backends)
+    check_backends(recipe.bench)
     with folder.lock():
         made = distilled(folder, recipe, progress, say, alone=True)
         # Against the first teacher; where none of them knows all classes, against the student alone.
@@ -54,6 +55,7 @@ def run(
             seed=recipe.seed,
             keep=not fresh,
             progress=progress,
+            say=say,
         )
         if publish:
             report = replace(report, published=publish_results(report.results))
@@ -114,6 +116,7 @@ def bench(
     backends: Sequence[str] = ("cpu",),
     batches: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
+    backend_options: Mapping[str, Mapping[str, Any]] | None = None,
     budget_s: float = 30.0,
     pack: str | Path | None = None,
     dims: Mapping[str, int] | None = None,
@@ -121,13 +124,16 @@ def bench(
     publish: bool = False,
     seed: int = 0,
     progress: Progress = silent,
+    say: Callable[[str], None] = unsaid,
 ) -> Report:
     """Measures ONNX files, or the rungs of a run folder, against a baseline; the report lies in `out`.
 
     The baseline is, if not given, the run's teacher or the first model. With a `pack` (a run folder has its own)
     accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions.
+    `backend_options` are the options of each backend by its name, such as {"openvino": {"precision": "bf16"}}.
     """
     wanted = {"backends": backends, "batches": batches, "threads": threads, "budget_s": budget_s}
+    wanted["options"] = backend_options or {}
     options = parse(Bench, wanted, "bench")
     paths = [Path(model) for model in models]
     folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
@@ -156,6 +162,7 @@ def bench(
             seed=seed,
             dims=dims or {},
             progress=progress,
+            say=say,
         )
     return replace(report, published=publish_results(report.results)) if publish else report
 

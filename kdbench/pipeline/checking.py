@@ -12,6 +12,7 @@ from time import perf_counter as now
 import numpy as np
 from numpy.typing import NDArray
 
+from kdbench.backends import Target
 from kdbench.benchmark.cells import Cell, check_backends, inputs, plan
 from kdbench.benchmark.schedule import SLICE_S
 from kdbench.data.dataset import Dataset, Labels, split
@@ -99,7 +100,7 @@ def check(recipe: Recipe | str, *, progress: Progress = silent, say: Callable[[s
     UserError where `run` would.
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    check_backends(recipe.bench.backends)
+    check_backends(recipe.bench)
     needs_torch()
     watch, start = Stopwatch(progress), now()
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
@@ -220,7 +221,7 @@ def _one_epoch(recipe: Recipe) -> Recipe:
 
 def _one_a_place(cells: Sequence[Cell]) -> list[Cell]:
     """For each rung, backend and thread count the first cell that can be measured, or else the first."""
-    places: dict[tuple[str, str, int], Cell] = {}
+    places: dict[tuple[str, Target, int], Cell] = {}
     for cell in sorted(cells, key=lambda cell: cell.error is not None):
         places.setdefault((cell.subject.artifact.rung, cell.backend, cell.threads), cell)
     return list(places.values())

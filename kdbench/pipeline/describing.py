@@ -70,8 +70,8 @@ def loss_facts(metrics: Path) -> list[Fact]:
 def backend_facts(opened: Sequence[tuple[Cell, str | None]]) -> list[Fact]:
     """What ran on each backend, and why the rest can't."""
     facts = []
-    for backend in dict.fromkeys(cell.backend for cell, _ in opened):
-        errors = {cell.subject.artifact.rung: error for cell, error in opened if cell.backend == backend}
+    for backend in dict.fromkeys(str(cell.backend) for cell, _ in opened):
+        errors = {cell.subject.artifact.rung: error for cell, error in opened if str(cell.backend) == backend}
         ran = [rung for rung, error in errors.items() if error is None]
         reasons = dict.fromkeys(error.removeprefix(f"{backend}: ") for error in errors.values() if error)
         facts.append((backend, "; ".join([f"opened {', '.join(ran)}"] * bool(ran) + list(reasons))))

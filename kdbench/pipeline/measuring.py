@@ -1,18 +1,19 @@
 """The benchmark of any artifacts: evaluated, measured, reported."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from kdbench import __version__
+from kdbench.backends.available import rivals
 from kdbench.benchmark.cells import Cell, Subject, inputs, plan
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.evaluation import judge
 from kdbench.machine import describe
-from kdbench.progress import Progress, silent
+from kdbench.progress import Progress, silent, unsaid
 from kdbench.proofs.precision import Reference, reference
 from kdbench.proofs.prove import compared_inputs, prove
 from kdbench.records import Bench, BenchSettings, Evaluation, RawFile, Recipe, ResultFile
@@ -55,11 +56,14 @@ def measured(
     dims: Mapping[str, int] | None = None,
     keep: bool = False,
     progress: Progress = silent,
+    say: Callable[[str], None] = unsaid,
 ) -> Report:
     """Evaluates and measures all subjects; results are written after every round, and also when interrupted."""
     path = prepare_folder(out) / RESULTS_FILE
     partial = out / PARTIAL_FILE
     cells = plan(subjects, options)
+    for remark in rivals(cell.backend for cell in cells):
+        say(remark)
     settings = BenchSettings(
         seed=seed, processes=options.processes, budget_s=options.budget_s, slice_s=SLICE_S, slice_runs=SLICE_RUNS
     )
@@ -70,7 +74,7 @@ def measured(
         name=name,
         complete=False,
         machine=machine,
-        recipe=recipe,
+        recipe=recipe and _without_paths(recipe, cells),
         baseline=baseline,
         settings=settings,
         inputs="data" if pack else "generated",
@@ -101,6 +105,13 @@ def measured(
     report = _report(path, *save(path, complete=True))
     remove_results(partial)
     return report
+
+
+def _without_paths(recipe: Recipe, cells: Sequence[Cell]) -> Recipe:
+    """The recipe with the labels of its backends, as paths of interpreters are no part of a result."""
+    labels = tuple(dict.fromkeys(cell.backend.label for cell in cells))
+    changed = labels if any(cell.backend.python for cell in cells) else recipe.bench.backends
+    return recipe.model_copy(update={"bench": recipe.bench.model_copy(update={"backends": changed})})
 
 
 def _evaluations(
@@ -146,8 +157,10 @@ def _same_results(path: Path, wanted: ResultFile, cells: Sequence[Cell]) -> tupl
         return None
     facts = {"kdbench", "name", "machine", "recipe", "baseline", "settings", "inputs", "inputs_sha256"}
     same = found.complete and found.model_dump(include=facts) == wanted.model_dump(include=facts)
-    measured = [(m.artifact_sha256, m.backend, m.threads, m.batch) for m in found.measurements]
-    planned = [(c.subject.artifact.sha256, c.backend, c.threads, c.batch) for c in cells]
+    measured = [(m.artifact_sha256, m.backend, m.provider_options, m.threads, m.batch) for m in found.measurements]
+    planned = [
+        (c.subject.artifact.sha256, c.backend.label, c.backend.options(c.threads), c.threads, c.batch) for c in cells
+    ]
     return (found, arrays) if same and measured == planned else None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdbench.backends import BACKENDS
-from kdbench.backends.client import why_unavailable
+from kdbench.backends.available import why_unavailable
 from kdbench.data.dataset import Dataset
 from kdbench.data.generated import batch_size
 from kdbench.errors import UserError
@@ -254,7 +254,7 @@ def _losses(dataset: Dataset) -> tuple[dict[str, float], float, str]:
 
 def _bench(candidate: "Candidate") -> dict[str, Any]:
     """The backends of this machine, and batches that the teacher can take."""
-    backends = [name for name, row in BACKENDS.items() if not row.hidden and why_unavailable(name) is None]
+    backends = [name for name, row in BACKENDS.items() if row.runner == "ort" and why_unavailable(name) is None]
     artifact = getattr(candidate.model, "artifact", None)
     fixed = artifact and batch_size(artifact.inputs)
     return {"backends": backends or ["cpu"], "batches": [fixed] if fixed else [1, 32]}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench.backends import pick_backend
+from kdbench.backends import Target, pick_backend
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.benchmark.cells import Cell, Subject, check_backends, inputs
 from kdbench.data.generated import batch_size
@@ -17,7 +17,7 @@ from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact, load_model
 from kdbench.proofs.layers import MOVERS, QUANTIZERS, WEIGHT_INPUT, Origins, pair_layers
-from kdbench.records import Artifact
+from kdbench.records import Artifact, Bench
 from kdbench.store import load_artifact, sha256_of_file, sidecar
 
 if TYPE_CHECKING:
@@ -115,42 +115,48 @@ def profile(
     evaluation samples, else generated. Raises UserError where the backend can't run them.
     """
     model, opened = Path(model), open_pack(pack)
-    check_backends([backend])
+    target = check_backends(Bench(backends=(backend,)))[0]
     artifact = known_artifact(model)
     beside = Path(other) if other is not None else _parent(artifact, model)
     paths = [model] if beside is None else [model, beside]
     if beside is not None and known_artifact(beside).precision != "int8" and artifact.precision == "int8":
         paths.reverse()
-    return [profile_one(path, backend, batch, threads, opened, dims or {}, seconds) for path in paths]
+    return [profile_one(path, target, batch, threads, opened, dims or {}, seconds) for path in paths]
 
 
 def profile_one(
-    path: Path, backend: str, batch: int, threads: int, pack: EvalPack | None, dims: Mapping[str, int], seconds: float
+    path: Path,
+    backend: str | Target,
+    batch: int,
+    threads: int,
+    pack: EvalPack | None,
+    dims: Mapping[str, int],
+    seconds: float,
 ) -> Profile:
     import onnx
 
-    artifact, row = known_artifact(path), pick_backend(backend)
+    artifact, target = known_artifact(path), pick_backend(backend)
     fixed = batch_size(artifact.inputs)
     batch = fixed or batch
-    cell = Cell(Subject(artifact, path), backend, threads, batch)
+    cell = Cell(Subject(artifact, path), target, threads, batch)
     feed = inputs(cell, pack, dims)
     larger = None if fixed else {name: np.repeat(values, LARGER, axis=0) for name, values in feed.items()}
-    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(row, threads) as worker:
-        written = Path(scratch, "running.onnx") if row.saves_optimized else None
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(target, threads) as worker:
+        written = Path(scratch, "running.onnx") if target.row.saves_optimized else None
         try:
-            worker.load(path, explain=True, optimized=written)
+            worker.load(path, explain=True, optimized=written, first=feed)
             placement = worker.explain()
             latency_s, *rest = _latencies_s(worker, [feed, larger] if larger else [feed], seconds)
             told = worker.profile(path, feed, seconds, RUNS)
         except WorkerError as error:
-            raise UserError(f"{path} on {backend}: {error}") from None
+            raise UserError(f"{path} on {target}: {error}") from None
         running = onnx.load(str(written)) if written else None
     graph = load_model(path)
     origins = Origins(graph.graph, running.graph if running else None)
     return Profile(
         artifact=artifact,
         model=graph,
-        backend=backend,
+        backend=str(target),
         batch=batch,
         threads=threads,
         runs=told["runs"],

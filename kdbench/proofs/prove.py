@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kdbench.backends import pick_backend
+from kdbench.backends import Target, pick_backend
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.data.generated import batch_size, generate
 from kdbench.data.pack import EvalPack
@@ -41,24 +41,29 @@ def compared_inputs(artifact: Artifact, pack: EvalPack | None, dims: Mapping[str
 
 
 def prove(
-    evaluation: Evaluation, backend: str, artifact: Artifact, model: Path, feed: Arrays, expected: Reference | None
+    evaluation: Evaluation,
+    backend: str | Target,
+    artifact: Artifact,
+    model: Path,
+    feed: Arrays,
+    expected: Reference | None,
 ) -> Evaluation:
     """The evaluation with what proves it; as it is where the backend refuses to tell."""
     found: dict[str, Any] = {}
+    batch = batch_size(artifact.inputs) or len(next(iter(feed.values())))
+    first = {name: values[:batch] for name, values in feed.items()}
     shares = dict.fromkeys(evaluation.placement, 1.0)
     try:
         with Worker(pick_backend(backend), evaluation.threads) as worker:
             cpus = worker.ask("hello")[0].get("affinity")
             found["affinity"] = None if cpus is None else tuple(cpus)
-            worker.load(model)
+            worker.load(model, first=first)
             off = error(answers(worker, artifact, feed), expected.outputs) if expected is not None else None
             if expected is not None and off is not None:
                 found |= {"compared": len(next(iter(feed.values()))), "bands": dict(expected.bands)}
                 if math.isfinite(off.rms):
                     found |= {"rms_error": off.rms, "largest_error": off.largest}
             if len(shares) > 1:
-                batch = batch_size(artifact.inputs) or len(next(iter(feed.values())))
-                first = {name: values[:batch] for name, values in feed.items()}
                 shares = _shares(worker.profile(model, first, PROFILE_S, PROFILE_RUNS)["kernels"])
     except WorkerError:
         shares = {}

@@ -217,6 +217,9 @@ class Quantize(Record):
 
 class Bench(Record):
     backends: Annotated[tuple[str, ...], Field(min_length=1)] = ("cpu",)
+    """Each as NAME[:PRECISION][@PYTHON]."""
+    options: dict[str, dict[str, str | bool | int | float]] = {}
+    """By the name of a backend: its precision, and what is passed on to its provider."""
     batches: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     threads: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     processes: Annotated[int, Field(ge=5)] = 5

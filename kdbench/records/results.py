@@ -39,6 +39,9 @@ class Measurement(Record):
     artifact_sha256: str
     backend: str
     provider_options: dict[str, str] = {}
+    """As passed."""
+    versions: dict[str, str] = {}
+    """Of the worker's interpreter, numpy and runtime."""
     precision: str
     batch: Count
     threads: Count

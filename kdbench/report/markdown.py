@@ -43,6 +43,9 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
             "plot": plot,
             "judged": JUDGED[ladder.metric],
             "proven": any(proofs_in(evaluation) for evaluation in ladder.result.evaluations),
+            "environments": {
+                m.backend: m.versions for m in ladder.result.measurements if "@" in m.backend and m.versions
+            },
             "again": _again(ladder.result.recipe),
         }
         for ladder, plot in zip_longest(ladders, plots)

@@ -18,7 +18,7 @@ from kdbench.errors import UserError
 from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import inspect, portable
 from kdbench.records import Artifact, TensorSpec
-from kdbench.store import output_file, part_of, save_artifact, write_atomic
+from kdbench.store import output_file, part_of, save_artifact, sha256_of_file, write_atomic
 from kdbench.teachers.classes import ClassMap
 from kdbench.training import weights
 
@@ -102,6 +102,7 @@ def export(
         step="export",
         options={
             "opset": OPSET,
+            "weights_sha256": sha256_of_file(source),
             "source": trained.source,
             "model": trained.model,
             "training": training,

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdbench.backends import pick_backend
-from kdbench.backends.client import Worker, WorkerError, why_unavailable
+from kdbench.backends.available import why_unavailable
+from kdbench.backends.client import Worker, WorkerError
 from kdbench.data.generated import batch_size
 from kdbench.errors import UserError
 from kdbench.functions import find

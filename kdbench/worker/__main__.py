@@ -14,6 +14,7 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -96,21 +97,27 @@ class Server:
 
     def __init__(self, runner: Any) -> None:
         self.runner = runner
-        self.feeds: dict[str, Arrays] = {}
+        self.feeds: dict[str, Callable[[], object]] = {}
 
     def hello(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         runtime = {"python": platform.python_version(), "numpy": np.__version__, **self.runner.versions()}
         return {"protocol": PROTOCOL, "versions": runtime, "affinity": affinity()}, {}
 
+    def survey(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        return self.runner.survey(request), {}
+
     def devices(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return {"devices": self.runner.devices(request["provider"])}, {}
 
     def load(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Opens the model; with arrays, they are run once, and what that compiles counts as loading."""
         start = time.perf_counter()
         plain = {"plain": True} if request.get("plain") else {}
         self.runner.load(
             request["model"], request["provider"], request["threads"], request["explain"], request["optimized"], **plain
         )
+        if arrays:
+            self.runner.bind(arrays)()
         return {"load_s": time.perf_counter() - start, "affinity": affinity()}, {}
 
     def explain(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
@@ -118,9 +125,9 @@ class Server:
 
     def feed(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Keeps inputs under a slot's name and runs them once."""
-        self.feeds[request["slot"]] = arrays
+        run = self.feeds[request["slot"]] = self.runner.bind(arrays)
         start = time.perf_counter()
-        self.runner.run(arrays)
+        run()
         return {"first_run_s": time.perf_counter() - start, "peak_memory_bytes": peak_memory_bytes()}, {}
 
     def slice(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
@@ -128,15 +135,15 @@ class Server:
 
         Each run is made longer by the share `slower` of its own time, for comparisons whose outcome is known.
         """
-        feed, run, clock = self.feeds[request["slot"]], self.runner.run, time.perf_counter
+        run, clock = self.feeds[request["slot"]], time.perf_counter
         slower = request.get("slower", 0.0)
         before = _machine_state()
-        run(feed)  # not counted: it finds the caches as another cell has left them
+        run()  # not counted: it finds the caches as another cell has left them
         latencies: list[float] = []
         end = clock() + request["seconds"]
         while len(latencies) < request["runs"]:
             start = clock()
-            run(feed)
+            run()
             now = clock()
             if slower:
                 longer = now + slower * (now - start)
@@ -178,7 +185,8 @@ def main() -> None:
         try:
             reply, results = getattr(server, request["op"])(request, arrays)
         except Exception as error:
-            reply, results = {"error": f"{type(error).__name__}: {error}"}, {}
+            kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+            reply, results = {"error": f"{kind}{error}"}, {}
         write_message(replies, reply, results)
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,10 @@ def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
     first = _behaviour.get("latencies_s")
     time.sleep(first.pop(0) if first else _behaviour.get("latency_s", 0.0002))
     return [np.zeros((batch, _behaviour.get("classes", 2)), dtype=np.float32)]
+
+
+def bind(feed: dict[str, np.ndarray]) -> Callable[[], object]:
+    return lambda: run(feed)
 
 
 def output_names() -> list[str]:

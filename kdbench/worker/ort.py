@@ -1,27 +1,72 @@
 """onnxruntime sessions, on built-in and plugin execution providers."""
 
+import contextlib
 import importlib
+import importlib.metadata
+import importlib.util
 import json
+import os
+import pkgutil
+import re
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+PLUGINS = "onnxruntime_ep_"
+"""How the names of packages begin that carry a provider."""
+
+RELU = bytes.fromhex(
+    "080812003a330a0c0a0178120179220452656c751201705a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a020801"
+    "42040a00100d"
+)
+"""An ONNX file that holds one Relu of x [1]: a provider is there if it opens this."""
+
 _session: Any = None
+_provider: dict[str, Any] = {}
+_bound = 0
+"""Slots that are bound to a device: each captures a graph of its own."""
 
 
 def versions() -> dict[str, str]:
     return {"onnxruntime": ort.__version__}
 
 
+def survey(request: dict[str, Any]) -> dict[str, Any]:
+    """What is installed: providers of this onnxruntime, which of the plugins asked for, wheels, and other devices.
+
+    The devices are those of `get_ep_devices()` with every plugin that is installed but not among the `plugins`.
+    """
+    asked = request["plugins"]
+    plugins = [name for name in asked if importlib.util.find_spec(name) is not None]
+    providers = [name for name in ort.get_available_providers() if name != "AzureExecutionProvider"]
+    for module in _installed_plugins():
+        if module not in asked:
+            with contextlib.suppress(Exception):
+                _register(module, module)
+    return {
+        "providers": providers,
+        "plugins": plugins,
+        "wheels": _wheels(),
+        "devices": sorted({(device.ep_name, _described(device)) for device in _all_devices()}),
+    }
+
+
 def devices(provider: dict[str, Any]) -> list[str]:
-    """What the provider could run on here, as `CPU: GenuineIntel`; empty where there is nothing."""
-    if "plugin" not in provider:
-        return [provider["name"]] if provider["name"] in ort.get_available_providers() else []
-    return [f"{device.device.type.name}: {device.device.vendor}" for device in _plugin_devices(provider)]
+    """What the provider could run on here, as `CPU: AMD`; empty where there is nothing."""
+    if not _builtin(provider):
+        return [_described(device) for device in _plugin_devices(provider)]
+    if provider["name"] not in ort.get_available_providers():
+        return []
+    session = _opened(RELU, provider, ort.SessionOptions())
+    if provider["name"] not in session.get_providers():
+        raise RuntimeError(_did_not_start(provider, session))
+    named = [_described(device) for device in _all_devices() if device.ep_name == provider["name"]]
+    return named or [provider["name"]]
 
 
 def load(
@@ -37,7 +82,7 @@ def load(
 
     `plain` runs the graph as it stands in the file; `trace` is how the file begins that `end_profiling` writes.
     """
-    global _session
+    global _session, _provider
     options = ort.SessionOptions()
     if plain:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -47,34 +92,27 @@ def load(
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    for name, value in provider["session"].items():
+        setattr(options, name, value)
     # Threads that spin after a run disturb the sessions of other workers.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if explain:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     if optimized:
         options.optimized_model_filepath = optimized
-    if "plugin" in provider:
-        found = _plugin_devices(provider)
-        if not found:
-            raise RuntimeError(f"{provider['name']} finds no device on this machine")
-        options.add_provider_for_devices(found[:1], provider["options"])
-        _session = ort.InferenceSession(model, options)
-    else:
-        # Without this the session would retry on the CPU where the provider fails, and say so in a log line only.
-        _session = ort.InferenceSession(
-            model, options, providers=[(provider["name"], provider["options"])], enable_fallback=0
-        )
+    _session, _provider = _opened(model, provider, options), provider
     if provider["name"] not in _session.get_providers():
-        raise RuntimeError(f"{provider['name']} did not start; the session has {', '.join(_session.get_providers())}")
+        raise RuntimeError(_did_not_start(provider, _session))
 
 
 def explain() -> dict[str, Any]:
-    """Nodes by provider and operator, as assigned before the provider fuses them."""
+    """Nodes by provider and operator, as assigned before the provider fuses them; none where onnxruntime is too old."""
     placement: dict[str, dict[str, int]] = {}
-    for subgraph in _session.get_provider_graph_assignment_info():
-        operators = placement.setdefault(subgraph.ep_name, {})
-        for node in subgraph.get_nodes():
-            operators[node.op_type] = operators.get(node.op_type, 0) + 1
+    if hasattr(_session, "get_provider_graph_assignment_info"):
+        for subgraph in _session.get_provider_graph_assignment_info():
+            operators = placement.setdefault(subgraph.ep_name, {})
+            for node in subgraph.get_nodes():
+                operators[node.op_type] = operators.get(node.op_type, 0) + 1
     return {"placement": placement}
 
 
@@ -130,22 +168,126 @@ def _middle_mean(values: np.ndarray) -> float:
 
 
 def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
-    outputs: list[np.ndarray] = _session.run(None, feed)
+    """From host memory to host memory."""
+    outputs: list[np.ndarray] = _session.run(None, feed, _run_options(-1))
     return outputs
+
+
+def bind(feed: dict[str, np.ndarray]) -> Callable[[], object]:
+    """What is timed of these inputs: a run from host memory to host memory, or on the device where it `binds`.
+
+    There, inputs are copied to the device once, here, and outputs stay on it.
+    """
+    global _bound
+    if _provider["binds"] is None:
+        return lambda: _session.run(None, feed)
+    _bound += 1
+    place = (_provider["binds"], int(_provider["options"].get("device_id", "0")))
+    binding, options = _session.io_binding(), _run_options(_bound)
+    # A captured graph writes to the addresses that it was captured with, so that its outputs are allocated here.
+    fixed = [(value.shape, value.dtype) for value in run(feed)] if _provider["graph"] else []
+    for name, value in feed.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value), *place))
+    for number, name in enumerate(output_names()):
+        if fixed:
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_shape_and_type(*fixed[number], *place))
+        else:
+            binding.bind_output(name, *place)
+
+    def bound() -> None:
+        _session.run_with_iobinding(binding, options)
+        binding.synchronize_outputs()
+
+    return bound
 
 
 def output_names() -> list[str]:
     return [output.name for output in _session.get_outputs()]
 
 
+def _run_options(graph: int) -> Any:
+    """None where runs are not captured as graphs; −1 for a run that is not captured, else the graph's number."""
+    if not _provider["graph"]:
+        return None
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+def _builtin(provider: dict[str, Any]) -> bool:
+    """Whether onnxruntime itself carries the provider. Asked before a plugin is registered, which is listed too."""
+    return provider["plugin"] is None or provider["name"] in ort.get_available_providers()
+
+
+def _opened(model: str | bytes, provider: dict[str, Any], options: Any) -> Any:
+    # Without enable_fallback=0 the session would retry on the CPU where the provider fails, and only print so.
+    if _builtin(provider):
+        if provider["preloads"] and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()
+        passed = {**provider["builtin"], **provider["options"]}
+        return ort.InferenceSession(model, options, providers=[(provider["name"], passed)], enable_fallback=0)
+    found = _plugin_devices(provider)
+    if not found:
+        raise RuntimeError(f"{provider['name']} finds no device on this machine")
+    options.add_provider_for_devices(found[:1], provider["options"])
+    return ort.InferenceSession(model, options, enable_fallback=0)
+
+
+def _did_not_start(provider: dict[str, Any], session: Any) -> str:
+    """With the reason, which onnxruntime tells its log alone."""
+    reason = _logged_error() or f"the session has {', '.join(session.get_providers())}"
+    return f"{provider['name']} did not start: {reason}"
+
+
+def _logged_error() -> str:
+    """The last error that onnxruntime has written to standard error, without its place in the source."""
+    with contextlib.suppress(OSError):  # where it can't be read, there is nothing to be told
+        said = os.pread(2, 1 << 16, max(0, os.fstat(2).st_size - (1 << 16))).decode(errors="replace")
+        errors = re.findall(r"\[E:onnxruntime:[^\]]*\] (.*)", said)
+        if errors:
+            return re.sub(r"^.*\[ONNXRuntimeError\] : \d+ : \w+ : |\x1b\[[\d;]*m", "", errors[-1]).strip()
+    return ""
+
+
 def _plugin_devices(provider: dict[str, Any]) -> list[Any]:
-    plugin = importlib.import_module(provider["plugin"])
-    registered = {device.ep_name for device in ort.get_ep_devices()}
-    if provider["name"] not in registered:
-        ort.register_execution_provider_library(provider["plugin"], plugin.get_library_path())
+    if not hasattr(ort, "get_ep_devices"):
+        raise RuntimeError(f"onnxruntime {ort.__version__} takes no plugins: 1.22 or newer does")
+    modules = _installed_plugins() if provider["plugin"] == "*" else [provider["plugin"]]
+    for module in modules:
+        if provider["name"] not in {device.ep_name for device in _all_devices()}:
+            _register(provider["name"], module)
     # Equal names only: the OpenVINO plugin also lists meta devices such as OpenVINOExecutionProvider.AUTO.
     return [
         device
-        for device in ort.get_ep_devices()
-        if device.ep_name == provider["name"] and device.device.type.name == provider["device"]
+        for device in _all_devices()
+        if device.ep_name == provider["name"] and provider["device"] in ("", device.device.type.name)
     ]
+
+
+def _register(name: str, module: str) -> None:
+    """Some plugins call their provider by the name that they are registered with."""
+    ort.register_execution_provider_library(name, importlib.import_module(module).get_library_path())
+
+
+def _all_devices() -> list[Any]:
+    """Of built-in providers and registered plugins; none where onnxruntime is too old to tell."""
+    found: list[Any] = ort.get_ep_devices() if hasattr(ort, "get_ep_devices") else []
+    return found
+
+
+def _described(device: Any) -> str:
+    return f"{device.device.type.name}: {device.device.vendor}"
+
+
+def _installed_plugins() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules() if module.name.startswith(PLUGINS))
+
+
+def _wheels() -> list[str]:
+    """Every distribution that has put files into the package `onnxruntime`, with its version."""
+    return sorted(
+        f"{found.name} {found.version}"
+        for found in importlib.metadata.distributions()
+        if found.name.lower().startswith(("onnxruntime", "ort"))
+        and any(file.parts[0] == "onnxruntime" for file in found.files or ())
+    )
