@@ -144,7 +144,8 @@ def test_one_backend_asked_for_in_two_ways_is_refused(tmp_path):
         ("script", "not a Python interpreter"),
     ],
 )
-def test_an_interpreter_that_cannot_serve_is_a_reason_without_its_path(environments, python, reason):
+def test_an_interpreter_that_cannot_serve_is_a_reason_without_its_path(environments, python, reason, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(np.__file__).parent.parent))  # is not for other environments
     said = why_unavailable(f"cpu@{environments / python}")
     assert said.startswith(reason)
     assert str(environments) not in said
@@ -258,6 +259,14 @@ def test_what_the_first_run_compiles_counts_as_loading(tmp_path):
     (m,), _ = schedule.records()
     assert m.error is None
     assert all(process.load_s >= 0.3 > process.first_run_s for process in m.processes)
+
+
+def test_an_interpreter_that_is_gone_when_its_turn_comes_costs_its_own_cells_alone(tmp_path):
+    (cell,) = plan([subject(tmp_path, "a")], Bench(backends=("fake",)))
+    schedule = Schedule([cell, replace(cell, backend=pick_backend("fake@/nowhere/python"))], settings(), feeds)
+    list(schedule.rounds())
+    errors = [m.error for m in schedule.records()[0]]
+    assert errors == [None, "its interpreter can't be started: No such file or directory"]
 
 
 def test_a_provider_that_fails_on_the_model_says_so_in_short(tmp_path):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,12 +36,12 @@ class Cell:
     error: str | None = None
 
 
-def check_backends(bench: Bench) -> list[Target]:
-    """The backends of a benchmark, with their options.
+def check_backends(names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Target]:
+    """Backends as they are asked for, with the options of each by its name.
 
     Raises UserError for an unknown backend, precision or option, and where none of them is available.
     """
-    targets = pick_backends(bench.backends, bench.options)
+    targets = pick_backends(names, options)
     reasons = [f"{target.asked}: {why}" for target in targets for why in [why_unavailable(target)] if why]
     if len(reasons) == len(targets):
         raise UserError(f"no backend is available: {'; '.join(reasons)}")
@@ -49,7 +50,7 @@ def check_backends(bench: Bench) -> list[Target]:
 
 def plan(subjects: Sequence[Subject], bench: Bench) -> list[Cell]:
     """Every artifact × backend × threads × batch; raises UserError where no cell of them can run."""
-    targets = check_backends(bench)
+    targets = check_backends(bench.backends, bench.options)
     for field, values in (
         ("backends", [target.label for target in targets]),
         ("batches", bench.batches),

@@ -114,7 +114,12 @@ class Schedule:
             ready: list[tuple[_Record, Worker]] = []
             for rung in self._random.sample(sorted(by_rung), len(by_rung)):
                 cell = by_rung[rung][0].cell
-                worker = stack.enter_context(Worker(cell.backend, cell.threads, self.patience_s))
+                try:
+                    worker = stack.enter_context(Worker(cell.backend, cell.threads, self.patience_s))
+                except WorkerError as error:
+                    for record in by_rung[rung]:
+                        record.error = str(error)
+                    continue
                 ready += [(record, worker) for record in self._open(number, worker, by_rung[rung])]
             # The first turn warms up: caches, memory arenas, the clock of the CPU.
             ready = self._turn(ready, None)

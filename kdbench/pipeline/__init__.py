@@ -37,7 +37,7 @@ def run(
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
     folder = RunFolder(Path(out or RUNS / recipe.name))
-    check_backends(recipe.bench)
+    check_backends(recipe.bench.backends, recipe.bench.options)
     with folder.lock():
         made = distilled(folder, recipe, progress, say, alone=True)
         # Against the first teacher; where none of them knows all classes, against the student alone.

@@ -100,7 +100,7 @@ def check(recipe: Recipe | str, *, progress: Progress = silent, say: Callable[[s
     UserError where `run` would.
     """
     recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
-    check_backends(recipe.bench)
+    check_backends(recipe.bench.backends, recipe.bench.options)
     needs_torch()
     watch, start = Stopwatch(progress), now()
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kdbench import __version__
-from kdbench.backends.available import rivals
+from kdbench.backends.available import rivals, survey
 from kdbench.benchmark.cells import Cell, Subject, inputs, plan
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
 from kdbench.data.pack import EvalPack
@@ -157,11 +157,20 @@ def _same_results(path: Path, wanted: ResultFile, cells: Sequence[Cell]) -> tupl
         return None
     facts = {"kdbench", "name", "machine", "recipe", "baseline", "settings", "inputs", "inputs_sha256"}
     same = found.complete and found.model_dump(include=facts) == wanted.model_dump(include=facts)
-    measured = [(m.artifact_sha256, m.backend, m.provider_options, m.threads, m.batch) for m in found.measurements]
+    measured = [
+        (m.artifact_sha256, m.backend, m.provider_options, m.threads, m.batch, m.versions if "@" in m.backend else {})
+        for m in found.measurements
+    ]
     planned = [
-        (c.subject.artifact.sha256, c.backend.label, c.backend.options(c.threads), c.threads, c.batch) for c in cells
+        (c.subject.artifact.sha256, str(c.backend), c.backend.options(c.threads), c.threads, c.batch, _elsewhere(c))
+        for c in cells
     ]
     return (found, arrays) if same and measured == planned else None
+
+
+def _elsewhere(cell: Cell) -> dict[str, str]:
+    """Versions in another environment under whose interpreter the cell runs: the machine's own are not these."""
+    return survey(cell.backend.python).versions if cell.backend.python and not cell.error else {}
 
 
 def _report(path: Path, result: ResultFile, arrays: Arrays) -> Report:

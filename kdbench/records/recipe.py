@@ -218,7 +218,7 @@ class Quantize(Record):
 class Bench(Record):
     backends: Annotated[tuple[str, ...], Field(min_length=1)] = ("cpu",)
     """Each as NAME[:PRECISION][@PYTHON]."""
-    options: dict[str, dict[str, str | bool | int | float]] = {}
+    options: dict[str, dict[str, Any]] = {}
     """By the name of a backend: its precision, and what is passed on to its provider."""
     batches: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     threads: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
