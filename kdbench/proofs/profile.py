@@ -17,7 +17,7 @@ from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact, load_model
 from kdbench.proofs.layers import MOVERS, QUANTIZERS, WEIGHT_INPUT, Origins, pair_layers
-from kdbench.records import Artifact, Bench
+from kdbench.records import Artifact
 from kdbench.store import load_artifact, sha256_of_file, sidecar
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def profile(
     evaluation samples, else generated. Raises UserError where the backend can't run them.
     """
     model, opened = Path(model), open_pack(pack)
-    target = check_backends(Bench(backends=(backend,)))[0]
+    (target,) = check_backends([backend])
     artifact = known_artifact(model)
     beside = Path(other) if other is not None else _parent(artifact, model)
     paths = [model] if beside is None else [model, beside]
