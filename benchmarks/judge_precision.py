@@ -5,7 +5,7 @@
 Models with random weights, and those of a run, are exported to ONNX in fp32. What answers for the backend is another
 implementation than that of the bands: torch in fp32, in bfloat16 and half precision, as a whole and by autocast, torch
 with operands rounded or cut off to TF32's ten bits, and the int8 file that `kdbench quantize` makes. Prints each error
-against the bands, and a Markdown table of what was told. About three minutes on one core.
+against the bands, and a Markdown table of what was told. About four minutes on one quiet core.
 """
 
 import argparse
