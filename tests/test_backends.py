@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdbench.backends import BACKENDS, Target, client, pick_backend, pick_backends
-from kdbench.backends.available import Survey, survey, why_unavailable
+from kdbench.backends.available import Survey, rivals, survey, why_unavailable
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.benchmark.cells import Subject, plan
 from kdbench.benchmark.schedule import Schedule
@@ -73,7 +73,7 @@ def test_fp32_is_the_default_and_is_asked_for_wherever_a_provider_could_do_other
             said = {**other.options(2), **other.environment_variables()}
             assert precision == target.precision or said != asked[row.name], f"{row.name}:{precision} asks for nothing"
     assert asked["cuda"] == {"use_tf32": "0"}
-    assert asked["tensorrt"] == {"trt_fp16_enable": "0", "trt_bf16_enable": "0", "NVIDIA_TF32_OVERRIDE": "0"}
+    assert asked["tensorrt"] == {"trt_fp16_enable": "0", "NVIDIA_TF32_OVERRIDE": "0"}
     assert asked["openvino"] == {"load_config": '{"CPU":{"INFERENCE_NUM_THREADS":2,"INFERENCE_PRECISION_HINT":"f32"}}'}
     assert asked["qnn"] == {"enable_htp_fp16_precision": "0"}
     assert asked["xnnpack"] == {"intra_op_num_threads": "2"}
@@ -205,6 +205,11 @@ def test_wheels_that_overwrite_each_other_are_noticed_and_explained(environments
     text = " ".join(done.stdout.split())
     assert "onnxruntime-gpu 1.31.1 are installed together" in text
     assert "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu" in text
+    python = environments / "twin" / "bin" / "python"
+    (said,) = rivals([pick_backend(name) for name in ("cpu", f"cpu@{python}", f"cuda@{python}")])
+    assert said.startswith("onnxruntime ")
+    shutil.rmtree(info)
+    survey.cache_clear()
 
 
 def test_one_wheel_is_no_rival_of_its_own():

@@ -161,10 +161,10 @@ _ROWS = (
         needs="it needs an NVIDIA GPU, its driver and TensorRT",
         # TensorRT takes tf32 for float32 by itself; what forbids it stands in the environment.
         precisions={
-            "fp32": Way({"trt_fp16_enable": "0", "trt_bf16_enable": "0"}, {"NVIDIA_TF32_OVERRIDE": "0"}),
-            "tf32": Way({"trt_fp16_enable": "0", "trt_bf16_enable": "0"}),
+            "fp32": Way({"trt_fp16_enable": "0"}, {"NVIDIA_TF32_OVERRIDE": "0"}),
+            "tf32": Way({"trt_fp16_enable": "0"}),
             "bf16": Way({"trt_fp16_enable": "0", "trt_bf16_enable": "1"}),
-            "fp16": Way({"trt_fp16_enable": "1", "trt_bf16_enable": "0"}),
+            "fp16": Way({"trt_fp16_enable": "1"}),
         },
         known=("device_id", "trt_auxiliary_streams", "trt_build_heuristics_enable", "trt_builder_optimization_level",
                "trt_context_memory_sharing_enable", "trt_cuda_graph_enable", "trt_dla_core", "trt_dla_enable",
@@ -175,7 +175,6 @@ _ROWS = (
                "trt_profile_opt_shapes", "trt_sparsity_enable", "trt_tactic_sources", "trt_timing_cache_enable",
                "trt_timing_cache_path"),
         aliases={"graph": "trt_cuda_graph_enable", "int8": "trt_int8_enable"},
-        minimum="1.22",
         binds="cuda",
         graph="trt_cuda_graph_enable",
         preloads=True,
@@ -248,14 +247,13 @@ _ROWS = (
         needs="it needs an AMD GPU and ROCm",
         platforms=("linux", "win32"),
         precisions={
-            "fp32": Way({"migraphx_fp16_enable": "0", "migraphx_bf16_enable": "0"}),
+            "fp32": Way({"migraphx_fp16_enable": "0"}),
             "bf16": Way({"migraphx_fp16_enable": "0", "migraphx_bf16_enable": "1"}),
-            "fp16": Way({"migraphx_fp16_enable": "1", "migraphx_bf16_enable": "0"}),
+            "fp16": Way({"migraphx_fp16_enable": "1"}),
         },
         known=("device_id", "migraphx_int8_enable", "migraphx_fp8_enable", "migraphx_int8_calibration_table_name",
                "migraphx_int8_use_native_calibration_table", "migraphx_exhaustive_tune", "migraphx_mem_limit",
                "migraphx_arena_extend_strategy", "migraphx_model_cache_dir", "migraphx_max_dynamic_batch"),
-        minimum="1.23",
         builds=True,
     ),
     Backend(

@@ -26,6 +26,9 @@ RELU = bytes.fromhex(
 )
 """An ONNX file that holds one Relu of x [1]: a provider is there if it opens this."""
 
+BUILT_IN = tuple(name for name in ort.get_available_providers() if name != "AzureExecutionProvider")
+"""Asked once, as plugins are among them too when they are registered; Azure's calls a service."""
+
 _session: Any = None
 _provider: dict[str, Any] = {}
 _bound = 0
@@ -43,13 +46,12 @@ def survey(request: dict[str, Any]) -> dict[str, Any]:
     """
     asked = request["plugins"]
     plugins = [name for name in asked if importlib.util.find_spec(name) is not None]
-    providers = [name for name in ort.get_available_providers() if name != "AzureExecutionProvider"]
     for module in _installed_plugins():
         if module not in asked:
             with contextlib.suppress(Exception):
-                _register(module, module)
+                _register(module)
     return {
-        "providers": providers,
+        "providers": BUILT_IN,
         "plugins": plugins,
         "wheels": _wheels(),
         "devices": sorted({(device.ep_name, _described(device)) for device in _all_devices()}),
@@ -60,7 +62,7 @@ def devices(provider: dict[str, Any]) -> list[str]:
     """What the provider could run on here, as `CPU: AMD`; empty where there is nothing."""
     if not _builtin(provider):
         return [_described(device) for device in _plugin_devices(provider)]
-    if provider["name"] not in ort.get_available_providers():
+    if provider["name"] not in BUILT_IN:
         return []
     session = _opened(RELU, provider, ort.SessionOptions())
     if provider["name"] not in session.get_providers():
@@ -215,8 +217,8 @@ def _run_options(graph: int) -> Any:
 
 
 def _builtin(provider: dict[str, Any]) -> bool:
-    """Whether onnxruntime itself carries the provider. Asked before a plugin is registered, which is listed too."""
-    return provider["plugin"] is None or provider["name"] in ort.get_available_providers()
+    """Whether onnxruntime itself is to carry the provider."""
+    return provider["plugin"] is None or provider["name"] in BUILT_IN
 
 
 def _opened(model: str | bytes, provider: dict[str, Any], options: Any) -> Any:
@@ -252,10 +254,12 @@ def _logged_error() -> str:
 def _plugin_devices(provider: dict[str, Any]) -> list[Any]:
     if not hasattr(ort, "get_ep_devices"):
         raise RuntimeError(f"onnxruntime {ort.__version__} takes no plugins: 1.22 or newer does")
-    modules = _installed_plugins() if provider["plugin"] == "*" else [provider["plugin"]]
-    for module in modules:
-        if provider["name"] not in {device.ep_name for device in _all_devices()}:
-            _register(provider["name"], module)
+    if provider["plugin"] != "*" and not _has_devices(provider):
+        _register(provider["plugin"])
+    for module in _installed_plugins() if provider["plugin"] == "*" else []:
+        with contextlib.suppress(Exception):  # one that can't be loaded may not be the one that is wanted
+            if not _has_devices(provider):
+                _register(module)
     # Equal names only: the OpenVINO plugin also lists meta devices such as OpenVINOExecutionProvider.AUTO.
     return [
         device
@@ -264,9 +268,15 @@ def _plugin_devices(provider: dict[str, Any]) -> list[Any]:
     ]
 
 
-def _register(name: str, module: str) -> None:
-    """Some plugins call their provider by the name that they are registered with."""
-    ort.register_execution_provider_library(name, importlib.import_module(module).get_library_path())
+def _has_devices(provider: dict[str, Any]) -> bool:
+    return any(device.ep_name == provider["name"] for device in _all_devices())
+
+
+def _register(module: str) -> None:
+    """Under the provider's own name, as some plugins call it by the name that they are registered with."""
+    plugin = importlib.import_module(module)
+    name = plugin.get_ep_name() if hasattr(plugin, "get_ep_name") else module
+    ort.register_execution_provider_library(name, plugin.get_library_path())
 
 
 def _all_devices() -> list[Any]:
