@@ -1,8 +1,8 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `export`, `slim`,
-`quantize`, `evaluate`, `parity`, `bench`, `pack`, `bundle`, `load_results`. torch and onnxruntime are imported when a
-function needs them, not before.
+`quantize`, `evaluate`, `parity`, `bench`, `profile`, `pack`, `bundle`, `load_results`. torch and onnxruntime are
+imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline.checking import check
     from kdbench.pipeline.packing import pack
     from kdbench.pipeline.starting import init
+    from kdbench.proofs.profile import profile
     from kdbench.report.table import load_results
     from kdbench.steps.export import export
     from kdbench.steps.quantize import quantize
@@ -36,6 +37,7 @@ _HOMES = {
     "load_results": "report.table",
     "pack": "pipeline.packing",
     "parity": "evaluation",
+    "profile": "proofs.profile",
     "quantize": "steps.quantize",
     "run": "pipeline",
     "slim": "steps.slim",
@@ -54,6 +56,7 @@ __all__ = [
     "load_results",
     "pack",
     "parity",
+    "profile",
     "quantize",
     "run",
     "slim",

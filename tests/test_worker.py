@@ -1,6 +1,7 @@
 """Real worker processes: what they answer, and what is said of one that fails."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -70,6 +71,18 @@ def test_the_first_run_of_a_slice_is_not_counted(tmp_path):
         latencies = worker.slice("1", seconds=5, runs=10)
         assert len(latencies) == 10
         assert latencies.max() < 0.9
+
+
+def test_a_worker_tells_its_cpus_and_what_a_slice_used(small_model):
+    with Worker(pick_backend("cpu"), 1) as worker:
+        said, _ = worker.ask("hello")
+        worker.load(small_model)
+        worker.feed("5", {"x": X})
+        used, _ = worker.ask("slice", slot="5", seconds=0.3, runs=10**6)
+    if hasattr(os, "sched_getaffinity"):
+        assert said["affinity"] == sorted(os.sched_getaffinity(0))
+    assert 0.3 <= used["wall_s"] < 10
+    assert 0 < used["cpu_s"] <= 1.2 * used["wall_s"]  # one thread
 
 
 def test_a_refusal_leaves_the_worker_usable(small_model):

@@ -108,12 +108,17 @@ class Worker:
         return list(self.ask("devices", provider=self.backend.request(self.threads))[0]["devices"])
 
     def load(
-        self, model: Path, explain: bool = False, optimized: Path | None = None, first: Arrays | None = None
+        self,
+        model: Path,
+        explain: bool = False,
+        optimized: Path | None = None,
+        first: Arrays | None = None,
+        plain: bool = False,
     ) -> float:
-        """Opens an artifact whose ONNX file is `model`; seconds.
+        """Opens an artifact whose ONNX file is `model`, in place of an earlier one; seconds.
 
         With `explain`, `explain()` can be asked afterwards; the graph that runs is written to `optimized`. A backend
-        that compiles is to be given the `first` inputs too, on which it does.
+        that compiles is to be given the `first` inputs too, on which it does. With `plain` the graph runs as it stands.
         """
         reply, _ = self.ask(
             "load",
@@ -124,6 +129,7 @@ class Worker:
             threads=self.threads,
             explain=explain,
             optimized=str(optimized) if optimized else None,
+            plain=plain,
         )
         return float(reply["load_s"])
 
@@ -139,6 +145,17 @@ class Worker:
     def slice(self, slot: str, seconds: float, runs: int) -> NDArray[np.float32]:
         """Latencies in seconds of as many runs as fit into `seconds`, at most `runs`."""
         return self.ask("slice", slot=slot, seconds=seconds, runs=runs, extra_s=seconds)[1]["latencies_s"]
+
+    def profile(self, model: Path, inputs: Arrays, seconds: float, runs: int) -> dict[str, Any]:
+        """Time by kernel in as many runs as fit into `seconds`, at most `runs`, in a session opened for that.
+
+        Their number, `runs`, and their `kernels`: name, operator, provider and `us` a run, in the order of a run; no
+        kernels where the provider tells of none.
+        """
+        provider = self.backend.request(self.threads)
+        asked: dict[str, Any] = {"provider": provider, "threads": self.threads, "seconds": seconds, "runs": runs}
+        extra_s = seconds + self._build_s
+        return self.ask("profile", inputs, extra_s=extra_s, model=str(self.backend.file(model)), **asked)[0]
 
     def predict(self, inputs: Arrays) -> Arrays:
         return self.ask("predict", inputs)[1]

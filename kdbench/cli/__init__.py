@@ -23,6 +23,7 @@ COMMANDS = (
     "quantize",
     "evaluate",
     "bench",
+    "profile",
     "pack",
     "bundle",
     "report",

@@ -52,6 +52,7 @@ from kdbench.progress import bars
 @click.option(
     "--out", type=options.FILE, default=Path("bench"), show_default=True, help="Folder for results and report."
 )
+@click.option("--strict", is_flag=True, help="End with an error where a claim of a cell does not hold.")
 @click.option("--publish", is_flag=True, help="Also copy the results to results/<machine>/<date>-<name>.json.")
 def bench(
     models: tuple[Path, ...],
@@ -65,6 +66,7 @@ def bench(
     dims: dict[str, int],
     out: Path,
     publish: bool,
+    strict: bool,
 ) -> None:
     """Measure ONNX models, or all rungs of a run, against a baseline.
 
@@ -104,3 +106,10 @@ def bench(
     errors = [row.error for row in report.ladder.rows]
     if all(errors):
         raise UserError("nothing was measured: every cell failed, each for the reason in the table")
+    broken = [
+        f"{row.rung} on {row.backend} (threads {row.threads}, batch {row.batch}): {'; '.join(row.broken_claims)}"
+        for row in report.ladder.rows
+        if row.broken_claims
+    ]
+    if strict and broken:
+        raise UserError(f"--strict: of {len(errors)} cells {len(broken)} are not what they claim: {' | '.join(broken)}")

@@ -14,6 +14,8 @@ from kdbench.errors import UserError
 from kdbench.evaluation import judge
 from kdbench.machine import describe
 from kdbench.progress import Progress, silent, unsaid
+from kdbench.proofs.precision import Reference, reference
+from kdbench.proofs.prove import compared_inputs, prove
 from kdbench.records import Bench, BenchSettings, Evaluation, RawFile, Recipe, ResultFile
 from kdbench.report.files import save_report
 from kdbench.report.table import Ladder, ladder
@@ -87,7 +89,7 @@ def measured(
     feeds = {
         (cell.subject.artifact.rung, cell.batch): inputs(cell, pack, dims or {}) for cell in cells if not cell.error
     }
-    evaluations, answers = _evaluations(subjects, cells, pack, progress)
+    evaluations, answers = _evaluations(subjects, cells, pack, dims or {}, progress)
     schedule = Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.batch])
 
     def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
@@ -115,14 +117,19 @@ def _without_paths(recipe: Recipe, cells: Sequence[Cell]) -> Recipe:
 
 
 def _evaluations(
-    subjects: Sequence[Subject], cells: Sequence[Cell], pack: EvalPack | None, progress: Progress
+    subjects: Sequence[Subject],
+    cells: Sequence[Cell],
+    pack: EvalPack | None,
+    dims: Mapping[str, int],
+    progress: Progress,
 ) -> tuple[list[Evaluation], Arrays]:
-    """Every subject's answers through each backend and thread count of which a cell can run."""
+    """Every subject's answers through each backend and thread count of which a cell can run, proven."""
     batch = max(cell.batch for cell in cells)
     wanted = list(dict.fromkeys((c.subject.artifact.rung, c.backend, c.threads) for c in cells if c.error is None))
     by_rung = {subject.artifact.rung: subject for subject in subjects}
     evaluations: list[Evaluation] = []
     arrays = Arrays()
+    expected: dict[str, tuple[Arrays, Reference | None]] = {}
     for number, (rung, backend, threads) in enumerate(wanted):
         progress("evaluate", number, len(wanted))
         subject = by_rung[rung]
@@ -132,6 +139,11 @@ def _evaluations(
             if pack.y_test is not None:
                 arrays["labels"] = pack.y_test.astype("int32")
             record = record.model_copy(update={"raw": str(number)})
+        if record.error is None:
+            if rung not in expected:
+                feed = compared_inputs(subject.artifact, pack, dims)
+                expected[rung] = feed, reference(subject.artifact, subject.model, feed)
+            record = prove(record, backend, subject.artifact, subject.model, *expected[rung])
         evaluations.append(record)
     progress("evaluate", len(wanted), len(wanted))
     return evaluations, arrays

@@ -1,22 +1,11 @@
 """Everything that may be said beside a number: each flag names the fact and, where there is one, what to try."""
 
 from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
+from kdbench.report.claims import kernels
 from kdbench.stats import Interval
 
 NOISY = 0.10
 """Coefficient of variation between processes above which a cell is called noisy (pyperf's bound)."""
-
-INT8_KERNELS = (
-    "QLinearConv",
-    "QLinearMatMul",
-    "QGemm",
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-    "ConvInteger",
-    "DynamicQuantizeMatMul",
-)
-FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
-CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "Transpose", "ReorderInput", "ReorderOutput")
 
 
 def flags(
@@ -26,13 +15,13 @@ def flags(
     evaluation: Evaluation | None,
     against_parent: tuple[str, Interval | None] | None,
     medians: dict[int, float],
+    broken: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
-    """What the reader of this cell has to know."""
+    """What the reader of this cell has to know, its broken claims among it."""
     found = [
         *artifact.warnings,
         _failed_evaluation(evaluation),
-        _fallback(m, evaluation),
-        _not_fused(artifact, evaluation),
+        *broken,
         _slower(artifact, evaluation, against_parent),
         _few_processes(result, m, medians),
         _noisy(m, medians),
@@ -44,49 +33,13 @@ def _failed_evaluation(evaluation: Evaluation | None) -> str | None:
     return f"not evaluated: {evaluation.error}" if evaluation and evaluation.error else None
 
 
-def _fallback(m: Measurement, evaluation: Evaluation | None) -> str | None:
-    """Nodes that another provider than the asked-for one has taken, as assigned before fusion."""
-    from kdbench.backends import pick_backend
-
-    if evaluation is None or not evaluation.placement:
-        return None
-    wanted = pick_backend(m.backend).provider
-    total = sum(sum(operators.values()) for operators in evaluation.placement.values())
-    elsewhere = {p: operators for p, operators in evaluation.placement.items() if p != wanted}
-    if not elsewhere:
-        return None
-    names = ", ".join(
-        f"{count} on {provider} ({', '.join(sorted(operators))})"
-        for provider, operators in elsewhere.items()
-        for count in [sum(operators.values())]
-    )
-    return f"fallback: of {total} nodes {names}"
-
-
-def _kernels(evaluation: Evaluation | None) -> tuple[int, int, int]:
-    """Int8 kernels, float kernels and conversions in the graph that runs."""
-    operators = evaluation.optimized_operators if evaluation else {}
-    return (
-        sum(operators.get(name, 0) for name in INT8_KERNELS),
-        sum(operators.get(name, 0) for name in FLOAT_KERNELS),
-        sum(operators.get(name, 0) for name in CONVERSIONS),
-    )
-
-
-def _not_fused(artifact: Artifact, evaluation: Evaluation | None) -> str | None:
-    int8, floating, _ = _kernels(evaluation)
-    if artifact.precision != "int8" or not floating:
-        return None
-    return f"int8 did not fuse: {floating} of {int8 + floating} convolutions and matrix products run in float"
-
-
 def _slower(
     artifact: Artifact, evaluation: Evaluation | None, against_parent: tuple[str, Interval | None] | None
 ) -> str | None:
     parent, ratio = against_parent or ("", None)
     if artifact.precision != "int8" or ratio is None or ratio.high >= 1:
         return None
-    int8, floating, conversions = _kernels(evaluation)
+    int8, floating, conversions = kernels(evaluation)
     why = ""
     if int8 and not floating:
         why = (

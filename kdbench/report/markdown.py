@@ -7,6 +7,7 @@ from itertools import zip_longest
 import jinja2
 
 from kdbench.records import Comparison, Recipe
+from kdbench.report.claims import proofs_in
 from kdbench.report.comparison import comparison_table
 from kdbench.report.table import Ladder, Metric
 from kdbench.report.text import TextTable, count, details_table, ladder_tables, mark, size, unmeasured
@@ -43,6 +44,7 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
             "unmeasured": unmeasured(ladder.rows),
             "plot": plot,
             "judged": JUDGED[ladder.metric],
+            "proven": any(proofs_in(evaluation) for evaluation in ladder.result.evaluations),
             "environments": {
                 m.backend: m.versions for m in ladder.result.measurements if "@" in m.backend and m.versions
             },

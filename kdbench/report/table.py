@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from kdbench import stats
 from kdbench.records import Artifact, Measurement, ResultFile
+from kdbench.report.claims import proven
 from kdbench.report.flags import flags
 from kdbench.stats import Interval
 from kdbench.store import PARTIAL_FILE, RESULTS_FILE, RETURNED, Arrays, find_results, load_result
@@ -59,6 +60,22 @@ class Row:
     """Minus the baseline's through the same backend, on the same samples."""
     f1_micro_diff_low: float | None = None
     f1_micro_diff_high: float | None = None
+    node_share: float | None = None
+    """Of the nodes, on the provider that was asked for."""
+    time_share: float | None = None
+    """Of the kernels' time, likewise."""
+    int8_share: float | None = None
+    """Of the convolutions and matrix products of an int8 model, those that run in int8."""
+    fused_share: float | None = None
+    """Of the file's light nodes, such as activations, those that have gone into others."""
+    rms_error: float | None = None
+    """Of the outputs against those in fp32 on the CPU."""
+    ran_as: str | None = None
+    """The precision that it implies."""
+    threads_used: float | None = None
+    """CPU time by wall time."""
+    broken_claims: tuple[str, ...] = ()
+    """Those of the flags that say that a claim of the cell does not hold."""
 
     @property
     def difference(self) -> Interval | None:
@@ -138,7 +155,9 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         row = _timed(_row(artifact, m), m, baseline, arrays)
         row = _judged(row, answers, labels, result.baseline)
         against_parent = (parent_rung, _ratio(parent, m, arrays)) if parent else None
-        rows.append(replace(row, flags=flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays))))
+        row = replace(row, **proven(artifact, m, evaluation, arrays))
+        said = flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays), row.broken_claims)
+        rows.append(replace(row, flags=said))
     metric: Metric = "accuracy" if labels is None or labels.ndim == 1 else "f1"
     if labels is None and answers:
         metric = "agreement"

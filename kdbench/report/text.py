@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
+from kdbench.report.claims import proofs_in
 from kdbench.report.table import Ladder, Metric, Row
 from kdbench.stats import Interval
 
@@ -174,6 +175,17 @@ def details_table(ladder: Ladder) -> TextTable:
         ("first run", lambda row: seconds(row.first_run_s)),
         ("peak memory", lambda row: size(row.peak_memory_bytes)),
     ]
+    if any(proofs_in(evaluation) for evaluation in ladder.result.evaluations):
+        columns += [
+            ("nodes on provider", lambda row: percent(row.node_share)),
+            ("time on provider", lambda row: percent(row.time_share)),
+            ("in int8", lambda row: percent(row.int8_share)),
+            ("nodes fused", lambda row: percent(row.fused_share)),
+            ("error to fp32", lambda row: "–" if row.rms_error is None else f"{row.rms_error:.1e}"),
+            ("ran as", lambda row: row.ran_as or "–"),
+        ]
+    if any(row.threads_used is not None for row in ladder.rows):
+        columns.append(("threads used", lambda row: "–" if row.threads_used is None else f"{row.threads_used:.2f}"))
     if ladder.metric != "accuracy":
         columns = [column for column in columns if column[0] != "McNemar p"]
     rows = tuple(tuple(cell(row) for _, cell in columns) for row in ladder.rows if not row.error)

@@ -56,6 +56,42 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def _machine_state() -> dict[str, float]:
+    """Of this moment: wall and CPU seconds of this process, on Linux also CPU seconds that all processes have used and
+    the clock of this CPU in Hz."""
+    state = {"wall_s": time.perf_counter(), "cpu_s": time.process_time()}
+    try:
+        ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        state["busy_s"] = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+        cpu = ctypes.CDLL(None).sched_getcpu()
+        state["clock_hz"] = 1e3 * int(Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq").read_text())
+    except (OSError, ValueError, IndexError, AttributeError):
+        pass
+    return state
+
+
+def _between(before: dict[str, float], after: dict[str, float]) -> dict[str, float | None]:
+    """Wall and CPU seconds of this process between two states, the share of the machine's CPU time that others used,
+    and the clock at the end; None for what can't be told here.
+
+    The kernel counts in ticks of about 10 ms, so that over less than many of them the share is a sample, at times below
+    0 or above 1, whose mean over many slices is right.
+    """
+    cpu_s, wall_s = after["cpu_s"] - before["cpu_s"], after["wall_s"] - before["wall_s"]
+    others_s = after["busy_s"] - before["busy_s"] - cpu_s if "busy_s" in after else None
+    return {
+        "cpu_s": cpu_s,
+        "wall_s": wall_s,
+        "others_share": None if others_s is None else others_s / (wall_s * (os.cpu_count() or 1)),
+        "clock_hz": after.get("clock_hz"),
+    }
+
+
+def affinity() -> list[int] | None:
+    """CPUs that this process may run on; None where that can't be read."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
 class Server:
     """One session and the inputs it is fed with."""
 
@@ -65,7 +101,7 @@ class Server:
 
     def hello(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         runtime = {"python": platform.python_version(), "numpy": np.__version__, **self.runner.versions()}
-        return {"protocol": PROTOCOL, "versions": runtime}, {}
+        return {"protocol": PROTOCOL, "versions": runtime, "affinity": affinity()}, {}
 
     def survey(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return self.runner.survey(request), {}
@@ -76,12 +112,13 @@ class Server:
     def load(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Opens the model; with arrays, they are run once, and what that compiles counts as loading."""
         start = time.perf_counter()
+        plain = {"plain": True} if request.get("plain") else {}
         self.runner.load(
-            request["model"], request["provider"], request["threads"], request["explain"], request["optimized"]
+            request["model"], request["provider"], request["threads"], request["explain"], request["optimized"], **plain
         )
         if arrays:
             self.runner.bind(arrays)()
-        return {"load_s": time.perf_counter() - start}, {}
+        return {"load_s": time.perf_counter() - start, "affinity": affinity()}, {}
 
     def explain(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return self.runner.explain(), {}
@@ -94,8 +131,13 @@ class Server:
         return {"first_run_s": time.perf_counter() - start, "peak_memory_bytes": peak_memory_bytes()}, {}
 
     def slice(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        """Runs a slot's inputs until `seconds` or `runs` are over; answers with each run's latency."""
+        """Runs a slot's inputs until `seconds` or `runs` are over; answers with each run's latency, and the machine.
+
+        Each run is made longer by the share `slower` of its own time, for comparisons whose outcome is known.
+        """
         run, clock = self.feeds[request["slot"]], time.perf_counter
+        slower = request.get("slower", 0.0)
+        before = _machine_state()
         run()  # not counted: it finds the caches as another cell has left them
         latencies: list[float] = []
         end = clock() + request["seconds"]
@@ -103,10 +145,21 @@ class Server:
             start = clock()
             run()
             now = clock()
+            if slower:
+                longer = now + slower * (now - start)
+                while now < longer:
+                    now = clock()
             latencies.append(now - start)
             if now >= end:
                 break
-        return {}, {"latencies_s": np.asarray(latencies, dtype=np.float32)}
+        return _between(before, _machine_state()), {"latencies_s": np.asarray(latencies, dtype=np.float32)}
+
+    def profile(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Where the time of a model's runs goes, in a session opened for that."""
+        if not hasattr(self.runner, "profile"):
+            raise RuntimeError(f"the runtime '{self.runner.__name__}' does not tell where its time goes")
+        asked = (request[name] for name in ("model", "provider", "threads"))
+        return self.runner.profile(*asked, arrays, request["seconds"], request["runs"]), {}
 
     def predict(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return {}, dict(zip(self.runner.output_names(), self.runner.run(arrays), strict=True))

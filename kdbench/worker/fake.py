@@ -1,7 +1,8 @@
 """A runtime without a model, for tests of the schedule: the "model" is a JSON file that says how it behaves.
 
 `latency_s` (default 0.0002), `latencies_s` (of the first runs, one after the other), `fail_load`,
-`crash_at_batch`, `hang_at_batch`, `fail_at_batch`, `classes`.
+`crash_at_batch`, `hang_at_batch`, `fail_at_batch`, `classes`, `profile` (what is answered when asked for it),
+`placement`.
 """
 
 import json
@@ -32,7 +33,15 @@ def load(model: str, provider: dict[str, Any], threads: int, explain: bool, opti
 
 
 def explain() -> dict[str, Any]:
-    return {"placement": {"FakeExecutionProvider": {"Conv": 1}}}
+    return {"placement": _behaviour.get("placement", {"FakeExecutionProvider": {"Conv": 1}})}
+
+
+def profile(
+    model: str, provider: dict[str, Any], threads: int, feed: dict[str, np.ndarray], seconds: float, runs: int
+) -> dict[str, Any]:
+    load(model, provider, threads, explain=False, optimized=None)
+    answer: dict[str, Any] = _behaviour["profile"]
+    return answer
 
 
 def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:

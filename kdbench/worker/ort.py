@@ -4,10 +4,14 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import pkgutil
 import re
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,10 +71,26 @@ def devices(provider: dict[str, Any]) -> list[str]:
     return named or [provider["name"]]
 
 
-def load(model: str, provider: dict[str, Any], threads: int, explain: bool, optimized: str | None) -> None:
-    """Opens the session; slower with `explain`, for `explain()`, and `optimized`, a file for the graph that runs."""
+def load(
+    model: str,
+    provider: dict[str, Any],
+    threads: int,
+    explain: bool,
+    optimized: str | None,
+    plain: bool = False,
+    trace: str | None = None,
+) -> None:
+    """Opens the session; slower with `explain`, for `explain()`, and `optimized`, a file for the graph that runs.
+
+    `plain` runs the graph as it stands in the file; `trace` is how the file begins that `end_profiling` writes.
+    """
     global _session, _provider
     options = ort.SessionOptions()
+    if plain:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if trace:
+        options.enable_profiling = True
+        options.profile_file_prefix = trace
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -96,6 +116,57 @@ def explain() -> dict[str, Any]:
             for node in subgraph.get_nodes():
                 operators[node.op_type] = operators.get(node.op_type, 0) + 1
     return {"placement": placement}
+
+
+def profile(
+    model: str, provider: dict[str, Any], threads: int, feed: dict[str, np.ndarray], seconds: float, runs: int
+) -> dict[str, Any]:
+    """Time by kernel in as many runs as fit into `seconds`, at most `runs`, in a traced session of their own.
+
+    Each kernel with its name, operator, provider and µs a run, in the order of a run.
+    """
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as folder:
+        load(model, provider, threads, explain=False, optimized=None, trace=str(Path(folder, "trace")))
+        for _ in range(2):
+            run(feed)
+        count, end = 0, time.perf_counter() + seconds
+        while count < runs and (count == 0 or time.perf_counter() < end):
+            run(feed)
+            count += 1
+        events = json.loads(Path(_session.end_profiling()).read_text(encoding="utf-8"))
+    starts = sorted(event["ts"] for event in events if event["name"] == "model_run")[-count:]
+    events = [e for e in events if e["cat"] == "Node" and e["name"].endswith("_kernel_time") and e["ts"] >= starts[0]]
+    return {"runs": count, "kernels": _kernels(sorted(events, key=lambda e: (e["ts"], -e["dur"])), starts)}
+
+
+def _kernels(events: list[dict[str, Any]], starts: list[float]) -> list[dict[str, Any]]:
+    """Of a trace's kernels in order, and the times when runs began."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    spent: dict[tuple[str, str, str], np.ndarray] = {}
+    holders: list[tuple[float, int, np.ndarray]] = []
+    for event in events:
+        told, name = event["args"], event["name"].removesuffix("_kernel_time")
+        key = (told.get("node_index", ""), name, told["op_name"])
+        if key not in found:
+            named = name or f"{told['op_name']} {told.get('node_index', '')}"
+            found[key] = {"name": named, "operator": told["op_name"], "provider": told.get("provider", "")}
+            spent[key] = np.zeros(len(starts))
+        number = int(np.searchsorted(starts, event["ts"], side="right")) - 1
+        us = event["dur"] + 0.5  # they are cut off to whole ones
+        spent[key][number] += us
+        while holders and event["ts"] >= holders[-1][0]:
+            holders.pop()
+        if holders:
+            holders[-1][2][holders[-1][1]] -= us
+        if told["op_name"] in ("If", "Loop", "Scan"):  # the kernels of their bodies are told too
+            holders.append((event["ts"] + event["dur"], number, spent[key]))
+    return [kernel | {"us": max(0.0, _middle_mean(spent[key]))} for key, kernel in found.items()]
+
+
+def _middle_mean(values: np.ndarray) -> float:
+    """Of the middle half: as deaf to a run that was interrupted as the median, without its whole microseconds."""
+    ordered, cut = np.sort(values), len(values) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
 
 
 def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:

@@ -1,0 +1,176 @@
+"""Why a model is slower than it could be, as far as is known: a condition on its profile, and what to try."""
+
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdbench.proofs.layers import FLOAT_KERNELS, MOVERS, QUANTIZERS, RECURRENT, layers_of
+from kdbench.proofs.profile import LARGER, Profile
+
+if TYPE_CHECKING:
+    import onnx
+
+MUCH = 0.10
+"""Share of the kernels' time above which moving numbers about is worth a word."""
+IDLE = 0.30
+"""Share of a run above which what is no work of the model's is worth a word."""
+
+QOPERATORS = ("QLinearConv", "QLinearMatMul", "QGemm", "QLinearAdd", "ConvInteger", "MatMulInteger")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """`found` gives what `sentence` says, or None where the profile doesn't show it."""
+
+    name: str
+    found: Callable[[Profile], Mapping[str, object] | None]
+    sentence: str
+
+
+def explain(profile: Profile) -> list[str]:
+    """One sentence for each known cause that the profile shows, the flag to try named."""
+    causes = ((cause, cause.found(profile)) for cause in EXPLANATIONS)
+    return [cause.sentence.format(**facts) for cause, facts in causes if facts is not None]
+
+
+def _unfused_relu(profile: Profile) -> Mapping[str, object] | None:
+    """Relu kernels between int8 that is symmetric about 0 in the file; what runs may be converted to uint8."""
+    graph = profile.model.graph
+    running = {kernel.name for kernel in profile.kernels if kernel.operator in ("Relu", "Clip")}
+    makers = {output: node for node in graph.node for output in node.output}
+    constants = _constants(graph)
+    left = [
+        node
+        for node in graph.node
+        if node.name in running
+        and node.input[0] in makers
+        and makers[node.input[0]].op_type == "DequantizeLinear"
+        and any(_symmetric(user, constants) for user in graph.node if node.output[0] in user.input)
+    ]
+    return {"count": len(left), "operators": " and ".join(sorted({node.op_type for node in left}))} if left else None
+
+
+def _symmetric(node: "onnx.NodeProto", constants: Mapping[str, np.ndarray]) -> bool:
+    zero = constants.get(node.input[2]) if node.op_type == "QuantizeLinear" and len(node.input) > 2 else None
+    return zero is not None and zero.dtype == np.int8 and not zero.any()
+
+
+def _constants(graph: "onnx.GraphProto") -> dict[str, np.ndarray]:
+    from onnx import TensorProto, numpy_helper
+
+    return {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.data_type in (TensorProto.INT8, TensorProto.UINT8) and not tensor.dims
+    }
+
+
+def _qoperator(profile: Profile) -> Mapping[str, object] | None:
+    found = [name for name in QOPERATORS if profile.artifact.operators.get(name)]
+    if not found or platform.machine().lower() not in ("x86_64", "amd64", "i686"):
+        return None
+    return {"operators": ", ".join(found), "out": profile.artifact.rung}
+
+
+def _quantizers(profile: Profile) -> Mapping[str, object] | None:
+    share = profile.time_share(QUANTIZERS + MOVERS)
+    if profile.artifact.precision != "int8" or share <= MUCH:
+        return None
+    return {"share": share, "count": sum(kernel.operator in QUANTIZERS + MOVERS for kernel in profile.kernels)}
+
+
+def _movers(profile: Profile) -> Mapping[str, object] | None:
+    share = profile.time_share(MOVERS)
+    if profile.artifact.precision == "int8" or share <= MUCH:
+        return None
+    return {"share": share, "operators": _listed({k.operator for k in profile.kernels if k.operator in MOVERS})}
+
+
+def _tiny(profile: Profile) -> Mapping[str, object] | None:
+    if profile.larger_latency_s is None:
+        return None
+    larger = LARGER * profile.batch
+    saved = 1 - (profile.larger_latency_s / larger) / (profile.latency_s / profile.batch)
+    outside = profile.outside_share if profile.kernels else 0.0
+    seen = [f"a sample costs {saved:.0%} less in a batch of {larger}"] if saved > IDLE else []
+    seen += [f"at least {outside:.0%} of a run is spent outside kernels"] if outside > IDLE else []
+    return {"batch": profile.batch, "seen": ", and ".join(seen)} if seen else None
+
+
+def _float_left(profile: Profile) -> Mapping[str, object] | None:
+    """Layers of an int8 model that run in float, by name, each with the reason where the file shows one."""
+    if profile.artifact.precision != "int8":
+        return None
+    left = [kernel for kernel in profile.kernels if kernel.operator in (*FLOAT_KERNELS, *RECURRENT)]
+    if not left:
+        return None
+    layers = layers_of(profile.model.graph)
+    reasons: dict[str, list[str]] = {}
+    for kernel in left:
+        why = _why_float(layers.get(kernel.layer or ""), profile.model.graph)
+        reasons.setdefault(why, []).append(kernel.layer or kernel.name)
+    told = "; ".join(f"{_listed(names)}: {why}" for why, names in reasons.items())
+    return {"count": len(left), "told": told, "share": profile.time_share((*FLOAT_KERNELS, *RECURRENT))}
+
+
+def _why_float(node: "onnx.NodeProto | None", graph: "onnx.GraphProto") -> str:
+    if node is None:
+        return "why is not known"
+    if node.op_type in RECURRENT:
+        return f"onnxruntime has no static int8 kernel for {node.op_type}"
+    makers = {output: maker.op_type for maker in graph.node for output in maker.output}
+    if any(makers.get(name) != "DequantizeLinear" for name in node.input[:2]):
+        return f"not quantized in the file, `kdbench quantize` it without --operator, or with --operator {node.op_type}"
+    users = [user.op_type for user in graph.node if node.output[0] in user.input]
+    others = [user for user in users if user != "QuantizeLinear"]
+    if others:
+        return f"its output goes on in float to {_listed(others)}, quantize without --operator"
+    return "why is not known"
+
+
+def _listed(names: Iterable[str], most: int = 3) -> str:
+    """`a, b, c and 4 more`."""
+    unique = list(dict.fromkeys(names))
+    rest = f" and {len(unique) - most} more" if len(unique) > most else ""
+    return ", ".join(unique[:most]) + rest
+
+
+EXPLANATIONS = (
+    Explanation(
+        "unfused relu",
+        _unfused_relu,
+        "{count} {operators} between int8 run in float: activations that are symmetric about 0 keep a negative half "
+        "that the convolution before can't cut off; try `kdbench quantize --activations uint8`",
+    ),
+    Explanation(
+        "QOperator on x86",
+        _qoperator,
+        "the file is in QOperator format ({operators}), which runs up to 20 times slower than QDQ on x86; make it anew "
+        "from the fp32 file with `kdbench quantize`, which writes QDQ",
+    ),
+    Explanation(
+        "conversions",
+        _quantizers,
+        "{share:.0%} of the kernels' time goes into {count} conversions between float, int8 and memory layouts; "
+        "quantize without --operator, so that neighbours stay in int8, or try a larger --batch",
+    ),
+    Explanation(
+        "transposes",
+        _movers,
+        "{share:.0%} of the kernels' time goes into moving numbers to another layout ({operators}); try "
+        "`kdbench slim`, which removes transposes that undo each other",
+    ),
+    Explanation(
+        "tiny batches",
+        _tiny,
+        "batch {batch} is little work for a run: {seen}; try a larger --batch",
+    ),
+    Explanation(
+        "float in int8",
+        _float_left,
+        "of the int8 model's layers {count} run in float, {share:.0%} of the kernels' time ({told})",
+    ),
+)

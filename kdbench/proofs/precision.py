@@ -1,0 +1,158 @@
+"""In which precision a backend computes, whatever it was asked for: told from how far its outputs are off.
+
+The reference is the same file on onnxruntime's CPU provider in fp32, without any optimization. The bands are the errors
+of the same model with its layers' operands rounded to each precision (`rounding`), on the same samples.
+"""
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench.backends import pick_backend
+from kdbench.backends.client import Worker, WorkerError
+from kdbench.data.generated import batch_size
+from kdbench.onnxfile import load_model
+from kdbench.proofs.rounding import PRECISIONS, SIGNIFICAND_BITS, rounded
+from kdbench.records import Artifact
+from kdbench.store import Arrays
+
+if TYPE_CHECKING:
+    import onnx
+
+SAMPLES = 64
+FEWEST_SAMPLES = 4
+UNKNOWN_SAMPLES = 16
+"""Of a model whose MACs can't be counted."""
+MACS = 2e9
+"""Of all samples together: larger models are compared on fewer of them."""
+LARGEST_BYTES = 2**30
+"""Of a model of which rounded copies are written."""
+
+WIDEST_FP32 = 2**-4
+"""Of the band next to it: a CPU provider that itself computes in less can't widen the band of fp32 to its own error."""
+
+ALIKE = 1.25
+"""Bands that are farther from an error by no more than this factor than the nearest one may be meant too."""
+WRONG = 4.0
+"""Times the widest band above which it is no matter of rounding any more."""
+
+
+@dataclass(frozen=True)
+class Error:
+    """Of outputs against the reference, relative to it: of all their numbers the root mean square, and the largest
+    difference against the largest output. That of the output that is worst off; infinite where only one is NaN."""
+
+    rms: float
+    largest: float
+
+
+Bands = Mapping[str, tuple[float, float]]
+"""RMS errors by precision, from least to most: rounding the operands of layers only, and all tensors."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a model should answer, and how far off the rounded ones are."""
+
+    outputs: list[NDArray[Any]]
+    bands: Bands
+    """Of an fp32 model, without those that can't be told."""
+
+
+def samples_of(artifact: Artifact) -> int:
+    """How many samples a model is compared on."""
+    wanted = UNKNOWN_SAMPLES if artifact.macs is None else int(MACS / max(artifact.macs, 1))
+    return max(FEWEST_SAMPLES, min(SAMPLES, wanted))
+
+
+def reference(artifact: Artifact, model: Path, feed: Arrays) -> Reference | None:
+    """The model's answers to all samples (first axis of each input), and its bands; None where the CPU can't tell."""
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(pick_backend("cpu"), threads=1) as worker:
+        try:
+            worker.load(model, plain=True)
+            outputs = answers(worker, artifact, feed)
+        except WorkerError:
+            return None
+        if artifact.precision != "fp32" or artifact.size_bytes > LARGEST_BYTES:
+            return Reference(outputs, {})
+        graph, path = load_model(model), Path(scratch, "rounded.onnx")
+
+        def off(copy: "onnx.ModelProto | None") -> float | None:
+            """How far the answers of a copy are off; of the model's own, optimized, without one."""
+            if copy is not None:
+                path.write_bytes(copy.SerializeToString())
+            try:
+                worker.load(path if copy is not None else model, plain=copy is not None)
+                found = error(answers(worker, artifact, feed), outputs)
+            except WorkerError:
+                return None
+            return found.rms if found is not None and math.isfinite(found.rms) else None
+
+        bands: dict[str, tuple[float, float]] = {}
+        for precision in PRECISIONS:
+            ways = (False, True) if precision in SIGNIFICAND_BITS else (False,)
+            copies = [rounded(graph, precision, everywhere) for everywhere in ways]
+            errors = [rms for copy in copies if copy is not None and (rms := off(copy)) is not None]
+            if errors:
+                bands[precision] = min(errors), max(errors)
+        return Reference(outputs, bands | _fp32_band(off(None), bands))
+
+
+def _fp32_band(noise: float | None, bands: Bands) -> dict[str, tuple[float, float]]:
+    """How far fp32 is from itself when sums are taken in another order: up to where the CPU's optimized graph is.
+
+    From the finest of the other bands on, narrowed by the bits that fp32 has more.
+    """
+    finest = min((name for name in bands if name in SIGNIFICAND_BITS), key=lambda name: bands[name], default=None)
+    if finest is None or noise is None:
+        return {}
+    least = bands[finest][0] / 2 ** (24 - SIGNIFICAND_BITS[finest])
+    return {"fp32": (least, max(least, min(noise, WIDEST_FP32 * bands[finest][0])))}
+
+
+def answers(worker: Worker, artifact: Artifact, feed: Arrays) -> list[NDArray[Any]]:
+    """Outputs of a loaded model, in the batches that it takes."""
+    samples = len(next(iter(feed.values())))
+    batch = batch_size(artifact.inputs) or samples
+    parts = [
+        list(worker.predict({name: values[start : start + batch] for name, values in feed.items()}).values())
+        for start in range(0, samples, batch)
+    ]
+    return [np.concatenate([np.atleast_1d(part[number]) for part in parts]) for number in range(len(parts[0]))]
+
+
+def error(outputs: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> Error | None:
+    """Of the outputs that are numbers; None where none of them is, or the expected ones are not finite."""
+    found = []
+    for ours, theirs in zip(outputs, expected, strict=True):
+        if not np.issubdtype(theirs.dtype, np.floating) or not np.isfinite(theirs).all() or not theirs.any():
+            continue
+        a, b = ours.astype(np.float64), theirs.astype(np.float64)
+        if a.shape != b.shape or not np.isfinite(a).all():
+            found.append(Error(math.inf, math.inf))
+            continue
+        rms = math.sqrt(np.mean((a - b) ** 2) / np.mean(b**2))
+        found.append(Error(rms, float(np.abs(a - b).max() / np.abs(b).max())))
+    return max(found, key=lambda one: one.rms, default=None)
+
+
+def implied(rms: float, bands: Bands) -> tuple[str, ...]:
+    """The precision whose band an error is nearest to, on a logarithmic scale, with those that can't be told from it.
+
+    Empty without bands, and for an error `WRONG` times beyond all of them.
+    """
+    if not bands or rms > WRONG * max(high for _, high in bands.values()):
+        return ()
+    off = {name: _distance(max(rms, 1e-30), *(max(end, 1e-30) for end in band)) for name, band in bands.items()}
+    nearest = min(off.values())
+    return tuple(name for name in ("fp32", *PRECISIONS) if name in off and off[name] <= nearest + math.log(ALIKE))
+
+
+def _distance(value: float, low: float, high: float) -> float:
+    return max(0.0, math.log(low / value), math.log(value / high))

@@ -1,0 +1,158 @@
+"""What a cell claims, and the proofs of it: provider, precision, int8 and threads.
+
+A claim that does not hold is flagged beside the number, and is an error of `kdbench bench --strict`.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from kdbench.proofs.layers import FLOAT_KERNELS, INT8_KERNELS, MOVERS, QUANTIZERS, WEIGHT_INPUT
+from kdbench.proofs.precision import implied
+from kdbench.records import Artifact, Evaluation, Measurement
+from kdbench.store import Arrays
+
+MORE_THREADS = 1.25
+"""Times the threads asked for: CPU time above it is that of threads that nobody asked for."""
+
+
+def proven(artifact: Artifact, m: Measurement, evaluation: Evaluation | None, arrays: Arrays) -> dict[str, Any]:
+    """The fields of a row that prove the cell's claims, those that don't hold among them."""
+    used = _threads(m, arrays)
+    fields: dict[str, Any] = {"threads_used": used, "broken_claims": broken_claims(artifact, m, evaluation, used)}
+    if evaluation is None or not proofs_in(evaluation):
+        return fields
+    int8, floating, _ = kernels(evaluation)
+    wanted = _provider(m)
+    return fields | {
+        "node_share": _share({p: sum(nodes.values()) for p, nodes in evaluation.placement.items()}, wanted),
+        "time_share": _share(evaluation.time_share, wanted),
+        "int8_share": int8 / (int8 + floating) if artifact.precision == "int8" and int8 + floating else None,
+        "fused_share": _fused(artifact, evaluation),
+        "rms_error": evaluation.rms_error,
+        "ran_as": " or ".join(_implied(evaluation)) or None,
+    }
+
+
+def proofs_in(evaluation: Evaluation) -> bool:
+    """Whether the evaluation was made with proofs; older files have none."""
+    return bool(evaluation.compared or evaluation.time_share)
+
+
+def broken_claims(
+    artifact: Artifact, m: Measurement, evaluation: Evaluation | None, threads_used: float | None
+) -> tuple[str, ...]:
+    """A sentence for each claim of the cell that does not hold."""
+    found = (
+        _fallback(m, evaluation),
+        _not_fused(artifact, evaluation),
+        _precision(m, evaluation),
+        _too_many_threads(m, threads_used),
+        _too_few_cpus(m, evaluation),
+    )
+    return tuple(claim for claim in found if claim)
+
+
+def _fallback(m: Measurement, evaluation: Evaluation | None) -> str | None:
+    """Nodes that another provider than the asked-for one has taken, as assigned before fusion."""
+    if evaluation is None or not evaluation.placement:
+        return None
+    wanted = _provider(m)
+    total = sum(sum(operators.values()) for operators in evaluation.placement.values())
+    elsewhere = {p: operators for p, operators in evaluation.placement.items() if p != wanted}
+    if not elsewhere:
+        return None
+    names = ", ".join(
+        f"{count} on {provider} ({', '.join(sorted(operators))}){_time(evaluation, provider)}"
+        for provider, operators in elsewhere.items()
+        for count in [sum(operators.values())]
+    )
+    return f"fallback: of {total} nodes {names}"
+
+
+def kernels(evaluation: Evaluation | None) -> tuple[int, int, int]:
+    """Int8 kernels, float kernels and conversions in the graph that runs."""
+    operators = evaluation.optimized_operators if evaluation else {}
+    return (
+        sum(operators.get(name, 0) for name in INT8_KERNELS),
+        sum(operators.get(name, 0) for name in FLOAT_KERNELS),
+        sum(operators.get(name, 0) for name in (*QUANTIZERS, *MOVERS)),
+    )
+
+
+def _not_fused(artifact: Artifact, evaluation: Evaluation | None) -> str | None:
+    int8, floating, _ = kernels(evaluation)
+    if artifact.precision != "int8" or not floating:
+        return None
+    return f"int8 did not fuse: {floating} of {int8 + floating} convolutions and matrix products run in float"
+
+
+def _fused(artifact: Artifact, evaluation: Evaluation) -> float | None:
+    """Of the file's light nodes, conversions apart, those that no kernel of their own is left of, int8 or not."""
+    running = evaluation.optimized_operators
+    light = {name: n for name, n in artifact.operators.items() if name not in (*WEIGHT_INPUT, *QUANTIZERS, *MOVERS)}
+    if not running or not light:
+        return None
+    left = sum(min(n, running.get(name, 0) + running.get(f"QLinear{name}", 0)) for name, n in light.items())
+    return 1 - left / sum(light.values())
+
+
+def _precision(m: Measurement, evaluation: Evaluation | None) -> str | None:
+    """The precision that the cell claims, against the one that its outputs imply."""
+    if evaluation is None or not evaluation.compared:
+        return None
+    if evaluation.rms_error is None:
+        return "outputs are NaN or infinite where those of the fp32 reference are not: don't use this backend for it"
+    if not evaluation.bands:
+        return None
+    names, off = _implied(evaluation), f"{100 * evaluation.rms_error:.2g} %"
+    if not names:
+        return f"outputs differ by {off} from the fp32 CPU reference, more than int8 would: something else is computed"
+    if _asked(m) in names:
+        return None
+    return f"“{_asked(m)}” ran as {' or '.join(names)}: outputs differ by {off} from the fp32 CPU reference"
+
+
+def _asked(m: Measurement) -> str:
+    """The precision asked for: that of the backend's name, as in `openvino:bf16`, else the model's own."""
+    return m.backend.partition("@")[0].partition(":")[2] or m.precision
+
+
+def _implied(evaluation: Evaluation) -> tuple[str, ...]:
+    return () if evaluation.rms_error is None else implied(evaluation.rms_error, evaluation.bands)
+
+
+def _threads(m: Measurement, arrays: Arrays) -> float | None:
+    """CPU time by wall time of all slices: so many threads computed on average; None where that wasn't measured."""
+    cpu_s, wall_s = (arrays.get(f"{name}.{m.raw}") for name in ("cpu_s", "wall_s"))
+    if cpu_s is None or wall_s is None or not np.nansum(wall_s):
+        return None
+    return float(np.nansum(cpu_s) / np.nansum(wall_s))
+
+
+def _too_many_threads(m: Measurement, used: float | None) -> str | None:
+    if used is None or used <= MORE_THREADS * m.threads:
+        return None
+    return f"{used:.2g} threads computed, {m.threads} asked for: the backend has a pool of its own"
+
+
+def _too_few_cpus(m: Measurement, evaluation: Evaluation | None) -> str | None:
+    if evaluation is None or evaluation.affinity is None or len(evaluation.affinity) >= m.threads:
+        return None
+    return f"{m.threads} threads on {len(evaluation.affinity)} CPU: give the process more, or lower --threads"
+
+
+def _provider(m: Measurement) -> str:
+    from kdbench.backends import pick_backend
+
+    return pick_backend(m.backend).provider
+
+
+def _share(amounts: "dict[str, int] | dict[str, float]", of: str) -> float | None:
+    total = sum(amounts.values())
+    return amounts.get(of, 0) / total if total else None
+
+
+def _time(evaluation: Evaluation, provider: str) -> str:
+    share = _share(evaluation.time_share, provider) if len(evaluation.time_share) > 1 else None
+    return "" if share is None else f" for {share:.0%} of the time"

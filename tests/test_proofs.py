@@ -1,0 +1,311 @@
+"""The proofs of a cell: the precision that outputs imply, shares of nodes and of time, and claims that don't hold."""
+
+import json
+import math
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+
+from kdbench.backends import pick_backend
+from kdbench.backends.client import Worker
+from kdbench.onnxfile import inspect
+from kdbench.proofs.precision import Error, Reference, answers, error, implied, reference, samples_of
+from kdbench.proofs.prove import compared_inputs, prove
+from kdbench.proofs.rounding import PRECISIONS, rounded
+from kdbench.records import Evaluation
+from kdbench.report.claims import broken_claims, proven
+from kdbench.report.table import ladder
+from kdbench.report.text import details_table
+from kdbench.store import load_result
+from tests import models
+from tests.conftest import kdbench
+from tests.test_report import arrays, artifact, cell, evaluation, result
+
+BANDS = {
+    "fp32": (1e-8, 1e-7), "tf32": (2e-4, 4e-4), "fp16": (2e-4, 4e-4), "bf16": (2e-3, 4e-3), "int8": (8e-3, 8e-3)
+}  # fmt: skip
+
+
+def run_plain(model: onnx.ModelProto, path, feed) -> list[np.ndarray]:
+    onnx.save(model, path)
+    with Worker(pick_backend("cpu"), 1) as worker:
+        worker.load(path, plain=True)
+        return list(worker.predict(feed).values())
+
+
+def product(path, weight):
+    """x [n, k] · w [k, m]."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    shapes = {"x": ["n", weight.shape[0]]}, {"y": ["n", weight.shape[1]]}
+    return onnx.load(models.save(path, nodes, {"w": weight.astype(np.float32)}, *shapes))
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("tf32", 11), ("bf16", 8), ("fp16", 11)])
+def test_operands_are_rounded_to_the_nearest(precision, bits, tmp_path):
+    model = rounded(product(tmp_path / "m.onnx", np.ones((1, 1))), precision)
+
+    @given(
+        st.lists(st.floats(-(2.0**14), 2.0**14, width=32).filter(lambda x: abs(x) > 2**-13), min_size=1, max_size=50)
+    )
+    def check(values):
+        x = np.asarray(values, np.float32)[:, None]
+        worker_outputs = worker.predict({"x": x})["y"]
+        mantissa, _ = np.frexp(worker_outputs)
+        np.testing.assert_array_equal(mantissa * 2**bits, np.round(mantissa * 2**bits))  # no more bits than that
+        _, exponent = np.frexp(x)
+        assert (np.abs(worker_outputs - x) <= np.ldexp(0.5, exponent - bits)).all()
+
+    onnx.save(model, tmp_path / "r.onnx")
+    with Worker(pick_backend("cpu"), 1) as worker:
+        worker.load(tmp_path / "r.onnx", plain=True)
+        check()
+
+
+def test_fp16_has_its_range_and_the_others_that_of_fp32(tmp_path):
+    x = {"x": np.asarray([[1e5], [1e-9]], np.float32)}
+    found = {
+        precision: run_plain(rounded(product(tmp_path / "m.onnx", np.ones((1, 1))), precision), tmp_path / "r.onnx", x)
+        for precision in ("tf32", "bf16", "fp16")
+    }
+    np.testing.assert_array_equal(found["fp16"][0], [[np.inf], [0]])
+    for precision in ("tf32", "bf16"):
+        np.testing.assert_allclose(found[precision][0], x["x"], rtol=2**-8)
+
+
+def test_int8_weights_have_a_scale_for_each_output_channel(tmp_path):
+    weight = np.random.default_rng(0).standard_normal((16, 3)) * [1, 100, 1e-3]
+    model = rounded(product(tmp_path / "m.onnx", weight), "int8")
+    (kept,) = (numpy_helper.to_array(t) for t in model.graph.initializer if t.name == "w.int8")
+    scale = np.abs(weight).max(axis=0) / 127
+    np.testing.assert_allclose(kept, np.round(weight / scale) * scale, rtol=1e-5)
+    x = np.random.default_rng(1).random((8, 16)).astype(np.float32)
+    off = run_plain(model, tmp_path / "r.onnx", {"x": x})[0] - x @ kept
+    step = x.max() / 255
+    assert 0 < np.abs(off / (step * np.abs(kept).sum(axis=0))).max() <= 0.5 + 1e-6  # activations: half a step at most
+
+
+def test_rounding_everywhere_reaches_inputs_and_outputs_of_all_operators(tmp_path):
+    nodes = [helper.make_node("Add", ["x", "b"], ["h"]), helper.make_node("Exp", ["h"], ["y"])]
+    path = models.save(
+        tmp_path / "m.onnx", nodes, {"b": np.full(1, 1 / 3, np.float32)}, {"x": ["n", 1]}, {"y": ["n", 1]}
+    )
+    assert rounded(onnx.load(path), "bf16") is None  # nothing in it is multiplied
+    torch = pytest.importorskip("torch")
+    x = np.linspace(-1, 1, 9, dtype=np.float32)[:, None]
+    found = run_plain(rounded(onnx.load(path), "bf16", everywhere=True), tmp_path / "r.onnx", {"x": x})[0]
+    short = (torch.from_numpy(x).bfloat16() + torch.tensor(1 / 3).bfloat16()).exp()
+    np.testing.assert_array_equal(found, short.float().numpy())
+
+
+def torch_answers(path, x, kind: str) -> np.ndarray:
+    """Of a `models.cnn`, by torch in another precision: an implementation that shares nothing with the bands'."""
+    import torch
+    from torch.nn import functional
+
+    weights = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in onnx.load(path).graph.initializer}
+
+    def forward(x, weights, layers):
+        for i in range(layers):
+            x = functional.conv2d(x, weights[f"c{i}"], padding=1).relu()
+        return x.mean(dim=(2, 3)) @ weights["fc"]
+
+    def tf32(x):
+        return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+    def forward_tf32(x, weights, layers):
+        for i in range(layers):
+            x = functional.conv2d(tf32(x), tf32(weights[f"c{i}"]), padding=1).relu()
+        return tf32(x.mean(dim=(2, 3))) @ tf32(weights["fc"])
+
+    layers = len(weights) - 1
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "bf16 autocast"):
+        if kind == "tf32":
+            return forward_tf32(torch.from_numpy(x), weights, layers).numpy()
+        whole = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(kind, torch.float32)
+        cast = {name: weight.to(whole) for name, weight in weights.items()}
+        return forward(torch.from_numpy(x).to(whole), cast, layers).float().numpy()
+
+
+@pytest.mark.parametrize(("seed", "layers"), [(0, 2), (1, 4), (2, 8)])
+def test_the_precision_of_other_implementations_is_told(tmp_path, seed, layers):
+    pytest.importorskip("torch")
+    path = models.cnn(tmp_path / "m.onnx", layers=layers, seed=seed)
+    x = models.images(16, seed)
+    expected = reference(inspect(path), path, {"x": x})
+    told = {
+        kind: implied(error([torch_answers(path, x, kind)], expected.outputs).rms, expected.bands)
+        for kind in ("fp32", "tf32", "fp16", "bf16 autocast", "bf16")
+    }
+    with Worker(pick_backend("cpu"), 1) as worker:
+        worker.load(models.int8(path, tmp_path / "int8.onnx"))
+        told["int8"] = implied(error(answers(worker, inspect(path), {"x": x}), expected.outputs).rms, expected.bands)
+    assert told["fp32"] == ("fp32",)
+    assert told["tf32"] == told["fp16"] == ("tf32", "fp16")  # of equal mantissa: one can't be told from the other
+    assert "bf16" in told["bf16"]
+    assert "bf16" in told["bf16 autocast"]
+    assert "int8" in told["int8"]
+    for kind in ("bf16", "bf16 autocast", "int8"):
+        assert not {"fp32", "tf32", "fp16"} & set(told[kind])
+
+
+@given(st.sampled_from(list(BANDS)), st.floats(0, 1))
+def test_an_error_within_a_band_is_of_it(precision, place):
+    low, high = BANDS[precision]
+    assert precision in implied(low * (high / low) ** place, BANDS)
+
+
+def test_verdicts_at_the_edges():
+    assert implied(0, BANDS) == ("fp32",)
+    assert implied(0.03, BANDS) == ("int8",)
+    assert implied(0.05, BANDS) == ()  # off by more than int8
+    assert implied(1e-3, {}) == ()
+    assert implied(5.6e-3, BANDS) == ("bf16", "int8")
+
+
+def test_errors_by_hand():
+    ones, labels = np.ones((2, 2)), np.asarray([1, 2])
+    assert error([ones + 0.1, labels], [ones, labels + 1]) == Error(pytest.approx(0.1), pytest.approx(0.1))
+    assert error([labels], [labels]) is None  # classes are no numbers to be off by a little
+    assert error([ones], [ones * math.nan]) is None
+    assert error([ones * math.nan], [ones]) == Error(math.inf, math.inf)
+
+
+def test_a_cpu_that_is_off_by_itself_does_not_widen_the_band_of_fp32(tmp_path, monkeypatch):
+    path = models.cnn(tmp_path / "m.onnx")
+    bf16 = tmp_path / "bf16.onnx"
+    onnx.save(rounded(onnx.load(path), "bf16"), bf16)
+    load = Worker.load
+
+    def loading(worker, model, *rest, plain=False, **options):
+        return load(worker, bf16 if model == path and not plain else model, *rest, plain=plain or True, **options)
+
+    monkeypatch.setattr(Worker, "load", loading)
+    feed = {"x": models.images(8)}
+    expected = reference(inspect(path), path, feed)
+    with Worker(pick_backend("cpu"), 1) as worker:
+        worker.load(path)
+        off = error(answers(worker, inspect(path), feed), expected.outputs)
+    assert implied(off.rms, expected.bands) == ("bf16",)
+
+
+def test_models_of_all_kinds_get_bands(shared_data):
+    path = shared_data / "onnx" / "mnist_8" / "model.onnx"  # of opset 8, which knows no int8
+    feed = compared_inputs(inspect(path), None, {})
+    assert {len(values) for values in feed.values()} == {samples_of(inspect(path))}  # it has a fixed batch of one
+    assert set(reference(inspect(path), path, feed).bands) == {"fp32", *PRECISIONS} - {"int8"}
+
+
+def fake(tmp_path, **behaviour):
+    path = tmp_path / "fake.json"
+    path.write_text(json.dumps(behaviour))
+    return path
+
+
+def proof(tmp_path, expected=None, **behaviour):
+    made = artifact("teacher", macs=10**9)
+    record = evaluation("teacher", None, backend="fake", placement=behaviour.get("placement", {}))
+    path = fake(tmp_path, **behaviour)
+    return prove(record, "fake", made, path, {"x": np.zeros((3, 4), np.float32)}, expected)
+
+
+def test_the_share_of_time_on_each_provider(tmp_path):
+    placement = {"FakeExecutionProvider": {"Conv": 3}, "CPUExecutionProvider": {"Relu": 1}}
+    kernels = [
+        {"name": "a", "operator": "Conv", "provider": "FakeExecutionProvider", "us": 30.0},
+        {"name": "b", "operator": "Relu", "provider": "CPUExecutionProvider", "us": 90.0},
+    ]
+    found = proof(tmp_path, placement=placement, profile={"runs": 5, "kernels": kernels})
+    assert found.time_share == {"FakeExecutionProvider": 0.25, "CPUExecutionProvider": 0.75}
+    cell_ = cell("teacher", None, backend="fake")
+    row = proven(artifact("teacher"), cell_, found, {})
+    assert (row["node_share"], row["time_share"]) == (0.75, 0.25)
+    assert row["broken_claims"] == ("fallback: of 4 nodes 1 on CPUExecutionProvider (Relu) for 75% of the time",)
+    alone = proof(tmp_path, placement={"FakeExecutionProvider": {"Conv": 3}})  # no profile needed, and none told
+    assert alone.time_share == {"FakeExecutionProvider": 1.0}
+    assert alone.affinity
+
+
+def test_outputs_are_compared(tmp_path):
+    expected = Reference([np.ones((3, 2), np.float32)], {"bf16": (1e-3, 1e-3)})
+    found = proof(tmp_path, expected)  # the fake answers with zeros
+    assert (found.rms_error, found.largest_error, found.compared) == (1.0, 1.0, 3)
+    assert "more than int8 would" in broken_claims(artifact("t"), cell("t", None), found, None)[0]
+
+
+def claims(m=None, threads_used=None, precision="fp32", **facts):
+    facts = {"compared": 9, "bands": BANDS, "rms_error": 1e-7} | facts
+    m = m or cell("teacher", "0", precision=precision)
+    return broken_claims(artifact("teacher"), m, evaluation("teacher", "0", **facts), threads_used)
+
+
+def test_claims_that_hold_are_not_flagged():
+    assert claims() == ()
+    assert claims(precision="tf32", rms_error=3e-4) == claims(precision="fp16", rms_error=3e-4) == ()
+    assert claims(threads_used=1.2, affinity=(3,)) == ()
+    assert broken_claims(artifact("teacher"), cell("teacher", "0"), None, None) == ()
+
+
+@pytest.mark.parametrize(
+    ("facts", "flag"),
+    [
+        ({"rms_error": 3e-3}, "“fp32” ran as bf16: outputs differ by 0.3 % from the fp32 CPU reference"),
+        ({"rms_error": 3e-4}, "“fp32” ran as tf32 or fp16: outputs differ by 0.03 % from the fp32 CPU reference"),
+        ({"precision": "fp16"}, "“fp16” ran as fp32: outputs differ by 1e-05 % from the fp32 CPU reference"),
+        ({"m": cell("teacher", "0", backend="openvino:bf16@py")}, "“bf16” ran as fp32: outputs differ by 1e-05 %"),
+        ({"rms_error": None}, "outputs are NaN or infinite where those of the fp32 reference are not"),
+        ({"rms_error": None, "bands": {}}, "outputs are NaN or infinite"),
+        ({"threads_used": 1.9}, "1.9 threads computed, 1 asked for: the backend has a pool of its own"),
+        ({"m": cell("teacher", "0", threads=2), "affinity": (0,)}, "2 threads on 1 CPU: "),
+    ],
+)
+def test_a_claim_that_does_not_hold_is_flagged(facts, flag):
+    (found,) = claims(**facts)
+    assert found.startswith(flag)
+
+
+def test_threads_are_told_from_cpu_time_of_all_slices():
+    raw = arrays() | {"cpu_s.1": np.asarray([0.2, 0.1, math.nan]), "wall_s.1": np.asarray([0.1, 0.1, math.nan])}
+    teacher, student = ladder(result(), raw).rows
+    assert (teacher.threads_used, student.threads_used) == (None, pytest.approx(1.5))
+    assert (
+        student.broken_claims
+        == student.flags
+        == ("1.5 threads computed, 1 asked for: the backend has a pool of its own",)
+    )
+
+
+def test_a_file_without_proofs_shows_none():
+    shown = details_table(ladder(result(), arrays()))
+    assert not {"ran as", "time on provider", "threads used"} & set(shown.header)
+    found = evaluation(
+        "student", "1", compared=9, bands=BANDS, rms_error=3e-3, time_share={"CPUExecutionProvider": 1.0}
+    )
+    table = ladder(result(evaluations=(evaluation("teacher", "0"), found)), arrays())
+    shown = details_table(table)
+    row = dict(zip(shown.header, shown.rows[1], strict=True))
+    assert (row["ran as"], row["error to fp32"], row["time on provider"]) == ("bf16", "3.0e-03", "100.0 %")
+
+
+def test_strict_makes_a_broken_claim_an_error_after_the_report(tmp_path):
+    fp32 = models.cnn(tmp_path / "fp32.onnx")
+    models.int8(fp32, tmp_path / "partly.onnx", op_types_to_quantize=["MatMul"])
+    command = ("bench", "fp32.onnx", "partly.onnx", "--budget", "0.1")
+    failed = kdbench(*command, "--strict", "--out", "strict", cwd=tmp_path, check=False)
+    assert failed.returncode == 2
+    (line,) = failed.stderr.strip().splitlines()
+    assert "of 2 cells 1 are not what they claim: partly on cpu (threads 1, batch 1): int8 did not fuse: 3 of 4" in line
+    assert (tmp_path / "strict" / "report.md").is_file()
+    found, raw = load_result(tmp_path / "strict" / "results.json")
+    proofs: dict[str, Evaluation] = {e.rung: e for e in found.evaluations}
+    assert proofs["fp32"].rms_error < 1e-5
+    assert set(proofs["fp32"].bands) == {"fp32", *PRECISIONS}
+    assert proofs["partly"].bands == {}
+    by_rung = {row.rung: row for row in ladder(found, raw).rows}
+    assert (by_rung["fp32"].ran_as, by_rung["fp32"].broken_claims) == ("fp32", ())
+    assert by_rung["partly"].int8_share == 0.25
+    assert by_rung["fp32"].fused_share == 0.6  # the three Relu have gone into convolutions, two others are left
+    kdbench(*command[:2], "--budget", "0.1", "--strict", "--out", "sound", cwd=tmp_path)
