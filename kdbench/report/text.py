@@ -182,6 +182,12 @@ def details_table(ladder: Ladder) -> TextTable:
         ("first run", lambda row: seconds(row.first_run_s)),
         ("peak memory", lambda row: size(row.peak_memory_bytes)),
     ]
+    if ladder.result.settings.precision is not None:
+        columns += [
+            ("processes", lambda row: "–" if row.rounds is None else str(row.rounds)),
+            ("outliers", lambda row: percent(row.outlier_share)),
+            ("could have found", lambda row: percent(row.smallest_difference)),
+        ]
     if ladder.metric != "accuracy":
         columns = [column for column in columns if column[0] != "McNemar p"]
     rows = tuple(tuple(cell(row) for _, cell in columns) for row in ladder.rows if not row.error)

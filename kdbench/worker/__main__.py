@@ -55,6 +55,36 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def _machine_state() -> dict[str, float]:
+    """What can be told of this moment: CPU time of this process and, on Linux, of the machine, with all of it, in
+    seconds; and the clock of this CPU in Hz."""
+    state = {"wall_s": time.perf_counter(), "cpu_s": time.process_time()}
+    try:
+        ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        second = os.sysconf("SC_CLK_TCK")
+        state |= {"all_s": sum(ticks) / second, "busy_s": (sum(ticks) - ticks[3] - ticks[4]) / second}
+        cpu = ctypes.CDLL(None).sched_getcpu()
+        khz = Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq").read_text()
+        state["clock_hz"] = 1000.0 * int(khz)
+    except (OSError, ValueError, IndexError, AttributeError):
+        pass
+    return state
+
+
+def _between(before: dict[str, float], after: dict[str, float]) -> dict[str, float | None]:
+    """Wall and CPU seconds of this process between two states, the share of the machine's CPU time that others used,
+    and the clock at the end; None for what can't be told here, or not within so short a time."""
+    spent = {name: after[name] - before[name] for name in before.keys() & after.keys()}
+    whole_s = spent.get("all_s", 0.0)
+    others_s = spent.get("busy_s", 0.0) - spent["cpu_s"]
+    return {
+        "cpu_s": spent["cpu_s"],
+        "wall_s": spent["wall_s"],
+        "others_share": max(0.0, others_s / whole_s) if whole_s > 0 else None,
+        "clock_hz": after.get("clock_hz"),
+    }
+
+
 class Server:
     """One session and the inputs it is fed with."""
 
@@ -87,8 +117,13 @@ class Server:
         return {"first_run_s": time.perf_counter() - start, "peak_memory_bytes": peak_memory_bytes()}, {}
 
     def slice(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        """Runs a slot's inputs until `seconds` or `runs` are over; answers with each run's latency."""
+        """Runs a slot's inputs until `seconds` or `runs` are over; answers with each run's latency, and the machine.
+
+        Each run is made longer by the share `slower` of its own time, for comparisons whose outcome is known.
+        """
         feed, run, clock = self.feeds[request["slot"]], self.runner.run, time.perf_counter
+        slower = request.get("slower", 0.0)
+        before = _machine_state()
         run(feed)  # not counted: it finds the caches as another cell has left them
         latencies: list[float] = []
         end = clock() + request["seconds"]
@@ -96,10 +131,14 @@ class Server:
             start = clock()
             run(feed)
             now = clock()
+            if slower:
+                longer = now + slower * (now - start)
+                while now < longer:
+                    now = clock()
             latencies.append(now - start)
             if now >= end:
                 break
-        return {}, {"latencies_s": np.asarray(latencies, dtype=np.float32)}
+        return _between(before, _machine_state()), {"latencies_s": np.asarray(latencies, dtype=np.float32)}
 
     def predict(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return {}, dict(zip(self.runner.output_names(), self.runner.run(arrays), strict=True))
