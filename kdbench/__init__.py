@@ -1,8 +1,8 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `export`, `slim`,
-`quantize`, `evaluate`, `parity`, `bench`, `load_results`. torch and onnxruntime are imported when a function needs
-them, not before.
+`quantize`, `evaluate`, `parity`, `bench`, `self_test`, `load_results`. torch and onnxruntime are imported when a
+function needs them, not before.
 """
 
 from importlib import import_module
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kdbench.evaluation import evaluate, parity
     from kdbench.pipeline import bench, compare, distill, run
     from kdbench.pipeline.checking import check
+    from kdbench.pipeline.self_test import self_test
     from kdbench.pipeline.starting import init
     from kdbench.report.table import load_results
     from kdbench.steps.export import export
@@ -34,6 +35,7 @@ _HOMES = {
     "parity": "evaluation",
     "quantize": "steps.quantize",
     "run": "pipeline",
+    "self_test": "pipeline.self_test",
     "slim": "steps.slim",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "parity",
     "quantize",
     "run",
+    "self_test",
     "slim",
 ]
 

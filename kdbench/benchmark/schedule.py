@@ -32,7 +32,7 @@ STARTING = 0.08
 """The share of a round that may be spent before the first run counts, where the budget allows: more processes would
 buy more power, but then a good part of the budget would measure nothing."""
 WARM_UP = 0.2
-"""The share of a round after which warming up ends in any case."""
+"""The share of a round's part of the budget after which warming up ends in any case."""
 WARM_UP_SLICE = 0.25
 """How long a slice of warming up is, in slices."""
 
@@ -97,16 +97,24 @@ class Schedule:
     def _left_s(self) -> float:
         return max(0.0, self.settings.budget_s - (time.monotonic() - self._start))
 
+    def pairs(self, raws: Sequence[Raw] | None = None) -> list[tuple[Raw, Raw]]:
+        """The baseline's cell and each other one of the same backend, threads and batch, of `raws` or of all cells."""
+        raws = self._raws if raws is None else raws
+
+        def place(raw: Raw) -> tuple[str, int, int]:
+            return raw.cell.backend, raw.cell.threads, raw.cell.batch
+
+        bases = {place(raw): raw for raw in raws if raw.cell.subject.artifact.rung == self.baseline}
+        found = [(bases[place(raw)], raw) for raw in raws if place(raw) in bases]
+        return [(base, raw) for base, raw in found if base is not raw]
+
     def _goes_on(self, group: Sequence[Raw]) -> bool:
         """Whether a ratio to the baseline, or a latency where there is no ratio, is not yet known well enough."""
         precision, able = self.settings.precision, _able(group)
         if precision is None:
             return False
-        bases = {raw.cell.batch: raw for raw in able if raw.cell.subject.artifact.rung == self.baseline}
-        pairs = [(bases[raw.cell.batch], raw) for raw in able if raw.cell.batch in bases]
-        pairs = [(base, raw) for base, raw in pairs if base is not raw]
-        known = [common_rounds(*pair) for pair in pairs]
-        known += [([1.0] * len(raw.medians), list(raw.medians.values())) for raw in able if not pairs]
+        known = [common_rounds(*pair) for pair in self.pairs(able)]
+        known = known or [([1.0] * len(raw.medians), list(raw.medians.values())) for raw in able]
         return any(not stats.enough(*medians, precision) for medians in known)
 
     def _measure(self, number: int, group: Sequence[Raw], turns: int, progress: Progress) -> float:
@@ -118,7 +126,7 @@ class Schedule:
         start, left_s, throttled = time.monotonic(), self._left_s(), throttled_s()
         with ExitStack() as stack:
             ready = self._opened(number, _able(group), stack)
-            ready = self._warmed(ready, start + WARM_UP * left_s / turns)
+            ready = self._warmed(ready, time.monotonic() + WARM_UP * left_s / turns)
             wanted_s = (time.monotonic() - start) / STARTING
             fitting = int(left_s / wanted_s) if self.settings.precision is not None else 0
             end = start + left_s / max(turns, fitting)

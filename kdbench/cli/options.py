@@ -36,6 +36,22 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return sizes
 
 
+class Share(click.ParamType[float]):
+    """`2%` or `0.02`, as 0.02."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = 0.0
+        if not 0 < share < 1:
+            self.fail(f"'{value}' should be a share between 0 and 1, such as 2% or 0.02", param, ctx)
+        return share
+
+
 def overrides(command: F) -> F:
     return click.option(
         "--set",

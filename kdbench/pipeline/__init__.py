@@ -115,6 +115,7 @@ def bench(
     batches: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
     budget_s: float = 30.0,
+    precision: float = 0.02,
     pack: str | Path | None = None,
     dims: Mapping[str, int] | None = None,
     out: str | Path = "bench",
@@ -125,9 +126,12 @@ def bench(
     """Measures ONNX files, or the rungs of a run folder, against a baseline; the report lies in `out`.
 
     The baseline is, if not given, the run's teacher or the first model. With a `pack` (a run folder has its own)
-    accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions.
+    accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions. Rounds
+    of fresh processes go on until each ratio's interval reaches no further than the share `precision` to either side.
     """
-    wanted = {"backends": backends, "batches": batches, "threads": threads, "budget_s": budget_s}
+    wanted = {
+        "backends": backends, "batches": batches, "threads": threads, "budget_s": budget_s, "precision": precision,
+    }  # fmt: skip
     options = parse(Bench, wanted, "bench")
     paths = [Path(model) for model in models]
     folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None

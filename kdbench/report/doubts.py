@@ -23,6 +23,8 @@ DRIFT = 0.03
 """Smaller trends of the medians over a measurement are not worth a word."""
 BUSY = 0.05
 """Share of the machine's CPU time that others may use."""
+ENOUGH_S = 0.5
+"""Of slices, in which the kernel's ticks tell what others did."""
 CLOCK = 0.10
 """Share by which the clock may move."""
 
@@ -75,7 +77,7 @@ def _cold(m: Measurement) -> str | None:
     cold = sum(process.warm is False for process in m.processes)
     if not cold:
         return None
-    return f"{cold} of {len(m.processes)} processes were still getting faster when they were timed: raise --budget"
+    return f"still getting faster when timed: {cold} of {len(m.processes)} processes; raise --budget"
 
 
 def _drift(measured: Sequence[Measurement], arrays: Arrays) -> str | None:
@@ -106,7 +108,7 @@ def _facts(measured: Sequence[Measurement], arrays: Arrays, name: str) -> NDArra
 def _neighbour(measured: Sequence[Measurement], arrays: Arrays) -> str | None:
     share, wall_s = (_facts(measured, arrays, name) for name in ("others_share", "wall_s"))
     known = ~np.isnan(share) & ~np.isnan(wall_s)
-    if not known.any() or (mean := float(np.average(share[known], weights=wall_s[known]))) < BUSY:
+    if wall_s[known].sum() < ENOUGH_S or (mean := float(np.average(share[known], weights=wall_s[known]))) < BUSY:
         return None
     return f"a busy neighbour: other processes used {_share(mean)} of the machine's CPU time: quiet it, and bench again"
 
@@ -156,4 +158,4 @@ def _quota(measured: Sequence[Measurement]) -> str | None:
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.2g} %"
+    return f"{100 * value:.3g} %"

@@ -56,16 +56,14 @@ def peak_memory_bytes() -> int:
 
 
 def _machine_state() -> dict[str, float]:
-    """What can be told of this moment: CPU time of this process and, on Linux, of the machine, with all of it, in
-    seconds; and the clock of this CPU in Hz."""
+    """Of this moment: wall and CPU seconds of this process, on Linux also CPU seconds that all processes have used and
+    the clock of this CPU in Hz."""
     state = {"wall_s": time.perf_counter(), "cpu_s": time.process_time()}
     try:
         ticks = [int(count) for count in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        second = os.sysconf("SC_CLK_TCK")
-        state |= {"all_s": sum(ticks) / second, "busy_s": (sum(ticks) - ticks[3] - ticks[4]) / second}
+        state["busy_s"] = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
         cpu = ctypes.CDLL(None).sched_getcpu()
-        khz = Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq").read_text()
-        state["clock_hz"] = 1000.0 * int(khz)
+        state["clock_hz"] = 1e3 * int(Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq").read_text())
     except (OSError, ValueError, IndexError, AttributeError):
         pass
     return state
@@ -73,14 +71,17 @@ def _machine_state() -> dict[str, float]:
 
 def _between(before: dict[str, float], after: dict[str, float]) -> dict[str, float | None]:
     """Wall and CPU seconds of this process between two states, the share of the machine's CPU time that others used,
-    and the clock at the end; None for what can't be told here, or not within so short a time."""
-    spent = {name: after[name] - before[name] for name in before.keys() & after.keys()}
-    whole_s = spent.get("all_s", 0.0)
-    others_s = spent.get("busy_s", 0.0) - spent["cpu_s"]
+    and the clock at the end; None for what can't be told here.
+
+    The kernel counts in ticks of about 10 ms, so that over less than many of them the share is a sample, at times below
+    0 or above 1, whose mean over many slices is right.
+    """
+    cpu_s, wall_s = after["cpu_s"] - before["cpu_s"], after["wall_s"] - before["wall_s"]
+    others_s = after["busy_s"] - before["busy_s"] - cpu_s if "busy_s" in after else None
     return {
-        "cpu_s": spent["cpu_s"],
-        "wall_s": spent["wall_s"],
-        "others_share": max(0.0, others_s / whole_s) if whole_s > 0 else None,
+        "cpu_s": cpu_s,
+        "wall_s": wall_s,
+        "others_share": None if others_s is None else others_s / (wall_s * (os.cpu_count() or 1)),
         "clock_hz": after.get("clock_hz"),
     }
 
