@@ -57,8 +57,6 @@ def speedup(baseline_s: Sequence[float], candidate_s: Sequence[float], level: fl
 
 def paired_difference(values: ArrayLike, baseline: ArrayLike, level: float = LEVEL) -> Interval | None:
     """Mean of `values` minus `baseline`, pair by pair, with a Student t-interval; None for fewer than two pairs."""
-    from scipy import stats
-
     ours, theirs = np.asarray(values, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if ours.shape != theirs.shape:
         raise ValueError("pairs needed: as many of the one as of the other")
@@ -67,8 +65,16 @@ def paired_difference(values: ArrayLike, baseline: ArrayLike, level: float = LEV
     if n < 2:
         return None
     mean = float(difference.mean())
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * difference.std(ddof=1) / np.sqrt(n))
+    half = _t(level, n - 1) * float(difference.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half)
+
+
+@functools.cache
+def _t(level: float, freedom: int) -> float:
+    """How many standard errors an interval of Student's t reaches to either side."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + level) / 2, freedom))
 
 
 def enough(baseline_s: Sequence[float], candidate_s: Sequence[float], precision: float) -> bool:
@@ -97,7 +103,7 @@ def _findable(freedom: int, level: float) -> float:
     """The non-centrality at which a two-sided t-test has a power of `POWER`."""
     from scipy import optimize, stats
 
-    bound = float(stats.t.ppf((1 + level) / 2, freedom))
+    bound = _t(level, freedom)
     return float(
         optimize.brentq(lambda shift: POWER - stats.nct.sf(bound, freedom, shift), bound / 2, 4 * bound, xtol=1e-6)
     )
