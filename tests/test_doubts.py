@@ -93,9 +93,9 @@ def test_outliers_are_counted_and_kept():
     raw["latencies.1"][::50] = 0.02
     row = ladder(measured(), raw).rows[1]
     count = len(raw["latencies.1"][::50])
-    assert f"outliers: {count} of {len(raw['latencies.1'])} runs, the slowest 20.0 ms; none is dropped" in row.flags
+    assert f"outliers: {count} of {len(raw['latencies.1'])} runs, the slowest 20 ms; none is dropped" in row.flags
     assert row.throughput_per_s == pytest.approx(4 / raw["latencies.1"].mean())
-    assert row.outlier_share == pytest.approx(0.02)
+    assert row.outlier_share == count / len(raw["latencies.1"])
     few = arrays()
     few["latencies.1"][0] = 6e-4
     assert "outliers" not in said(measured(), few)
@@ -112,7 +112,7 @@ def test_processes_that_were_not_warm_are_counted():
     assert "still getting faster when timed: 2 of 6 processes" in said(measured(processes=processes), arrays())
 
 
-@pytest.mark.parametrize(("end", "words"), [(1.1, "got 10 % slower"), (0.9, "faster")])
+@pytest.mark.parametrize(("end", "words"), [(1.1, "got 10.2 % slower"), (0.9, "faster")])
 def test_a_drift_of_all_cells_is_the_machines(end, words):
     found = said(measured(), arrays(by_round=np.linspace(1, end, 6)))
     assert "the machine drifted: all cells got" in found
@@ -135,10 +135,8 @@ def test_a_busy_neighbour_is_named():
 
 
 def test_a_clock_that_falls_is_throttling():
-    found = said(measured(), arrays(clock_hz=np.linspace(3.5e9, 2.5e9, N)))
-    assert (
-        "throttled: the CPU's clock fell from 3.36 to 2.66 GHz" in found or "throttled: the CPU's clock fell" in found
-    )
+    found = said(measured(), arrays(clock_hz=np.repeat([3.5e9, 3.0e9, 2.5e9], N // 3)))
+    assert "throttled: the CPU's clock fell from 3.50 to 2.50 GHz: let it cool down" in found
     assert "clock" not in said(measured(), arrays(clock_hz=np.linspace(3.5e9, 3.4e9, N)))
 
 

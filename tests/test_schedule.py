@@ -245,7 +245,8 @@ def test_else_they_go_on_until_the_budget_is_spent(tmp_path, simulated, baseline
 def test_a_precise_ratio_takes_the_rounds_that_it_needs(tmp_path, simulated):
     cells = cells_of([subject(tmp_path, "a"), subject(tmp_path, "b")])
     taken = []
-    for share in (0.005, 0.02, 0.04):
+    for share in (0.005, 0.04, 0.08):
+        simulated.started.clear()
         simulated.latency_s = spread_by(share)
         taken.append(len(measured(cells, baseline="a", **USUAL | {"budget_s": 600.0})[0]))
     assert taken[0] == 5 < taken[1] < taken[2]

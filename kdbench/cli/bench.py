@@ -84,7 +84,7 @@ def bench(
     kdbench bench fp32.onnx int8.onnx --batch 1 --batch 32
     kdbench bench runs/digits --backend cpu --backend openvino --threads 1 --threads 2 --out threads
     kdbench bench bert.onnx --dim sequence=128 --budget 60 --precision 1%
-    kdbench bench --self-test                         whether this machine is quiet enough to be believed
+    kdbench bench --self-test                  whether this machine is quiet enough to be believed
     """
     from kdbench import pipeline
     from kdbench.cli.show import show_report, show_self_test
