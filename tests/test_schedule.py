@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from kdbench.benchmark import schedule as scheduling
-from kdbench.benchmark.cells import Cell, Subject, plan
+from kdbench.benchmark.cells import Cell, Subject, inputs, plan
 from kdbench.benchmark.schedule import Schedule
+from kdbench.data import pack
 from kdbench.errors import UserError
 from kdbench.records import Artifact, Bench, BenchSettings, TensorSpec
 
@@ -148,6 +149,17 @@ def test_a_plan_without_a_cell_that_can_run_is_refused(tmp_path):
         plan([subject(tmp_path, "free")], Bench(backends=("fake", "fake")))
 
 
+@pytest.mark.parametrize("batch", [2, 8])
+def test_a_cell_is_fed_the_first_samples_and_no_more_are_prepared(tmp_path, monkeypatch, batch):
+    prepared = []
+    monkeypatch.setattr(pack.preprocess, "apply", lambda samples, _: prepared.append(len(samples)) or samples / 2)
+    x = np.arange(20, dtype=np.float32).reshape(5, 4)
+    samples = pack.EvalPack("x.npz", x, np.arange(5), None, (), None)
+    (cell,) = cells_of([subject(tmp_path, "a")], (batch,))
+    assert inputs(cell, samples, {})["x"].tolist() == (x / 2)[np.arange(batch) % 5].tolist()
+    assert prepared == [min(batch, 5)]
+
+
 def test_a_file_that_changes_while_it_is_measured_is_an_error(tmp_path):
     schedule = Schedule(cells_of([subject(tmp_path, "a"), subject(tmp_path, "b")]), settings(), feeds)
     for number in schedule.rounds():
@@ -167,7 +179,9 @@ def simulated(monkeypatch):
 
     `latency_s(rung, threads, process, run)` tells each run's, where `process` counts from 0 for each rung.
     """
-    world = SimpleNamespace(now_s=0.0, started={}, latency_s=lambda rung, threads, process, run: 0.001)
+    world = SimpleNamespace(now_s=0.0, started={}, noise=0.02)
+    world.latency_s = lambda rung, threads, process, run: 0.001
+    generator = np.random.default_rng(1)
 
     class Simulated:
         def __init__(self, backend, threads, patience_s):
@@ -193,6 +207,7 @@ def simulated(monkeypatch):
 
         def run(self):
             latency_s = world.latency_s(self.rung, self.threads, self.process, self.runs)
+            latency_s *= 1 + world.noise * (generator.random() - 0.5)
             self.runs += 1
             world.now_s += latency_s
             return latency_s
@@ -225,7 +240,7 @@ def test_rounds_end_when_all_is_known_well_enough(tmp_path, simulated, baseline)
     cells = cells_of([subject(tmp_path, "a"), subject(tmp_path, "b")])
     rounds, _, _ = measured(cells, baseline=baseline, **USUAL)
     assert len(rounds) == 5
-    assert simulated.now_s < 20
+    assert simulated.now_s < 6
 
 
 @pytest.mark.parametrize("baseline", ["a", None])
@@ -233,13 +248,30 @@ def test_else_they_go_on_until_the_budget_is_spent(tmp_path, simulated, baseline
     simulated.latency_s = spread_by(0.3)
     cells = cells_of([subject(tmp_path, "a"), subject(tmp_path, "b")])
     rounds, measurements, arrays = measured(cells, baseline=baseline, **USUAL)
-    assert len(rounds) > 5
-    assert 27 < simulated.now_s < 33
+    assert len(rounds) > 20
+    assert 29 < simulated.now_s < 31
     for m in measurements:
         assert [process.round for process in m.processes] == rounds
         assert set(arrays[f"rounds.{m.raw}"]) == set(rounds)
-    timed_s = sum(float(arrays[f"latencies.{m.raw}"].sum()) for m in measurements)
-    assert timed_s / simulated.now_s > 0.9  # at 1 ms, of everything: starts, warm-up, runs that don't count
+
+
+def timed_share(measurements, arrays, world):
+    """Of everything: starts, warm-up, runs that don't count."""
+    return sum(float(arrays[f"latencies.{m.raw}"].sum()) for m in measurements) / world.now_s
+
+
+@pytest.mark.parametrize(("noise", "least", "most"), [(0.02, 0.4, 0.8), (1.0, 0.9, 1.0)])
+def test_a_process_is_timed_for_as_long_as_its_median_needs(tmp_path, simulated, noise, least, most):
+    simulated.latency_s, simulated.noise = spread_by(0.3), noise
+    cells = cells_of([subject(tmp_path, "a"), subject(tmp_path, "b")])
+    _, measurements, arrays = measured(cells, baseline="a", **USUAL | {"budget_s": 60.0, "precision": 0.01})
+    assert least < timed_share(measurements, arrays, simulated) < most
+
+
+def test_a_short_budget_that_ends_early_is_not_spent_on_starting(tmp_path, simulated):
+    cells = cells_of([subject(tmp_path, "a"), subject(tmp_path, "b")])
+    _, measurements, arrays = measured(cells, baseline="a", **USUAL)
+    assert (1 - timed_share(measurements, arrays, simulated)) * simulated.now_s < 0.1 * USUAL["budget_s"]
 
 
 def test_a_precise_ratio_takes_the_rounds_that_it_needs(tmp_path, simulated):
@@ -285,7 +317,7 @@ def test_a_warm_process_is_timed_at_once(tmp_path, simulated):
 
 
 def test_warm_up_ends_with_its_time(tmp_path, simulated):
-    simulated.latency_s = lambda rung, threads, process, run: 0.01 * 0.99**run
+    simulated.latency_s, simulated.noise = lambda rung, threads, process, run: 0.01 * 0.99**run, 0.0
     _, (m,), arrays = measured(cells_of([subject(tmp_path, "a")]), **USUAL | {"budget_s": 2.0, "slice_runs": 3})
     assert all(process.warm is False for process in m.processes)
     assert len(arrays["latencies.0"]) > 0

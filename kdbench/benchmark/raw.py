@@ -1,5 +1,6 @@
 """What has been measured of a cell so far, and how it becomes a measurement and raw arrays."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +31,10 @@ class Raw:
     """Round and number of each slice."""
     facts: list[Mapping[str, float | None]] = field(default_factory=list)
     """`FACTS` of each slice; a fact is None, or missing, where it can't be told."""
+    under_way: int = 0
+    """Slices of the round that is not over yet."""
+    sums: tuple[float, float] = (0.0, 0.0)
+    """Of their medians, and of the squares of these."""
 
     def add(
         self, number: int, slice_number: int, latencies: NDArray[np.float32], facts: Mapping[str, float | None]
@@ -38,12 +43,26 @@ class Raw:
         self.latencies.append(latencies)
         self.slices.append((number, slice_number))
         self.facts.append(facts)
+        median = float(np.median(latencies))
+        self.under_way += 1
+        self.sums = self.sums[0] + median, self.sums[1] + median**2
+
+    def uncertainty(self) -> float:
+        """The standard error of the median of the round under way, as a share of it, by the spread of its slices'.
+
+        Infinite for fewer than three slices.
+        """
+        if self.under_way < 3:
+            return math.inf
+        mean = self.sums[0] / self.under_way
+        variance = max(0.0, self.sums[1] / self.under_way - mean**2) / (self.under_way - 1)
+        return math.sqrt(variance) / mean
 
     def end_round(self, number: int, throttled_s: float | None) -> None:
         """Tells the round's median, and writes down for how long the container's quota stopped the round."""
-        own = [part for part, (round_, _) in zip(self.latencies, self.slices, strict=True) if round_ == number]
-        if own:
-            self.medians[number] = float(np.median(np.concatenate(own)))
+        if self.under_way:
+            self.medians[number] = float(np.median(np.concatenate(self.latencies[-self.under_way :])))
+        self.under_way, self.sums = 0, (0.0, 0.0)
         if throttled_s is not None and self.processes and self.processes[-1].round == number:
             self.processes[-1] = self.processes[-1].model_copy(update={"throttled_s": throttled_s})
 

@@ -28,9 +28,11 @@ from kdbench.store import Arrays
 
 SLICE_S = 0.1
 SLICE_RUNS = 100
-STARTING = 0.08
-"""The share of a round that may be spent before the first run counts, where the budget allows: more processes would
-buy more power, but then a good part of the budget would measure nothing."""
+STARTING = 0.06
+"""A round ends when what came before its first counted run was no more of it than that, or earlier:"""
+SETTLED, STARTING_AT_MOST = 0.1, 0.5
+"""when each median's standard error, as its slices tell it, is that share of the precision asked for, since more power
+is bought with more processes; but not before the round has measured for as long as it has been starting."""
 WARM_UP = 0.2
 """The share of a round's part of the budget after which warming up ends in any case."""
 WARM_UP_SLICE = 0.25
@@ -75,15 +77,15 @@ class Schedule:
         budget_s, number = self.settings.budget_s, 0
         progress("bench", 0, budget_s)
         while groups:
-            wanted_s = 0.0
+            left_s = self._left_s()
             for place, group in enumerate(self._random.sample(groups, len(groups))):
                 turns = len(groups) * max(1, self.settings.processes - number) - place
-                wanted_s += self._measure(number, group, turns, progress)
+                self._measure(number, group, turns, progress)
             yield number
             number += 1
             if number >= self.settings.processes:
-                # Less than half a round left is not worth starting one.
-                worth = self._left_s() >= wanted_s / 2
+                # Less than half a round is not worth starting one.
+                worth = self._left_s() > (left_s - self._left_s()) / 2
                 groups = [group for group in groups if worth and self._goes_on(group)]
         progress("bench", budget_s, budget_s)
 
@@ -117,29 +119,29 @@ class Schedule:
         known = known or [([1.0] * len(raw.medians), list(raw.medians.values())) for raw in able]
         return any(not stats.enough(*medians, precision) for medians in known)
 
-    def _measure(self, number: int, group: Sequence[Raw], turns: int, progress: Progress) -> float:
+    def _measure(self, number: int, group: Sequence[Raw], turns: int, progress: Progress) -> None:
         """One round of the cells of one backend and thread count: fresh processes that take turns.
 
         The budget that is left has to do for so many `turns` of any group. A round takes its share of it, or less if
-        that lets more rounds in of which starting takes no more than `STARTING`. Returns the seconds that it wanted.
+        that lets more rounds in of which starting takes no more than `STARTING`, or if all of its medians are settled.
         """
+        precision = self.settings.precision
         start, left_s, throttled = time.monotonic(), self._left_s(), throttled_s()
         with ExitStack() as stack:
             ready = self._opened(number, _able(group), stack)
             ready = self._warmed(ready, time.monotonic() + WARM_UP * left_s / turns)
-            wanted_s = (time.monotonic() - start) / STARTING
-            fitting = int(left_s / wanted_s) if self.settings.precision is not None else 0
-            end = start + left_s / max(turns, fitting)
+            begun_s = time.monotonic() - start
+            fitting = 0 if precision is None else int(left_s * STARTING / begun_s)
+            earliest, end = start + begun_s / STARTING_AT_MOST, start + left_s / max(turns, fitting)
             while ready:
                 ready = self._turn(ready, number)
                 now = time.monotonic()
                 progress("bench", now - self._start, self.settings.budget_s)
-                if now >= end:
+                if now >= end or (now >= earliest and _settled(ready, precision)):
                     break
         after = throttled_s()
         for raw in group:
             raw.end_round(number, None if throttled is None or after is None else after - throttled)
-        return wanted_s
 
     def _opened(self, number: int, raws: list[Raw], stack: ExitStack) -> Ready:
         """A fresh process for each artifact, with its model loaded and each of its cells run once; the cells that ran.
@@ -239,6 +241,10 @@ class Schedule:
                 continue
             taken.append((raw, start, *found))
         return taken, dead
+
+
+def _settled(ready: Ready, precision: float | None) -> bool:
+    return precision is not None and all(raw.uncertainty() <= SETTLED * precision for raw, _ in ready)
 
 
 def _able(raws: Sequence[Raw]) -> list[Raw]:
