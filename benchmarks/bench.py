@@ -13,14 +13,17 @@ simulated ones less.
 """
 
 import argparse
+import contextlib
 import functools
+import io
 import itertools
+import logging
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +134,7 @@ def coverage(repeat: int) -> None:
 # --- real -------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
+@contextlib.contextmanager
 def models(given: Sequence[Path]) -> Iterator[list[Path]]:
     """The given files, or students of the zoo with random weights."""
     if given:
@@ -151,20 +154,23 @@ def _student(name: str, shape: tuple[int, ...], folder: Path) -> Path:
     student = load_recipe(name).student
     torch.manual_seed(0)
     model = build(student.model, student.options, shape, 10).eval()
-    program = torch.onnx.export(
-        model,
-        (torch.zeros(2, *shape),),
-        dynamo=True,
-        verbose=False,
-        input_names=["input"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-    )
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            (torch.zeros(2, *shape),),
+            dynamo=True,
+            verbose=False,
+            input_names=["input"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
     assert program is not None
     onnx.save(program.model_proto, folder / f"{name}.onnx")
     return folder / f"{name}.onnx"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _busy(wanted: bool) -> Iterator[None]:
     """A process that computes without end, if wanted."""
     if not wanted:
@@ -387,7 +393,7 @@ def _paired_start(name: str, other: str, repeat: int, ours: Callable[[], object]
 
 SIMULATED: Mapping[str, tuple[Callable[[int], None], int]] = {
     "aa-simulated": (aa_simulated, 2000),
-    "coverage": (coverage, 2000),
+    "coverage": (coverage, 4000),
 }
 REAL: Mapping[str, tuple[Callable[[int, Sequence[Path]], None], int]] = {
     "aa": (aa, 100),
