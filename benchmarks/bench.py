@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import functools
 import io
-import itertools
 import logging
 import subprocess
 import sys
@@ -28,110 +27,23 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from simulations import PRECISION, aa_simulated, coverage
 
 from kdbench import stats
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
-from kdbench.benchmark.cells import Cell, Subject, inputs
+from kdbench.benchmark.cells import Cell, Subject, inputs, plan
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
 from kdbench.machine import describe
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.self_test import SelfTest, against_itself
 from kdbench.records import Bench, BenchSettings
-from kdbench.stats import Interval
 
 ZOO = {"digits": (1, 8, 8), "cifar10-resnet20": (3, 32, 32), "cifar10-mobilenetv2": (3, 32, 32)}
 """Recipes whose students are measured, and the shape of their samples."""
 BATCHES = (1, 8)
-PRECISION = 0.02
 ALL_OF_IT = 1e-6
 """A precision that is never reached: the whole budget is spent."""
-
-Disturbance = Callable[[np.random.Generator, int], NDArray[np.float64]]
-"""What strikes both processes of a round alike, as logarithms [rounds]."""
-
-
-# --- simulated --------------------------------------------------------------------------------------------------------
-
-
-def _wandering(generator: np.random.Generator, rounds: int) -> NDArray[np.float64]:
-    return np.cumsum(generator.normal(0, 0.03, rounds))
-
-
-def _neighbour(generator: np.random.Generator, rounds: int) -> NDArray[np.float64]:
-    """Comes and goes, and takes up to half of the speed."""
-    return np.where(generator.random(rounds) < 0.3, generator.uniform(0, np.log(2), rounds), 0.0)
-
-
-DISTURBANCES: dict[str, Disturbance] = {
-    "none": lambda generator, rounds: np.zeros(rounds),
-    "20 % slower by the end": lambda generator, rounds: np.linspace(0, np.log(1.2), rounds),
-    "wandering by 3 % a round": _wandering,
-    "a neighbour in 3 of 10 rounds": _neighbour,
-}
-SPREADS = (0.005, 0.01, 0.02, 0.03, 0.06, 0.18)
-"""Standard deviations of the logarithm of a process's median around what its round would have it."""
-UNEVEN = 0.1
-"""Share of a disturbance that strikes the one process of a round and not the other, as a standard deviation."""
-MOST_ROUNDS = 40
-"""After which the simulated budget is spent."""
-
-
-def simulated(
-    generator: np.random.Generator, ratio: float, spread: float, disturbance: Disturbance, heavy: bool = False
-) -> tuple[Interval, int]:
-    """A comparison as the schedule makes it, stopped as it is: the interval of the speed-up, and its rounds.
-
-    The medians of processes are log-normal around those of their round, or follow Student's t with 4 degrees of freedom
-    if `heavy`; `ratio` is the true speed-up.
-    """
-    common = disturbance(generator, MOST_ROUNDS)
-    noise = generator.standard_t(4, (2, MOST_ROUNDS)) / 2**0.5 if heavy else generator.normal(size=(2, MOST_ROUNDS))
-    struck = common * (1 + UNEVEN * generator.normal(size=(2, MOST_ROUNDS)))
-    slow, fast = np.exp(struck + spread * noise) * np.array([[ratio], [1.0]])
-    for rounds in range(5, MOST_ROUNDS + 1):
-        if rounds == MOST_ROUNDS or stats.enough(slow[:rounds], fast[:rounds], PRECISION):
-            break
-    found = stats.speedup(slow[:rounds], fast[:rounds], stats.STOPPED_LEVEL)
-    assert found is not None
-    return found, rounds
-
-
-def scenarios() -> list[tuple[str, float, Disturbance, bool]]:
-    """Name, spread, disturbance and whether tails are heavy."""
-    return [
-        (f"{100 * spread:g} %, {name}{', heavy tails' if heavy else ''}", spread, disturbance, heavy)
-        for (name, disturbance), spread, heavy in itertools.product(DISTURBANCES.items(), SPREADS, (False, True))
-    ]
-
-
-def aa_simulated(repeat: int) -> None:
-    generator, claimed = np.random.default_rng(0), 0
-    wanted = scenarios()
-    for number in range(repeat):
-        _, spread, disturbance, heavy = wanted[number % len(wanted)]
-        claimed += not stats.no_difference(simulated(generator, 1.0, spread, disturbance, heavy)[0])
-    print(f"{claimed} of {repeat} simulated comparisons of a file with itself claim a difference: ", end="")
-    print(f"{100 * claimed / repeat:.1f} % (nominal 5 %, wanted 3 to 7 %); {len(wanted)} scenarios in turn.")
-
-
-def coverage(repeat: int) -> None:
-    generator, ratio = np.random.default_rng(1), 1.1
-    print("| spread of processes, disturbance | rounds | intervals that hold the true ratio |\n|:---|---:|---:|")
-    shares: dict[bool, list[float]] = {False: [], True: []}
-    for name, spread, disturbance, heavy in scenarios():
-        found = [simulated(generator, ratio, spread, disturbance, heavy) for _ in range(repeat)]
-        held = sum(interval.low <= ratio <= interval.high for interval, _ in found)
-        shares[disturbance is _neighbour].append(100 * held / repeat)
-        rounds = np.mean([rounds for _, rounds in found])
-        print(f"| {name} | {rounds:.1f} | {held} of {repeat}: {100 * held / repeat:.1f} % |", flush=True)
-    print("\nNominal 95 %, wanted 93 to 97 % under process effects and drift.")
-    for neighbour, what in ((False, "Under these"), (True, "Beside a neighbour")):
-        own = shares[neighbour]
-        print(f"{what}: from {min(own):.1f} to {max(own):.1f} %, on average {np.mean(own):.1f} %.")
-
-
-# --- real -------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -271,13 +183,18 @@ def loop(repeat: int, given: Sequence[Path], slices: int = 10, budget_s: float =
 
 
 def _cell(path: Path, batch: int) -> Cell:
-    return Cell(Subject(known_artifact(path), path), "cpu", 1, batch)
+    (cell,) = plan([Subject(known_artifact(path), path)], Bench(batches=(batch,)))
+    return cell
+
+
+def _worker(cell: Cell) -> Worker:
+    return Worker(pick_backend(cell.backend), cell.threads)
 
 
 def _slices_of_both(cell: Cell, slices: int) -> tuple[float, float]:
     """The median of a worker's latencies and of a bare loop's, each in a fresh process; they take turns in slices."""
     feed = inputs(cell, None, {})
-    with tempfile.TemporaryDirectory() as scratch, Worker(pick_backend("cpu"), 1) as worker:
+    with tempfile.TemporaryDirectory() as scratch, _worker(cell) as worker:
         arguments = [str(cell.subject.model)]
         for number, (name, values) in enumerate(feed.items()):
             np.save(Path(scratch, f"{number}.npy"), values)
@@ -309,7 +226,7 @@ def _slices_of_both(cell: Cell, slices: int) -> tuple[float, float]:
 
 def _latency_s(path: Path, batch: int) -> float:
     cell = _cell(path, batch)
-    with Worker(pick_backend("cpu"), 1) as worker:
+    with _worker(cell) as worker:
         worker.load(path)
         worker.feed("1", inputs(cell, None, {}))
         return float(np.median(worker.slice("1", SLICE_S, SLICE_RUNS)[0]))
@@ -323,7 +240,7 @@ def _overhead(path: Path, budget_s: float, precision: float) -> str:
     settings = BenchSettings(
         seed=0, processes=5, precision=precision, budget_s=budget_s, slice_s=SLICE_S, slice_runs=SLICE_RUNS
     )
-    cells = [Cell(subject, "cpu", 1, batch) for subject in subjects]
+    cells = plan(subjects, Bench(batches=(batch,)))
     schedule = Schedule(cells, settings, lambda cell: inputs(cell, None, {}), baseline="itself")
     start = time.monotonic()
     rounds = len(list(schedule.rounds()))
@@ -359,7 +276,7 @@ def start(repeat: int, given: Sequence[Path]) -> None:
                 f"a worker with {path.stem}",
                 "a bare interpreter opening it",
                 repeat,
-                functools.partial(_worker_ready, path),
+                functools.partial(_worker_ready, _cell(path, 1)),
                 _ended([python, "-c", bare, str(path)]),
             )
     print(
@@ -371,9 +288,9 @@ def _ended(command: Sequence[str]) -> Callable[[], object]:
     return lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
 
 
-def _worker_ready(path: Path) -> None:
-    with Worker(pick_backend("cpu"), 1) as worker:
-        worker.load(path)
+def _worker_ready(cell: Cell) -> None:
+    with _worker(cell) as worker:
+        worker.load(cell.subject.model)
 
 
 def _paired_start(name: str, other: str, repeat: int, ours: Callable[[], object], theirs: Callable[[], object]) -> None:

@@ -178,7 +178,7 @@ def test_an_interval_is_narrow_enough_on_its_wider_side():
 
 
 def test_comparisons_that_end_when_they_are_narrow_keep_their_error_rate_and_coverage():
-    from benchmarks.bench import scenarios, simulated
+    from benchmarks.simulations import scenarios, simulated
 
     generator = np.random.default_rng(5)
     for ratio in (1.0, 1.1):
