@@ -40,7 +40,7 @@ from kdbench.progress import bars
 )
 @click.option(
     "--precision",
-    type=options.Share(),
+    callback=options.share,
     default="2%",
     show_default=True,
     metavar="SHARE",

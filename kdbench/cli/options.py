@@ -36,20 +36,15 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return sizes
 
 
-class Share(click.ParamType[float]):
-    """`2%` or `0.02`, as 0.02."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value).strip()
-        try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            share = 0.0
-        if not 0 < share < 1:
-            self.fail(f"'{value}' should be a share between 0 and 1, such as 2% or 0.02", param, ctx)
-        return share
+def share(ctx: click.Context, parameter: click.Parameter, text: str) -> float:
+    """The callback of an option that takes `2%` or `0.02`: 0.02."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise click.BadParameter(f"'{text}' should be a share between 0 and 1, such as 2% or 0.02", ctx, parameter)
+    return value
 
 
 def overrides(command: F) -> F:

@@ -99,11 +99,10 @@ def _drift(measured: Sequence[Measurement], arrays: Arrays) -> str | None:
 
 def _facts(measured: Sequence[Measurement], arrays: Arrays, name: str) -> NDArray[np.float64]:
     """A fact of all slices of these cells, cell after cell; NaN where it isn't known."""
-    unknown = np.full(1, np.nan)
     parts = [
-        arrays.get(f"{name}.{m.raw}", np.repeat(unknown, np.unique(arrays[f"slices.{m.raw}"]).size)) for m in measured
+        arrays.get(f"{name}.{m.raw}", np.full(np.unique(arrays[f"slices.{m.raw}"]).size, np.nan)) for m in measured
     ]
-    return np.concatenate([unknown, *parts]).astype(np.float64)[1:]
+    return np.concatenate([np.empty(0), *parts])
 
 
 def _neighbour(measured: Sequence[Measurement], arrays: Arrays) -> str | None:
@@ -119,7 +118,6 @@ def _clock(measured: Sequence[Measurement], arrays: Arrays) -> str | None:
     from scipy import stats as tests
 
     clock, start = (_facts(measured, arrays, name) for name in ("clock_hz", "start_s"))
-    latency = np.concatenate([np.zeros(0), *(_slices(m, arrays) for m in measured)])
     known = ~np.isnan(clock)
     if known.sum() < 9:
         return None
@@ -131,6 +129,7 @@ def _clock(measured: Sequence[Measurement], arrays: Arrays) -> str | None:
     low, high = np.percentile(ordered, [10, 90])
     if low > (1 - CLOCK) * high:
         return None
+    latency = np.concatenate([_slices(m, arrays) for m in measured])
     together = tests.spearmanr(clock[known], latency[known])
     if not (together.statistic < -0.3 and together.pvalue < 0.01):
         return None
@@ -139,8 +138,8 @@ def _clock(measured: Sequence[Measurement], arrays: Arrays) -> str | None:
 
 def _slices(m: Measurement, arrays: Arrays) -> NDArray[np.float64]:
     """The logarithm of each slice's median, against the cell's."""
-    medians = stats.process_medians(arrays[f"latencies.{m.raw}"], arrays[f"slices.{m.raw}"])
-    logs = np.log(list(medians.values()))
+    _, first = np.unique(arrays[f"slices.{m.raw}"], return_index=True)
+    logs = np.log([np.median(part) for part in np.split(arrays[f"latencies.{m.raw}"], first[1:])])
     return np.asarray(logs - np.median(logs))
 
 
