@@ -1,8 +1,8 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `export`, `slim`,
-`quantize`, `evaluate`, `parity`, `bench`, `profile`, `pack`, `bundle`, `load_results`. torch and onnxruntime are
-imported when a function needs them, not before.
+`quantize`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and
+onnxruntime are imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline.bundling import bundle
     from kdbench.pipeline.checking import check
     from kdbench.pipeline.packing import pack
+    from kdbench.pipeline.self_test import self_test
     from kdbench.pipeline.starting import init
     from kdbench.proofs.profile import profile
     from kdbench.report.table import load_results
@@ -40,6 +41,7 @@ _HOMES = {
     "profile": "proofs.profile",
     "quantize": "steps.quantize",
     "run": "pipeline",
+    "self_test": "pipeline.self_test",
     "slim": "steps.slim",
 }
 
@@ -59,6 +61,7 @@ __all__ = [
     "profile",
     "quantize",
     "run",
+    "self_test",
     "slim",
 ]
 

@@ -98,6 +98,38 @@ def _cpu_slug(cpu: str) -> str:
     return slug(text)
 
 
+def throttled_s(root: Path = Path("/")) -> float | None:
+    """Seconds for which a CPU quota has stopped this process's control group, or one around it, so far.
+
+    None where there is no quota, or nothing that tells of it: Linux's cgroups alone do, `cpu.stat` in either version.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    found = []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounted = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
+        group = mounted / path.lstrip("/")
+        found += [
+            _stopped_s(folder / "cpu.stat") for folder in (group, *group.parents) if folder.is_relative_to(mounted)
+        ]
+    return max((seconds for seconds in found if seconds is not None), default=None)
+
+
+def _stopped_s(path: Path) -> float | None:
+    """Of a `cpu.stat`: in microseconds in cgroups of version 2, in nanoseconds in version 1."""
+    try:
+        stat = dict(line.split() for line in path.read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    if int(stat.get("nr_periods", 0)) == 0:
+        return None
+    return int(stat["throttled_usec"]) / 1e6 if "throttled_usec" in stat else int(stat["throttled_time"]) / 1e9
+
+
 def _governor() -> str | None:
     path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return path.read_text().strip() if path.is_file() else None

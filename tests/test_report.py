@@ -30,8 +30,8 @@ SPEC = (
     "rung, parent, backend, precision, batch, threads, accuracy, accuracy_diff, accuracy_diff_low, accuracy_diff_high, "
     "agreement, size_bytes, parameters, macs, latency_p50_s, latency_p99_s, throughput_per_s, speedup, speedup_low, "
     "speedup_high, load_s, first_run_s, peak_memory_bytes, flags, error, f1_micro, f1_macro, f1_micro_diff, "
-    "f1_micro_diff_low, f1_micro_diff_high, node_share, time_share, int8_share, fused_share, rms_error, ran_as, "
-    "threads_used, broken_claims"
+    "f1_micro_diff_low, f1_micro_diff_high, rounds, smallest_difference, outlier_share, node_share, time_share, "
+    "int8_share, fused_share, rms_error, ran_as, threads_used, broken_claims"
 )
 MACHINE = Machine(
     name="here", cpu="A|B <CPU>", features=("avx2",), cores_physical=1, cores_logical=2, governor=None,

@@ -163,3 +163,105 @@ def test_f1_difference_of_equal_answers_is_zero_but_not_certain():
     assert found.low < 0 < found.high < 0.005
     with pytest.raises(ValueError, match="same samples"):
         stats.f1_difference(same, same[:2], truth)
+
+
+# --- rounds, warm-up, outliers ----------------------------------------------------------------------------------------
+
+
+def test_an_interval_is_narrow_enough_on_its_wider_side():
+    slow, fast = [1.0, 1.02, 1.0, 1.02, 1.01], [1.0] * 5
+    ratio = stats.speedup(slow, fast, stats.STOPPED_LEVEL)
+    reach = ratio.high / ratio.value - 1
+    assert stats.enough(slow, fast, reach * 1.001)
+    assert not stats.enough(slow, fast, reach * 0.999)
+    assert not stats.enough(slow[:1], fast[:1], 0.5)
+
+
+def test_comparisons_that_end_when_they_are_narrow_keep_their_error_rate_and_coverage():
+    from benchmarks.simulations import scenarios, simulated
+
+    generator = np.random.default_rng(5)
+    for ratio in (1.0, 1.1):
+        found = [
+            simulated(generator, ratio, spread, disturbance, heavy)
+            for _ in range(25)
+            for _, spread, disturbance, heavy in scenarios()
+        ]
+        held = np.mean([interval.low <= ratio <= interval.high for interval, _ in found])
+        assert 0.93 <= held <= 0.97
+        assert {5, 40} <= {
+            rounds for _, rounds in found
+        }  # some end as early as they may, some at the end of the budget
+
+
+@pytest.mark.parametrize("rounds", [3, 5, 12])
+def test_the_smallest_difference_is_found_nine_times_in_ten(rounds):
+    generator = np.random.default_rng(2)
+    spread, runs = 0.03, 2000
+    one = np.exp(np.linspace(-1, 1, rounds) * spread / np.linspace(-1, 1, rounds).std(ddof=1))
+    share = stats.smallest_difference(np.ones(rounds), one)
+    found = 0
+    for difference in generator.normal(np.log1p(share), spread, (runs, rounds)):
+        ratio = stats.speedup(np.ones(rounds), np.exp(difference))
+        found += ratio.high < 1
+    assert found / runs == pytest.approx(stats.POWER, abs=0.025)
+    assert stats.smallest_difference([1.0, 1.0], [1.0, 2.0]) is None
+
+
+@given(st.integers(3, 30), st.floats(0.001, 0.2))
+def test_more_rounds_find_less(rounds, spread):
+    def smallest(n):
+        return stats.smallest_difference(np.ones(2 * n), np.exp(np.tile([spread, -spread], n)))
+
+    assert smallest(rounds + 1) < smallest(rounds)
+
+
+def test_outliers_are_told_by_their_own_process():
+    generator = np.random.default_rng(0)
+    quick, slow = generator.normal(1e-3, 1e-5, 200), generator.normal(3e-3, 1e-5, 200)
+    rounds = np.repeat([0, 1], 200)
+    found = stats.outliers(np.concatenate([quick, slow]), rounds)
+    assert (found.count, found.runs, found.time) == (0, 400, 0)
+    slow[7] = 9e-3
+    found = stats.outliers(np.concatenate([quick, slow]), rounds)
+    assert (found.count, found.slowest_s) == (1, 9e-3)
+    assert found.time == pytest.approx(9e-3 / (quick.sum() + slow.sum()))
+
+
+def test_the_grain_of_the_clock_makes_no_outliers():
+    latencies = np.full(1000, 5e-6)
+    latencies[::10] += 1e-6
+    assert stats.outliers(latencies, np.zeros(1000)).count == 0
+    latencies[0] += 2e-6
+    assert stats.outliers(latencies, np.zeros(1000)).count == 1
+
+
+@given(st.integers(6, 200), st.floats(0.5, 0.999))
+def test_runs_that_keep_getting_faster_are_cold(n, end):
+    falling = np.geomspace(1.0, end, n)
+    third = n // 3
+    gain = 1 - np.median(falling[-third:]) / np.median(falling[-2 * third : -third])
+    assert stats.warm(falling) == (gain <= stats.WARMING + 1e-9) or abs(gain - stats.WARMING) < 1e-6
+    assert stats.warm(falling[::-1])  # slower is not colder
+
+
+def test_runs_are_warm_once_the_slow_ones_are_behind():
+    generator = np.random.default_rng(0)
+    steady = 1e-3 * np.exp(generator.normal(0, 0.05, 60))
+    assert stats.warm(steady)
+    assert stats.warm(np.concatenate([steady[:20] * 3, steady[20:]]))
+    assert not stats.warm(np.concatenate([steady[:40] * 3, steady[40:]]))
+    assert stats.warm(steady[:5]) is None
+
+
+def test_noise_alone_is_seldom_called_cold():
+    generator = np.random.default_rng(1)
+    cold = sum(not stats.warm(np.exp(generator.normal(0, 0.2, 45))) for _ in range(500))
+    assert cold / 500 <= 0.08
+
+
+def test_trends_by_hand():
+    rising = stats.trend([1.0, 2.0, 3.0, 4.0, 9.0])
+    assert rising.change == pytest.approx(4 * 1.0, rel=0.3)
+    assert rising.p == pytest.approx(2 / math.factorial(5))
+    assert stats.trend([1.0, 3.0, 2.0, 3.1, 0.9]).p > 0.5

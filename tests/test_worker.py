@@ -1,10 +1,13 @@
 """Real worker processes: what they answer, and what is said of one that fails."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
+from importlib.util import module_from_spec, spec_from_file_location
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -12,7 +15,7 @@ import pytest
 
 from kdbench.backends import BACKENDS, pick_backend
 from kdbench.backends.available import why_unavailable
-from kdbench.backends.client import Worker, WorkerError
+from kdbench.backends.client import SLICE_FACTS, WORKER, Worker, WorkerError
 from kdbench.errors import UserError
 from tests.conftest import environment
 
@@ -51,7 +54,7 @@ def test_a_backend_answers_as_numpy_does(name, small_model):
         first_run_s, peak = worker.feed("5", {"x": X})
         assert first_run_s > 0
         assert peak > 10_000_000
-        latencies = worker.slice("5", seconds=5, runs=20)
+        latencies, _ = worker.slice("5", seconds=5, runs=20)
         assert latencies.shape == (20,)
         assert (latencies > 0).all()
         np.testing.assert_allclose(worker.predict({"x": X})["logits"], expected, rtol=1e-5, atol=1e-6)
@@ -61,14 +64,14 @@ def test_a_slice_ends_with_its_time(tmp_path):
     with Worker(pick_backend("fake"), 1) as worker:
         worker.load(fake(tmp_path, latency_s=0.05))
         worker.feed("1", {"x": X[:1]})
-        assert 2 <= len(worker.slice("1", seconds=0.12, runs=1000)) <= 3
+        assert 2 <= len(worker.slice("1", seconds=0.12, runs=1000)[0]) <= 3
 
 
 def test_the_first_run_of_a_slice_is_not_counted(tmp_path):
     with Worker(pick_backend("fake"), 1) as worker:
         worker.load(fake(tmp_path, latencies_s=[0.0, 1.0]))
         worker.feed("1", {"x": X[:1]})
-        latencies = worker.slice("1", seconds=5, runs=10)
+        latencies, _ = worker.slice("1", seconds=5, runs=10)
         assert len(latencies) == 10
         assert latencies.max() < 0.9
 
@@ -83,6 +86,49 @@ def test_a_worker_tells_its_cpus_and_what_a_slice_used(small_model):
         assert said["affinity"] == sorted(os.sched_getaffinity(0))
     assert 0.3 <= used["wall_s"] < 10
     assert 0 < used["cpu_s"] <= 1.2 * used["wall_s"]  # one thread
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The worker's server in this process, on a clock that runs push on by 0.1 s and every look at it by 0.001 s."""
+    spec = spec_from_file_location("worker_main", WORKER / "__main__.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    now = itertools.count()
+    state = SimpleNamespace(run_s=0.0)
+
+    def run(feed):
+        state.run_s += 0.1
+        return []
+
+    clock = SimpleNamespace(perf_counter=lambda: state.run_s + 0.001 * next(now), process_time=lambda: state.run_s / 2)
+    monkeypatch.setattr(module, "time", clock)
+    made = module.Server(SimpleNamespace(run=run))
+    made.feeds["1"] = {}
+    return made
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
+def test_a_run_is_made_longer_by_a_share_of_its_own_time(server, share):
+    _, arrays = server.slice({"slot": "1", "seconds": 10, "runs": 20, "slower": share}, {})
+    assert arrays["latencies_s"].shape == (20,)
+    assert arrays["latencies_s"] == pytest.approx(0.101 * (1 + share), abs=0.0011)
+
+
+def test_a_slice_tells_what_the_machine_did_meanwhile(server):
+    facts, _ = server.slice({"slot": "1", "seconds": 10, "runs": 9}, {})
+    assert set(facts) == set(SLICE_FACTS)
+    assert facts["wall_s"] == pytest.approx(10 * 0.1, abs=0.05)  # one run more than those that count
+    assert facts["cpu_s"] == pytest.approx(facts["wall_s"] / 2, abs=0.05)
+
+
+def test_the_share_of_others_is_what_is_neither_idle_nor_ours(server, monkeypatch):
+    between = type(server).slice.__globals__["_between"]
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    before = {"wall_s": 1, "cpu_s": 2, "busy_s": 10}
+    found = between(before, {"wall_s": 3, "cpu_s": 3, "busy_s": 15, "clock_hz": 2e9})
+    assert found == {"wall_s": 2, "cpu_s": 1, "others_share": 0.5, "clock_hz": 2e9}
+    assert between({"wall_s": 1, "cpu_s": 2}, {"wall_s": 3, "cpu_s": 3})["others_share"] is None
 
 
 def test_a_refusal_leaves_the_worker_usable(small_model):

@@ -29,6 +29,11 @@ BUILD_S = 1200.0
 
 Arrays = dict[str, NDArray[Any]]
 
+SLICE_FACTS = ("wall_s", "cpu_s", "others_share", "clock_hz")
+"""What a worker may say of a slice: seconds that it took and of CPU time that the worker used meanwhile, the share of
+the machine's CPU time that other processes used (of a short slice a rough sample: average it), and the clock of its CPU
+at the end."""
+
 
 class WorkerError(Exception):
     """A request failed. `alive` says whether the worker can take another one."""
@@ -142,9 +147,13 @@ class Worker:
         reply, _ = self.ask("feed", inputs, extra_s=self._build_s, slot=slot)
         return float(reply["first_run_s"]), int(reply["peak_memory_bytes"])
 
-    def slice(self, slot: str, seconds: float, runs: int) -> NDArray[np.float32]:
-        """Latencies in seconds of as many runs as fit into `seconds`, at most `runs`."""
-        return self.ask("slice", slot=slot, seconds=seconds, runs=runs, extra_s=seconds)[1]["latencies_s"]
+    def slice(
+        self, slot: str, seconds: float, runs: int, slower: float = 0.0
+    ) -> tuple[NDArray[np.float32], dict[str, float | None]]:
+        """Latencies in seconds of as many runs as fit into `seconds`, at most `runs`; and what the worker says of the
+        machine meanwhile. Each run is made longer by the share `slower`."""
+        reply, arrays = self.ask("slice", slot=slot, seconds=seconds, runs=runs, slower=slower, extra_s=seconds)
+        return arrays["latencies_s"], {name: reply.get(name) for name in SLICE_FACTS}
 
     def profile(self, model: Path, inputs: Arrays, seconds: float, runs: int) -> dict[str, Any]:
         """Time by kernel in as many runs as fit into `seconds`, at most `runs`, in a session opened for that.

@@ -1,7 +1,7 @@
 """The plan: which artifact runs on which backend, with how many threads, at which batch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class Subject:
 
     artifact: Artifact
     model: Path
+    slower: float = 0.0
+    """By which share each of its runs is made longer, for comparisons whose outcome is known."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ def inputs(cell: Cell, pack: EvalPack | None, dims: Mapping[str, int]) -> Arrays
     artifact = cell.subject.artifact
     if pack is None:
         return generate(artifact.inputs, cell.batch, dims)
+    if pack.x_test is not None:
+        pack = replace(pack, x_test=pack.x_test[: cell.batch], y_test=None)
     shapes = pack.test_inputs(artifact.inputs, artifact.preprocessing)
     check_elements({name: (cell.batch, *values.shape[1:]) for name, values in shapes.items()})
     return {name: values[np.arange(cell.batch) % len(values)] for name, values in shapes.items()}

@@ -1,189 +1,270 @@
 """Measures the plan: fresh processes, one active cell at a time, short slices, interleaved in random order.
 
-The process is the unit of replication: a run of five rounds opens five fresh processes for each artifact on each
-backend and thread count. In a round, the artifacts' workers stand side by side, blocked on their pipes, and take turns
-in slices, so that whatever the machine does meets all of them alike and the round's medians can be paired.
+The process is the unit of replication: each round opens a fresh process for each artifact on each backend and thread
+count. In a round, the artifacts' workers stand side by side, blocked on their pipes, and take turns in slices, so that
+whatever the machine does meets all of them alike and the round's medians can be paired. Rounds go on until each ratio
+to the baseline is known well enough, or the budget is spent.
 """
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdbench import stats
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.benchmark.cells import Cell
+from kdbench.benchmark.raw import Raw, common_rounds
+from kdbench.machine import throttled_s
 from kdbench.progress import Progress, silent
 from kdbench.records import BenchSettings, Measurement, Process
 from kdbench.store import Arrays
 
 SLICE_S = 0.1
 SLICE_RUNS = 100
+STARTING = 0.06
+"""A round ends when what came before its first counted run was no more of it than that, or earlier:"""
+SETTLED, STARTING_AT_MOST = 0.1, 0.5
+"""when each median's standard error, as its slices tell it, is that share of the precision asked for, since more power
+is bought with more processes; but not before the round has measured for as long as it has been starting."""
+WARM_UP = 0.2
+"""The share of a round's part of the budget after which warming up ends in any case."""
+WARM_UP_SLICE = 0.25
+"""How long a slice of warming up is, in slices."""
 
-
-@dataclass
-class _Record:
-    """What has been measured of a cell so far."""
-
-    cell: Cell
-    error: str | None
-    processes: list[Process] = field(default_factory=list)
-    latencies: list[NDArray[np.float32]] = field(default_factory=list)
-    rounds: list[int] = field(default_factory=list)
-    versions: dict[str, str] = field(default_factory=dict)
-    slices: list[int] = field(default_factory=list)
+Ready = list[tuple[Raw, Worker]]
+Slice = tuple[Raw, float, NDArray[np.float32], dict[str, float | None]]
+"""Of a cell: when it began, its latencies in seconds, and what the worker said."""
 
 
 class Schedule:
     """The state of a measurement: `rounds()` measures, `records()` tells what has been measured so far."""
 
     def __init__(
-        self, cells: list[Cell], settings: BenchSettings, feeds: Callable[[Cell], Arrays], patience_s: float = 60.0
+        self,
+        cells: list[Cell],
+        settings: BenchSettings,
+        feeds: Callable[[Cell], Arrays],
+        patience_s: float = 60.0,
+        baseline: str | None = None,
     ) -> None:
-        """`feeds` gives a cell's inputs; `patience_s` is how long a worker may stay silent before it counts as hung."""
+        """`feeds` gives a cell's inputs; `patience_s` is how long a worker may stay silent before it counts as hung.
+
+        `baseline` is the rung that the others are compared with; without one, or where it is alone, each cell's own
+        latency is what has to be known well enough.
+        """
         self.settings = settings
         self.feeds = feeds
         self.patience_s = patience_s
-        self._records = [_Record(cell, cell.error) for cell in cells]
+        self.baseline = baseline
+        self._raws = [Raw(cell, cell.error) for cell in cells]
         self._random = random.Random(settings.seed)  # noqa: S311 — an order, not a secret
         self._slices = 0
+        self._start = time.monotonic()
         self._files = {file: _identity(file) for cell in cells for file in [cell.backend.file(cell.subject.model)]}
 
     def rounds(self, progress: Progress = silent) -> Iterator[int]:
         """Measures round by round, and yields the number of each that is done."""
-        start = time.monotonic()
-        by_place = groupby(self._records, key=lambda record: (record.cell.backend, record.cell.threads))
-        groups = [list(group) for _, group in by_place]
-        groups = [group for group in groups if any(record.error is None for record in group)]
-        total = self.settings.processes * len(groups)
-        done = 0
-        progress("bench", done, total)
-        for number in range(self.settings.processes):
-            for group in self._random.sample(groups, len(groups)):
-                share_s = max(0.0, self.settings.budget_s - (time.monotonic() - start)) / (total - done)
-                for part in self._measure(number, group, share_s):
-                    progress("bench", done + part, total)
-                done += 1
-                progress("bench", done, total)
+        self._start = time.monotonic()
+        by_place = groupby(self._raws, key=lambda raw: (raw.cell.backend, raw.cell.threads))
+        groups = [group for group in (list(group) for _, group in by_place) if _able(group)]
+        budget_s, number = self.settings.budget_s, 0
+        progress("bench", 0, budget_s)
+        while groups:
+            left_s = self._left_s()
+            for place, group in enumerate(self._random.sample(groups, len(groups))):
+                turns = len(groups) * max(1, self.settings.processes - number) - place
+                self._measure(number, group, turns, progress)
             yield number
+            number += 1
+            if number >= self.settings.processes:
+                # Less than half a round is not worth starting one.
+                worth = self._left_s() > (left_s - self._left_s()) / 2
+                groups = [group for group in groups if worth and self._goes_on(group)]
+        progress("bench", budget_s, budget_s)
 
     def records(self) -> tuple[list[Measurement], Arrays]:
-        """Measurements of all cells, and their raw arrays: latencies in seconds, and each one's round and slice."""
-        measurements, arrays = [], Arrays()
-        for index, record in enumerate(self._records):
-            cell, raw = record.cell, None
-            if record.latencies:
-                raw = str(index)
-                lengths = [len(latencies) for latencies in record.latencies]
-                arrays[f"latencies.{raw}"] = np.concatenate(record.latencies)
-                arrays[f"rounds.{raw}"] = np.repeat(np.asarray(record.rounds, dtype=np.uint16), lengths)
-                arrays[f"slices.{raw}"] = np.repeat(np.asarray(record.slices, dtype=np.uint32), lengths)
-            measurements.append(
-                Measurement(
-                    rung=cell.subject.artifact.rung,
-                    artifact_sha256=cell.subject.artifact.sha256,
-                    backend=cell.backend.label,
-                    provider_options=cell.backend.options(cell.threads),
-                    versions=record.versions,
-                    precision=cell.subject.artifact.precision,
-                    batch=cell.batch,
-                    threads=cell.threads,
-                    processes=tuple(record.processes),
-                    raw=raw,
-                    error=record.error,
-                )
-            )
-        return measurements, arrays
+        """Measurements of all cells, and their raw arrays, by the number of the cell: see `Raw.arrays`."""
+        arrays: Arrays = {}
+        for index, raw in enumerate(self._raws):
+            arrays |= raw.arrays(str(index))
+        return [raw.measurement(str(index)) for index, raw in enumerate(self._raws)], arrays
 
-    def _measure(self, number: int, group: list[_Record], share_s: float) -> Iterator[float]:
-        """One round of the cells of one backend and thread count: fresh processes that take turns for `share_s`.
+    def _left_s(self) -> float:
+        return max(0.0, self.settings.budget_s - (time.monotonic() - self._start))
 
-        Yields the part of that time that is over, after each turn.
+    def pairs(self, raws: Sequence[Raw] | None = None) -> list[tuple[Raw, Raw]]:
+        """The baseline's cell and each other one of the same backend, threads and batch, of `raws` or of all cells."""
+        raws = self._raws if raws is None else raws
+
+        def place(raw: Raw) -> tuple[str, int, int]:
+            return raw.cell.backend.label, raw.cell.threads, raw.cell.batch
+
+        bases = {place(raw): raw for raw in raws if raw.cell.subject.artifact.rung == self.baseline}
+        found = [(bases[place(raw)], raw) for raw in raws if place(raw) in bases]
+        return [(base, raw) for base, raw in found if base is not raw]
+
+    def _goes_on(self, group: Sequence[Raw]) -> bool:
+        """Whether a ratio to the baseline, or a latency where there is no ratio, is not yet known well enough."""
+        precision, able = self.settings.precision, _able(group)
+        if precision is None:
+            return False
+        known = [common_rounds(*pair) for pair in self.pairs(able)]
+        known = known or [([1.0] * len(raw.medians), list(raw.medians.values())) for raw in able]
+        return any(not stats.enough(*medians, precision) for medians in known)
+
+    def _measure(self, number: int, group: Sequence[Raw], turns: int, progress: Progress) -> None:
+        """One round of the cells of one backend and thread count: fresh processes that take turns.
+
+        The budget that is left has to do for so many `turns` of any group. A round takes its share of it, or less if
+        that lets more rounds in of which starting takes no more than `STARTING`, or if all of its medians are settled.
         """
-        start = time.monotonic()
-        by_rung: dict[str, list[_Record]] = {}
-        for record in group:
-            if record.error is None:
-                by_rung.setdefault(record.cell.subject.artifact.rung, []).append(record)
+        precision = self.settings.precision
+        start, left_s, throttled = time.monotonic(), self._left_s(), throttled_s()
         with ExitStack() as stack:
-            ready: list[tuple[_Record, Worker]] = []
-            for rung in self._random.sample(sorted(by_rung), len(by_rung)):
-                cell = by_rung[rung][0].cell
-                try:
-                    worker = stack.enter_context(Worker(cell.backend, cell.threads, self.patience_s))
-                except WorkerError as error:
-                    for record in by_rung[rung]:
-                        record.error = str(error)
-                    continue
-                ready += [(record, worker) for record in self._open(number, worker, by_rung[rung])]
-            # The first turn warms up: caches, memory arenas, the clock of the CPU.
-            ready = self._turn(ready, None)
+            ready = self._opened(number, _able(group), stack)
+            ready = self._warmed(ready, time.monotonic() + WARM_UP * left_s / turns)
+            begun_s = time.monotonic() - start
+            fitting = 0 if precision is None else int(left_s * STARTING / begun_s)
+            earliest, end = start + begun_s / STARTING_AT_MOST, start + left_s / max(turns, fitting)
             while ready:
                 ready = self._turn(ready, number)
-                spent_s = time.monotonic() - start
-                if spent_s >= share_s:
+                now = time.monotonic()
+                progress("bench", now - self._start, self.settings.budget_s)
+                if now >= end or (now >= earliest and _settled(ready, precision)):
                     break
-                yield spent_s / share_s
+        after = throttled_s()
+        for raw in group:
+            raw.end_round(number, None if throttled is None or after is None else after - throttled)
 
-    def _open(self, number: int, worker: Worker, records: list[_Record]) -> list[_Record]:
+    def _opened(self, number: int, raws: list[Raw], stack: ExitStack) -> Ready:
+        """A fresh process for each artifact, with its model loaded and each of its cells run once; the cells that ran.
+
+        The processes start at the same time, and load one after the other when all of them have started.
+        """
+        by_rung: dict[str, list[Raw]] = {}
+        for raw in raws:
+            by_rung.setdefault(raw.cell.subject.artifact.rung, []).append(raw)
+        started: list[tuple[list[Raw], Worker]] = []
+        for rung in self._random.sample(sorted(by_rung), len(by_rung)):
+            cell = by_rung[rung][0].cell
+            try:
+                worker = stack.enter_context(Worker(cell.backend, cell.threads, self.patience_s))
+            except WorkerError as error:
+                _failed(by_rung[rung], error)
+                continue
+            started.append((by_rung[rung], worker))
+        for own, worker in started:
+            try:
+                versions = worker.hello()
+            except WorkerError as error:
+                _failed(own, error)
+                continue
+            for raw in own:
+                raw.versions = versions
+        return [(raw, worker) for own, worker in started if _able(own) for raw in self._open(number, worker, own)]
+
+    def _open(self, number: int, worker: Worker, raws: list[Raw]) -> list[Raw]:
         """Loads the model and runs each batch once; those that ran.
 
         Another batch goes first in each round: only the first one tells what a first run and its memory cost.
         """
-        opened: list[_Record] = []
-        model = records[0].cell.subject.model
+        opened: list[Raw] = []
+        model = raws[0].cell.subject.model
         file = worker.backend.file(model)
         if _identity(file) != self._files[file]:
-            for record in records:
-                record.error = f"{file} was changed while it was measured: bench again"
+            for raw in raws:
+                raw.error = f"{file} was changed while it was measured: bench again"
             return []
-        records = sorted(records, key=lambda record: record.cell.batch)
-        turned = number % len(records)
+        raws = sorted(raws, key=lambda raw: raw.cell.batch)
+        turned = number % len(raws)
         try:
-            versions = worker.hello()
-            load_s = worker.load(model, first=self.feeds(records[turned].cell) if worker.backend.row.builds else None)
+            load_s = worker.load(model, first=self.feeds(raws[turned].cell) if worker.backend.row.builds else None)
         except WorkerError as error:
-            for record in records:
-                record.error = str(error)
+            _failed(raws, error)
             return []
-        for place, record in enumerate(records[turned:] + records[:turned]):
+        for place, raw in enumerate(raws[turned:] + raws[:turned]):
             try:
-                first_run_s, peak = worker.feed(str(record.cell.batch), self.feeds(record.cell))
+                first_run_s, peak = worker.feed(str(raw.cell.batch), self.feeds(raw.cell))
             except WorkerError as error:
-                record.error = str(error)
+                raw.error = str(error)
                 if not error.alive:
                     return []
                 continue
-            record.versions = versions
             first = {"first_run_s": first_run_s, "peak_memory_bytes": peak} if place == 0 else {}
-            record.processes.append(Process.model_validate({"round": number, "load_s": load_s, **first}))
-            opened.append(record)
+            raw.processes.append(Process.model_validate({"round": number, "load_s": load_s, **first}))
+            opened.append(raw)
         return opened
 
-    def _turn(self, ready: list[tuple[_Record, Worker]], number: int | None) -> list[tuple[_Record, Worker]]:
+    def _warmed(self, ready: Ready, end: float) -> Ready:
+        """Turns of shorter slices, which don't count, until each cell's runs have stopped getting faster.
+
+        Caches, memory arenas and the clock of the CPU warm up. Ends in any case at `end`, a time of the monotonic
+        clock, after a turn of every cell. The cells that can go on.
+        """
+        runs: dict[int, list[float]] = {id(raw): [] for raw, _ in ready}
+        cold = ready
+        while cold:
+            taken, dead = self._sliced(cold, WARM_UP_SLICE)
+            for raw, _, latencies, _ in taken:
+                runs[id(raw)] += latencies.tolist()
+            ready = _alive(ready, dead)
+            if time.monotonic() >= end:
+                break
+            cold = [(raw, worker) for raw, worker in _alive(cold, dead) if not stats.warm(runs[id(raw)])]
+        for raw, _ in ready:
+            own = runs[id(raw)]
+            said = {"warm_up_runs": len(own), "warm": stats.warm(own)}
+            raw.processes[-1] = raw.processes[-1].model_copy(update=said)
+        return ready
+
+    def _turn(self, ready: Ready, number: int) -> Ready:
         """One slice of each cell in random order, kept for round `number`; those that can take another one."""
+        taken, dead = self._sliced(self._random.sample(ready, len(ready)))
+        for raw, start, latencies, facts in taken:
+            raw.add(number, self._slices, latencies, {"start_s": start - self._start, **facts})
+            self._slices += 1
+        return _alive(ready, dead)
+
+    def _sliced(self, ready: Ready, share: float = 1.0) -> tuple[list[Slice], set[Worker]]:
+        """A slice of each cell, or the `share` of one, one after the other; and the workers that died of it."""
+        taken: list[Slice] = []
         dead: set[Worker] = set()
-        for record, worker in self._random.sample(ready, len(ready)):
+        for raw, worker in ready:
             if worker in dead:
                 continue
+            start, seconds, slower = time.monotonic(), share * self.settings.slice_s, raw.cell.subject.slower
             try:
-                latencies = worker.slice(str(record.cell.batch), self.settings.slice_s, self.settings.slice_runs)
+                found = worker.slice(str(raw.cell.batch), seconds, self.settings.slice_runs, slower)
             except WorkerError as error:
-                record.error = str(error)
+                raw.error = str(error)
                 if not error.alive:
                     dead.add(worker)
                 continue
-            if number is not None:
-                record.latencies.append(latencies)
-                record.rounds.append(number)
-                record.slices.append(self._slices)
-            self._slices += 1
-        return [(record, worker) for record, worker in ready if record.error is None and worker not in dead]
+            taken.append((raw, start, *found))
+        return taken, dead
+
+
+def _settled(ready: Ready, precision: float | None) -> bool:
+    return precision is not None and all(raw.uncertainty() <= SETTLED * precision for raw, _ in ready)
+
+
+def _able(raws: Sequence[Raw]) -> list[Raw]:
+    return [raw for raw in raws if raw.error is None]
+
+
+def _alive(ready: Ready, dead: set[Worker]) -> Ready:
+    return [(raw, worker) for raw, worker in ready if raw.error is None and worker not in dead]
+
+
+def _failed(raws: Sequence[Raw], error: WorkerError) -> None:
+    for raw in raws:
+        raw.error = str(error)
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

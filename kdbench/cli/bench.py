@@ -10,7 +10,7 @@ from kdbench.progress import bars
 
 
 @click.command(short_help="Measure ONNX files, or a run, against a baseline.")
-@click.argument("models", type=options.FILE, nargs=-1, required=True, metavar="MODEL.onnx... | RUN_DIR | PACKED")
+@click.argument("models", type=options.FILE, nargs=-1, metavar="MODEL.onnx... | RUN_DIR | PACKED")
 @click.option(
     "--baseline",
     type=options.FILE,
@@ -45,7 +45,15 @@ from kdbench.progress import bars
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time for all cells together; each gets at least one slice in each process.",
+    help="Time for all cells together; each gets at least one slice in each of five processes.",
+)
+@click.option(
+    "--precision",
+    callback=options.share,
+    default="2%",
+    show_default=True,
+    metavar="SHARE",
+    help="End earlier, once the interval of each ratio reaches no further to either side.",
 )
 @click.option("--pack", type=options.FILE, help="Measure accuracy on this .npz too.  [default: the run's]")
 @options.dims
@@ -54,7 +62,15 @@ from kdbench.progress import bars
 )
 @click.option("--strict", is_flag=True, help="End with an error where a claim of a cell does not hold.")
 @click.option("--publish", is_flag=True, help="Also copy the results to results/<machine>/<date>-<name>.json.")
+@click.option(
+    "--self-test",
+    is_flag=True,
+    help="Instead, compare each model, or a generated one, with itself and with a copy made slower by 5 %: exit status "
+    "1 where either comes out wrong.",
+)
+@click.pass_context
 def bench(
+    ctx: click.Context,
     models: tuple[Path, ...],
     baseline: Path | None,
     backends: tuple[str, ...],
@@ -62,16 +78,19 @@ def bench(
     batches: tuple[int, ...],
     threads: tuple[int, ...],
     budget: float,
+    precision: float,
     pack: Path | None,
     dims: dict[str, int],
     out: Path,
     publish: bool,
     strict: bool,
+    self_test: bool,
 ) -> None:
     """Measure ONNX models, or all rungs of a run, against a baseline.
 
-    Every artifact runs in five fresh processes on every backend and thread count; the cells take turns in random
-    order. A ratio whose 95 % interval covers 1 reads “no difference”. What can't be measured says why.
+    Every artifact runs in five or more fresh processes on every backend and thread count, until each ratio is known to
+    --precision or --budget is spent; the cells take turns in random order. A ratio whose 95 % interval covers 1 reads
+    “no difference”. What can't be measured says why.
 
     PACKED is a file that `kdbench pack` made of a run. It is measured as its plan says, except where options are given
     here, needs neither torch nor the data, and leaves one file of results to be brought back.
@@ -80,12 +99,35 @@ def bench(
     kdbench bench fp32.onnx int8.onnx --batch 1 --batch 32
     kdbench bench runs/digits --backend cpu --backend openvino --threads 1 --threads 2 --out threads
     kdbench bench fp32.onnx --backend openvino:bf16 --backend cuda@envs/gpu/bin/python
-    kdbench bench bert.onnx --dim sequence=128 --budget 60
+    kdbench bench bert.onnx --dim sequence=128 --budget 60 --precision 1%
     kdbench bench digits.kdbench.zip --threads 4
+    kdbench bench --self-test                  whether this machine is quiet enough to be believed
     """
     from kdbench import pipeline
-    from kdbench.cli.show import remark, show_report
+    from kdbench.cli.show import remark, show_report, show_self_test
 
+    if self_test:
+        for name in ("baseline", "pack", "out", "publish", "strict"):
+            if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--self-test has no use for --{name}", ctx)
+        from kdbench.pipeline.self_test import self_test as tested
+
+        with bars() as progress:
+            found = tested(
+                models,
+                backends=backends,
+                backend_options=backend_options,
+                batches=batches,
+                threads=threads,
+                budget_s=budget,
+                precision=precision,
+                dims=dims,
+                progress=progress,
+            )
+        show_self_test(found)
+        ctx.exit(0 if all(check.right for check in found) else 1)
+    if not models:
+        raise click.UsageError("Missing argument 'MODEL.onnx... | RUN_DIR'.", ctx)
     with bars() as progress:
         report = pipeline.bench(
             models,
@@ -95,6 +137,7 @@ def bench(
             batches=options.given("batches", batches),
             threads=options.given("threads", threads),
             budget_s=options.given("budget", budget),
+            precision=options.given("precision", precision),
             pack=pack,
             dims=dims,
             out=out,

@@ -65,6 +65,17 @@ def backend_options(command: F) -> F:
     )(command)
 
 
+def share(ctx: click.Context, parameter: click.Parameter, text: str) -> float:
+    """The callback of an option that takes `2%` or `0.02`: 0.02."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise click.BadParameter(f"'{text}' should be a share between 0 and 1, such as 2% or 0.02", ctx, parameter)
+    return value
+
+
 def overrides(command: F) -> F:
     return click.option(
         "--set",

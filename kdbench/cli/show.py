@@ -1,6 +1,6 @@
 """What commands print when they are done."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline.comparing import Compared
     from kdbench.pipeline.measuring import Report
     from kdbench.pipeline.packing import Packed
+    from kdbench.pipeline.self_test import SelfTest
     from kdbench.records import Artifact
 
 
@@ -105,6 +106,25 @@ def show_bundle(shipped: "Shipped") -> None:
         f"takes {spec.dtype}; {same} on {shipped.bundled.samples} {kind} samples"
     )
     click.echo(f"try     python {shipped.folder}/predict.py SAMPLES.npy\ncard    {shipped.folder}/README.md")
+
+
+def show_self_test(checks: "Sequence[SelfTest]") -> None:
+    """A line for each comparison, and what speaks against this machine where one came out wrong."""
+    from kdbench.report.text import percent
+
+    for check in checks:
+        if check.ratio is None:
+            click.echo(f"WRONG  {check.cell}: {check.error}")
+            continue
+        expected = "no difference" if check.share == 0 else f"{percent(check.share)} slower"
+        ratio = f"{check.ratio.value:.3f}× [{check.ratio.low:.3f}, {check.ratio.high:.3f}]"
+        missed = "–" if check.smallest_difference is None else percent(check.smallest_difference)
+        click.echo(
+            f"{'right' if check.right else 'WRONG'}  {check.cell}: {expected} is {ratio} in {check.rounds} processes; "
+            f"could have found {missed}"
+        )
+    if not all(check.right for check in checks):
+        click.echo("Intervals hold 99 %: quiet the machine, or raise --budget, before you believe a comparison here.")
 
 
 def show_comparison(compared: "Compared") -> None:

@@ -120,6 +120,7 @@ def bench(
     batches: Sequence[int] | None = None,
     threads: Sequence[int] | None = None,
     budget_s: float | None = None,
+    precision: float | None = None,
     pack: str | Path | None = None,
     dims: Mapping[str, int] | None = None,
     out: str | Path = "bench",
@@ -133,7 +134,8 @@ def bench(
     What is not given of the plan is what a packed run says, or else the default of `Bench`: one thread of the CPU
     backend, batch 1.
     The baseline is, if not given, the run's teacher or the first model. With a `pack` (a run folder has its own)
-    accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions.
+    accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions. Rounds
+    of fresh processes go on until each ratio's interval reaches no further than the share `precision` to either side.
     `backend_options` are the options of each backend by its name, such as {"openvino": {"precision": "bf16"}}.
     """
     given = {
@@ -142,6 +144,7 @@ def bench(
         "batches": batches,
         "threads": threads,
         "budget_s": budget_s,
+        "precision": precision,
     }
     wanted = {field: value for field, value in given.items() if value is not None}
     if len(models) > 1 and any(map(is_packed, models)):

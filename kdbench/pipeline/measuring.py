@@ -67,7 +67,12 @@ def measured(
     for remark in rivals(cell.backend for cell in cells):
         say(remark)
     settings = BenchSettings(
-        seed=seed, processes=options.processes, budget_s=options.budget_s, slice_s=SLICE_S, slice_runs=SLICE_RUNS
+        seed=seed,
+        processes=options.processes,
+        precision=options.precision,
+        budget_s=options.budget_s,
+        slice_s=SLICE_S,
+        slice_runs=SLICE_RUNS,
     )
     machine = describe()
     result = ResultFile(
@@ -90,7 +95,7 @@ def measured(
         (cell.subject.artifact.rung, cell.batch): inputs(cell, pack, dims or {}) for cell in cells if not cell.error
     }
     evaluations, answers = _evaluations(subjects, cells, pack, dims or {}, progress)
-    schedule = Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.batch])
+    schedule = Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.batch], baseline=baseline)
 
     def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
         measurements, raw = schedule.records()

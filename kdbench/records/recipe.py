@@ -223,9 +223,11 @@ class Bench(Record):
     batches: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     threads: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     processes: Annotated[int, Field(ge=5)] = 5
-    """Fresh processes for each cell: the unit of replication."""
+    """Fresh processes for each cell, at least: the unit of replication."""
+    precision: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Rounds of fresh processes go on until each ratio's interval reaches no further than this share to either side."""
     budget_s: Positive = 30.0
-    """Time for all cells together; every cell gets at least one slice in each process."""
+    """At which they end in any case, for all cells together; every cell gets at least one slice in each process."""
 
 
 class Recipe(Versioned):

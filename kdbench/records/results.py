@@ -30,6 +30,12 @@ class Process(Record):
     """Of the batch that this process ran first; None for its later ones, which find it warm."""
     peak_memory_bytes: int | None = None
     """After load and first run, likewise."""
+    warm_up_runs: int | None = None
+    """Before the first run that counts."""
+    warm: bool | None = None
+    """Whether they had stopped getting faster when their time was over; None for too few of them to tell."""
+    throttled_s: float | None = None
+    """For which the container's CPU quota stopped what ran in this process's round; None where that can't be read."""
 
 
 class Measurement(Record):
@@ -88,6 +94,10 @@ class RawFile(Record):
 class BenchSettings(Record):
     seed: int
     processes: int
+    """Rounds at least, each with a fresh process."""
+    precision: float | None = None
+    """Rounds went on until each ratio's interval was no wider to either side, or the budget was spent; None in files
+    from a fixed number of rounds."""
     budget_s: float
     slice_s: float
     slice_runs: int

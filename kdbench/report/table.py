@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from kdbench import stats
 from kdbench.records import Artifact, Measurement, ResultFile
 from kdbench.report.claims import proven
+from kdbench.report.doubts import disturbances, doubts
 from kdbench.report.flags import flags
 from kdbench.stats import Interval
 from kdbench.store import PARTIAL_FILE, RESULTS_FILE, RETURNED, Arrays, find_results, load_result
@@ -60,6 +61,12 @@ class Row:
     """Minus the baseline's through the same backend, on the same samples."""
     f1_micro_diff_low: float | None = None
     f1_micro_diff_high: float | None = None
+    rounds: int | None = None
+    """Fresh processes that were timed."""
+    smallest_difference: float | None = None
+    """By what share a model had to be slower than the baseline to be found nine times in ten."""
+    outlier_share: float | None = None
+    """Of the runs, far from the median of their process; they count like all others."""
     node_share: float | None = None
     """Of the nodes, on the provider that was asked for."""
     time_share: float | None = None
@@ -145,6 +152,8 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
     answers = {key: arrays[f"predictions.{e.raw}"] for key, e in evaluations.items() if e.raw is not None}
     rungs = {artifact.sha256: artifact.rung for artifact in result.artifacts}
     measurements = {(m.rung, m.backend, m.threads, m.batch): m for m in result.measurements}
+    around = disturbances(result, arrays)
+    level = stats.LEVEL if result.settings.precision is None else stats.STOPPED_LEVEL
     rows = []
     for m in result.measurements:
         artifact = artifacts[m.rung]
@@ -152,12 +161,12 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         parent_rung = rungs.get(artifact.parent_sha256 or "", "")
         parent = measurements.get((parent_rung, m.backend, m.threads, m.batch))
         evaluation = evaluations.get((m.rung, m.backend, m.threads))
-        row = _timed(_row(artifact, m), m, baseline, arrays)
+        row = _timed(_row(artifact, m), m, baseline, arrays, level)
         row = _judged(row, answers, labels, result.baseline)
-        against_parent = (parent_rung, _ratio(parent, m, arrays)) if parent else None
+        against_parent = (parent_rung, _ratio(parent, m, arrays, level)) if parent else None
         row = replace(row, **proven(artifact, m, evaluation, arrays))
         said = flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays), row.broken_claims)
-        rows.append(replace(row, flags=said))
+        rows.append(replace(row, flags=(*said, *doubts(result, row, m, arrays), *around[m.backend, m.threads])))
     metric: Metric = "accuracy" if labels is None or labels.ndim == 1 else "f1"
     if labels is None and answers:
         metric = "agreement"
@@ -179,13 +188,15 @@ def _row(artifact: Artifact, m: Measurement) -> Row:
     )
 
 
-def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Arrays) -> Row:
+def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Arrays, level: float) -> Row:
     """The row with its latencies. A cell that failed has none, however far it came."""
     if m.error is not None or m.raw is None:
         return row
     latencies = arrays[f"latencies.{m.raw}"].astype(np.float64)
     peak = _median([process.peak_memory_bytes for process in m.processes])
-    ratio = _ratio(baseline, m, arrays) if baseline and baseline.rung != m.rung else None
+    pairs = _paired(baseline, m, arrays) if baseline and baseline.rung != m.rung else None
+    ratio = pairs and stats.speedup(*pairs, level)
+    far = stats.outliers(latencies, arrays[f"rounds.{m.raw}"])
     return replace(
         row,
         latency_p50_s=stats.percentile(latencies, 50.0),
@@ -197,6 +208,9 @@ def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Array
         load_s=_median([process.load_s for process in m.processes]),
         first_run_s=_median([process.first_run_s for process in m.processes]),
         peak_memory_bytes=None if peak is None else int(peak),
+        rounds=len(_medians(m, arrays)),
+        smallest_difference=stats.smallest_difference(*pairs, level) if pairs else None,
+        outlier_share=far.count / far.runs,
     )
 
 
@@ -235,13 +249,19 @@ def _medians(m: Measurement, arrays: Arrays) -> dict[int, float]:
     return stats.process_medians(arrays[f"latencies.{m.raw}"], arrays[f"rounds.{m.raw}"])
 
 
-def _ratio(baseline: Measurement, m: Measurement, arrays: Arrays) -> Interval | None:
+def _ratio(baseline: Measurement, m: Measurement, arrays: Arrays, level: float) -> Interval | None:
     """How many times faster `m` is than `baseline`, over the rounds that both have."""
+    pairs = _paired(baseline, m, arrays)
+    return pairs and stats.speedup(*pairs, level)
+
+
+def _paired(baseline: Measurement, m: Measurement, arrays: Arrays) -> tuple[list[float], list[float]] | None:
+    """The medians of the rounds that both have, in seconds; None where either failed."""
     if baseline.error is not None or m.error is not None:
         return None
     slow, fast = _medians(baseline, arrays), _medians(m, arrays)
     rounds = sorted(slow.keys() & fast.keys())
-    return stats.speedup([slow[r] for r in rounds], [fast[r] for r in rounds])
+    return [slow[r] for r in rounds], [fast[r] for r in rounds]
 
 
 def _mcnemar(answers: Answers, labels: NDArray[Any] | None, baseline: str) -> dict[tuple[str, str, int], float]:

@@ -175,6 +175,12 @@ def details_table(ladder: Ladder) -> TextTable:
         ("first run", lambda row: seconds(row.first_run_s)),
         ("peak memory", lambda row: size(row.peak_memory_bytes)),
     ]
+    if ladder.result.settings.precision is not None:
+        columns += [
+            ("processes", lambda row: "–" if row.rounds is None else str(row.rounds)),
+            ("outliers", lambda row: percent(row.outlier_share)),
+            ("could have found", lambda row: percent(row.smallest_difference)),
+        ]
     if any(proofs_in(evaluation) for evaluation in ladder.result.evaluations):
         columns += [
             ("nodes on provider", lambda row: percent(row.node_share)),
