@@ -36,7 +36,7 @@ def subject(tmp_path, rung, batch="batch", **behaviour):
 
 
 def settings(**changes):
-    base = {"seed": 0, "processes": 5, "budget_s": 0.05, "slice_s": 0.01, "slice_runs": 3}
+    base = {"seed": 0, "processes": 5, "budget_s": 0.05, "slice_s": 1.0, "slice_runs": 3}
     return BenchSettings(**(base | changes))
 
 
