@@ -27,6 +27,20 @@ def percentile(values: ArrayLike, q: float) -> float | None:
     return float(np.percentile(array, q)) if array.size >= SMALLEST_N[q] else None
 
 
+def early_stopping(values: ArrayLike, q: float) -> float | None:
+    """An upper bound, at 99 % confidence, of the q-th percentile: the estimate of MLPerf inference's early stopping.
+
+    Of n values, at most t lie above the percentile with the probability BinomCDF(t; n, 1 − q). With t the largest
+    number for which that is at most 1 %, it is the t-th largest value; None without one: below `SMALLEST_N[q]` values.
+    """
+    from scipy import stats
+
+    array = np.sort(np.asarray(values, dtype=np.float64))
+    counts = np.arange(1, array.size + 1)
+    allowed = int(np.sum(stats.binom.cdf(counts, array.size, 1 - q / 100) <= 0.01)) if array.size else 0
+    return float(array[array.size - allowed]) if allowed else None
+
+
 def speedup(baseline_s: Sequence[float], candidate_s: Sequence[float]) -> Interval | None:
     """How many times faster the candidate is than the baseline.
 
