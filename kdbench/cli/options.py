@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,21 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
             raise click.BadParameter(f"'{name}={text}' should be a size of 1 or more", ctx, parameter)
         sizes[name] = int(text)
     return sizes
+
+
+_TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?(s|ms|us|µs)")
+_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+
+
+def seconds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """Of a time such as `10ms`."""
+    if text is None:
+        return None
+    found = _TIME.fullmatch(text.strip())
+    value = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if not 0 < value < float("inf"):
+        raise click.BadParameter(f"'{text}' should be a time with its unit, such as 10ms or 0.5s", ctx, parameter)
+    return value
 
 
 def overrides(command: F) -> F:

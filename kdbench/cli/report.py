@@ -15,7 +15,8 @@ def report(paths: tuple[Path, ...], kind: str, out: Path | None) -> None:
     """Render result files, or all below the given folders, as Markdown or CSV.
 
     Statistics are computed from the raw values each time. The CSV has one row a cell; with several files a rung's
-    name is led by machine and file.
+    name is led by machine and file. Scenarios have other columns: a CSV of their own in DIR, the only one where all is
+    scenarios.
 
     \b
     kdbench report runs/digits
@@ -32,6 +33,10 @@ def report(paths: tuple[Path, ...], kind: str, out: Path | None) -> None:
         for path in save_report(load_ladders(paths), load_results(*paths), out):
             click.echo(path)
     elif kind == "csv":
-        click.echo(to_csv(load_results(*paths)), nl=False)
+        from kdbench.report.files import load_rows
+        from kdbench.report.scenarios import COLUMNS
+
+        rows, loads = load_results(*paths), load_rows(load_ladders(paths))
+        click.echo(to_csv(rows) if rows or not loads else to_csv(loads, COLUMNS), nl=False)
     else:
         click.echo(to_markdown(load_ladders(paths)), nl=False)

@@ -115,6 +115,9 @@ def bench(
     batches: Sequence[int] = (1,),
     threads: Sequence[int] = (1,),
     budget_s: float = 30.0,
+    scenarios: Sequence[str] = (),
+    bound_s: float = 0.01,
+    sessions: Sequence[int] = (1,),
     pack: str | Path | None = None,
     dims: Mapping[str, int] | None = None,
     out: str | Path = "bench",
@@ -126,8 +129,12 @@ def bench(
 
     The baseline is, if not given, the run's teacher or the first model. With a `pack` (a run folder has its own)
     accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions.
+
+    `scenarios` (single_stream, multi_stream, server, offline) are measured by MLPerf's loadgen instead of latencies,
+    the server's p99 against `bound_s`, with so many `sessions` side by side.
     """
     wanted = {"backends": backends, "batches": batches, "threads": threads, "budget_s": budget_s}
+    wanted |= {"scenarios": scenarios, "bound_s": bound_s, "sessions": sessions}
     options = parse(Bench, wanted, "bench")
     paths = [Path(model) for model in models]
     folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdbench import __version__
 from kdbench.benchmark.cells import Cell, Subject, inputs, plan
+from kdbench.benchmark.scenarios import Load, Loads, library, plan_loads
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
@@ -54,10 +55,14 @@ def measured(
     keep: bool = False,
     progress: Progress = silent,
 ) -> Report:
-    """Evaluates and measures all subjects; results are written after every round, and also when interrupted."""
+    """Evaluates and measures all subjects; results are written after every round, and also when interrupted.
+
+    Scenarios, where there are any among the options, take the place of the latencies.
+    """
     path = prepare_folder(out) / RESULTS_FILE
     partial = out / PARTIAL_FILE
     cells = plan(subjects, options)
+    loads = plan_loads(cells, options) if options.scenarios else []
     settings = BenchSettings(
         seed=seed, processes=options.processes, budget_s=options.budget_s, slice_s=SLICE_S, slice_runs=SLICE_RUNS
     )
@@ -76,17 +81,15 @@ def measured(
         artifacts=tuple(subject.artifact for subject in subjects),
         raw=RawFile(file="", sha256=""),
     )
-    if keep and (earlier := _same_results(path, result, cells)):
+    if keep and (earlier := _same_results(path, result, [load.cell for load in loads] or cells)):
         return _report(path, *earlier)
-    feeds = {
-        (cell.subject.artifact.rung, cell.batch): inputs(cell, pack, dims or {}) for cell in cells if not cell.error
-    }
+    schedule = _loads(loads, settings, pack, dims or {}) if loads else _schedule(cells, settings, pack, dims or {})
     evaluations, answers = _evaluations(subjects, cells, pack, progress)
-    schedule = Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.batch])
 
     def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
         measurements, raw = schedule.records()
-        found = {"measurements": tuple(measurements), "evaluations": tuple(evaluations), "complete": complete}
+        kind = "scenarios" if loads else "measurements"
+        found = {kind: tuple(measurements), "evaluations": tuple(evaluations), "complete": complete}
         arrays = raw | answers
         return save_results(target, result.model_copy(update=found), arrays), arrays
 
@@ -99,6 +102,17 @@ def measured(
     report = _report(path, *save(path, complete=True))
     remove_results(partial)
     return report
+
+
+def _schedule(cells: list[Cell], settings: BenchSettings, pack: EvalPack | None, dims: Mapping[str, int]) -> Schedule:
+    feeds = {(cell.subject.artifact.rung, cell.batch): inputs(cell, pack, dims) for cell in cells if not cell.error}
+    return Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.batch])
+
+
+def _loads(loads: list[Load], settings: BenchSettings, pack: EvalPack | None, dims: Mapping[str, int]) -> Loads:
+    able = {load.cell.subject.artifact.rung: load.cell.subject.artifact for load in loads if not load.error}
+    libraries = {rung: library(artifact, pack, dims) for rung, artifact in able.items()}
+    return Loads(loads, settings, lambda cell: libraries[cell.subject.artifact.rung])
 
 
 def _evaluations(
@@ -134,7 +148,7 @@ def _same_results(path: Path, wanted: ResultFile, cells: Sequence[Cell]) -> tupl
         return None
     facts = {"kdbench", "name", "machine", "recipe", "baseline", "settings", "inputs", "inputs_sha256"}
     same = found.complete and found.model_dump(include=facts) == wanted.model_dump(include=facts)
-    measured = [(m.artifact_sha256, m.backend, m.threads, m.batch) for m in found.measurements]
+    measured = [(m.artifact_sha256, m.backend, m.threads, m.batch) for m in (*found.measurements, *found.scenarios)]
     planned = [(c.subject.artifact.sha256, c.backend, c.threads, c.batch) for c in cells]
     return (found, arrays) if same and measured == planned else None
 

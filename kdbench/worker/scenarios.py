@@ -52,7 +52,8 @@ def measure(settings: dict[str, Any], runs: Sequence[Run], samples: Arrays) -> t
     `runs` has one function a session. `settings`: `scenario`, `queries` (of the offline scenario: samples),
     `samples_per_query`, `rate_per_s` and `bound_s` of the server scenario, `most_waiting` (queries under way at which a
     server's run is given up), `batch` (samples that are run at once at most), `filled` (whether fewer are filled up to
-    it), `shared` (inputs that are the same for all samples), `seeds` (three), `folder` (of the logs).
+    it), `shared` (inputs that are the same for all samples), `seeds` (three), `folder` (of the logs), `trace` (whether
+    latencies are wanted: none else).
     """
     lg = _loadgen()
     for run in runs:  # warm before the first query comes, alone and as a batch
@@ -76,7 +77,8 @@ def measure(settings: dict[str, Any], runs: Sequence[Run], samples: Arrays) -> t
     folder = Path(settings["folder"])
     try:
         # A file audit.config in the working directory would change the settings: one in the folder can't be there.
-        lg.StartTestWithLogSettings(sut, qsl, _test(lg, settings), _logs(lg, folder), str(folder / "audit.config"))
+        logs = _logs(lg, folder, settings["trace"])
+        lg.StartTestWithLogSettings(sut, qsl, _test(lg, settings), logs, str(folder / "audit.config"))
     finally:
         stop()
         lg.DestroyQSL(qsl)
@@ -160,12 +162,12 @@ def _test(lg: Any, settings: dict[str, Any]) -> Any:
     return test
 
 
-def _logs(lg: Any, folder: Path) -> Any:
+def _logs(lg: Any, folder: Path, trace: bool) -> Any:
     """Into the folder, nothing to standard output; the trace has the latencies."""
     logs = lg.LogSettings()
     logs.log_output.outdir = str(folder)
     logs.log_output.copy_summary_to_stdout = False
-    logs.enable_trace = True
+    logs.enable_trace = trace
     return logs
 
 
@@ -203,5 +205,6 @@ def _facts(log: Path, scenario: str) -> dict[str, Any]:
         "estimate_s": estimate * 1e-9 if met and estimate else None,
         "percentile_s": said["result_99.00_percentile_latency_ns"] * 1e-9 if scenario == "server" else None,
         "over_bound": said.get("result_overlatency_query_count"),
+        "scheduled_per_s": said.get("result_scheduled_samples_per_sec"),
         "completed_per_s": said.get("result_samples_per_second", said.get("result_completed_samples_per_sec")),
     }
