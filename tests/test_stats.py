@@ -163,3 +163,19 @@ def test_f1_difference_of_equal_answers_is_zero_but_not_certain():
     assert found.low < 0 < found.high < 0.005
     with pytest.raises(ValueError, match="same samples"):
         stats.f1_difference(same, same[:2], truth)
+
+
+@given(n=st.integers(1, 900), q=st.sampled_from([50.0, 90.0, 99.0]), seed=st.integers(0, 99))
+def test_early_stopping_allows_as_many_above_as_chance_hardly_gives(n, q, seed):
+    """By the definition: t is the largest number with P(at most t values above) ≤ 1 %, were q the percentile."""
+    values = np.random.default_rng(seed).permutation(n).astype(float)
+    p, allowed = 1 - q / 100, -1
+    term = chance = (1 - p) ** n
+    while chance <= 0.01:
+        allowed += 1
+        term *= (n - allowed) / (allowed + 1) * p / (1 - p)
+        chance += term
+    estimate, bound = stats.early_stopping(values, q), stats.smallest_bound(values, q)
+    assert bound == (None if allowed < 0 else n - 1 - allowed)
+    assert estimate == (None if allowed < 1 else n - allowed)
+    assert (estimate is None) == (n < stats.SMALLEST_N[q])

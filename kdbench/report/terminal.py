@@ -31,10 +31,8 @@ def _console() -> Console:
 
 
 def _print(console: Console, content: TextTable) -> None:
+    console.print(content.title, style="bold")  # of its own: a table's is broken where the table is narrower
     table = Table(
-        title=content.title,
-        title_justify="left",
-        title_style="bold",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
