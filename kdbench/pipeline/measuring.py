@@ -81,7 +81,7 @@ def measured(
         artifacts=tuple(subject.artifact for subject in subjects),
         raw=RawFile(file="", sha256=""),
     )
-    if keep and (earlier := _same_results(path, result, [load.cell for load in loads] or cells)):
+    if keep and (earlier := _same_results(path, result, cells, loads)):
         return _report(path, *earlier)
     schedule = _loads(loads, settings, pack, dims or {}) if loads else _schedule(cells, settings, pack, dims or {})
     evaluations, answers = _evaluations(subjects, cells, pack, progress)
@@ -138,7 +138,9 @@ def _evaluations(
     return evaluations, arrays
 
 
-def _same_results(path: Path, wanted: ResultFile, cells: Sequence[Cell]) -> tuple[ResultFile, Arrays] | None:
+def _same_results(
+    path: Path, wanted: ResultFile, cells: Sequence[Cell], loads: Sequence[Load]
+) -> tuple[ResultFile, Arrays] | None:
     """The results in the folder, if they are complete and of the same files, cells, settings and machine."""
     if not path.is_file():
         return None
@@ -148,8 +150,12 @@ def _same_results(path: Path, wanted: ResultFile, cells: Sequence[Cell]) -> tupl
         return None
     facts = {"kdbench", "name", "machine", "recipe", "baseline", "settings", "inputs", "inputs_sha256"}
     same = found.complete and found.model_dump(include=facts) == wanted.model_dump(include=facts)
-    measured = [(m.artifact_sha256, m.backend, m.threads, m.batch) for m in (*found.measurements, *found.scenarios)]
-    planned = [(c.subject.artifact.sha256, c.backend, c.threads, c.batch) for c in cells]
+    measured = [(m.artifact_sha256, m.backend, m.threads, m.batch) for m in found.scenarios or found.measurements]
+    planned = [
+        (c.subject.artifact.sha256, c.backend, c.threads, c.batch) for c in [load.cell for load in loads] or cells
+    ]
+    under = [(m.scenario, m.sessions, m.bound_s) for m in found.scenarios]
+    same = same and under == [(load.scenario, load.sessions, load.bound_s) for load in loads]
     return (found, arrays) if same and measured == planned else None
 
 
