@@ -122,7 +122,7 @@ def test_a_worker_without_loadgen_says_what_to_install(tmp_path, monkeypatch, ca
         why_no_loadgen.cache_clear()
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert "no scenario can be measured: RuntimeError: loadgen is not in the environment of" in said
+    assert "no scenario can be measured: loadgen is not in the environment of" in said
     assert "pip install mlcommons-loadgen" in said
     assert said.count("\n") == 1
 

@@ -110,7 +110,7 @@ def why_no_loadgen(backend: str) -> str | None:
         with Worker(pick_backend(backend), threads=1) as worker:
             worker.ask("loadgen")
     except WorkerError as error:
-        return str(error)
+        return str(error).removeprefix("RuntimeError: ")
     return None
 
 
