@@ -13,8 +13,9 @@ from kdbench import stats
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
 from kdbench.benchmark.cells import Cell, Subject
+from kdbench.benchmark.loads import Library, Load, library, plan_loads, why_no_loadgen
 from kdbench.benchmark.peak import COARSE, FINE, highest_rate
-from kdbench.benchmark.scenarios import FEWEST, Library, Load, Loads, library, plan_loads, why_no_loadgen
+from kdbench.benchmark.scenarios import FEWEST, Loads
 from kdbench.cli import main
 from kdbench.data.pack import load_pack
 from kdbench.errors import UserError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from kdbench import __version__
 from kdbench.benchmark.cells import Cell, Subject, inputs, plan
-from kdbench.benchmark.scenarios import Load, Loads, library, plan_loads
+from kdbench.benchmark.loads import Load, library, plan_loads
+from kdbench.benchmark.scenarios import Loads
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
