@@ -35,6 +35,7 @@ docs: .venv/.test
 
 .venv/.test: .venv/.demo
 	$(BIN)/pip install --quiet --editable '.[train,data,hub,dev]'
+	@$(BIN)/pip install --quiet --editable '.[loadgen]' || echo "no wheel of MLPerf's loadgen here: doing without"
 	@touch $@
 
 clean:

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from simulations import PRECISION, aa_simulated, coverage
 
 from kdbench import stats
-from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
 from kdbench.benchmark.cells import Cell, Subject, inputs, plan
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
@@ -188,7 +187,7 @@ def _cell(path: Path, batch: int) -> Cell:
 
 
 def _worker(cell: Cell) -> Worker:
-    return Worker(pick_backend(cell.backend), cell.threads)
+    return Worker(cell.backend, cell.threads)
 
 
 def _slices_of_both(cell: Cell, slices: int) -> tuple[float, float]:

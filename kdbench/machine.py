@@ -10,6 +10,7 @@ from kdbench.records import Machine, slug
 
 COMPUTES = (
     "kdbench",
+    "mlcommons-loadgen",
     "numpy",
     "onnx",
     "onnxruntime",

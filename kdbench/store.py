@@ -314,6 +314,7 @@ def load_result(path: Path) -> tuple[ResultFile, Arrays]:
     rungs = {artifact.rung for artifact in result.artifacts}
     named = [(m.rung, m.raw, f"latencies.{m.raw}") for m in result.measurements]
     named += [(e.rung, e.raw, f"predictions.{e.raw}") for e in result.evaluations]
+    named += [(s.rung, s.raw, f"scenarios.{s.raw}") for s in result.scenarios]
     for rung, number, array in named:
         if rung not in rungs or (number is not None and array not in arrays):
             raise UserError(f"{path}: a cell of '{rung}' has no artifact or no raw values: was it edited?")

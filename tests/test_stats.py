@@ -265,3 +265,19 @@ def test_trends_by_hand():
     assert rising.change == pytest.approx(4 * 1.0, rel=0.3)
     assert rising.p == pytest.approx(2 / math.factorial(5))
     assert stats.trend([1.0, 3.0, 2.0, 3.1, 0.9]).p > 0.5
+
+
+@given(n=st.integers(1, 900), q=st.sampled_from([50.0, 90.0, 99.0]), seed=st.integers(0, 99))
+def test_early_stopping_allows_as_many_above_as_chance_hardly_gives(n, q, seed):
+    """By the definition: t is the largest number with P(at most t values above) ≤ 1 %, were q the percentile."""
+    values = np.random.default_rng(seed).permutation(n).astype(float)
+    p, allowed = 1 - q / 100, -1
+    term = chance = (1 - p) ** n
+    while chance <= 0.01:
+        allowed += 1
+        term *= (n - allowed) / (allowed + 1) * p / (1 - p)
+        chance += term
+    estimate, bound = stats.early_stopping(values, q), stats.smallest_bound(values, q)
+    assert bound == (None if allowed < 0 else n - 1 - allowed)
+    assert estimate == (None if allowed < 1 else n - allowed)
+    assert (estimate is None) == (n < stats.SMALLEST_N[q])

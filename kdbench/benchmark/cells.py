@@ -112,3 +112,12 @@ def inputs(cell: Cell, pack: EvalPack | None, dims: Mapping[str, int]) -> Arrays
     shapes = pack.test_inputs(artifact.inputs, artifact.preprocessing)
     check_elements({name: (cell.batch, *values.shape[1:]) for name, values in shapes.items()})
     return {name: values[np.arange(cell.batch) % len(values)] for name, values in shapes.items()}
+
+
+def identity(path: Path) -> tuple[int, int, int] | None:
+    """Changes when the file is replaced or written to; None where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kdbench import stats
 from kdbench.backends.client import Worker, WorkerError
-from kdbench.benchmark.cells import Cell
+from kdbench.benchmark.cells import Cell, identity
 from kdbench.benchmark.raw import Raw, common_rounds
 from kdbench.machine import throttled_s
 from kdbench.progress import Progress, silent
@@ -66,7 +66,7 @@ class Schedule:
         self._random = random.Random(settings.seed)  # noqa: S311 — an order, not a secret
         self._slices = 0
         self._start = time.monotonic()
-        self._files = {file: _identity(file) for cell in cells for file in [cell.backend.file(cell.subject.model)]}
+        self._files = {file: identity(file) for cell in cells for file in [cell.backend.file(cell.subject.model)]}
 
     def rounds(self, progress: Progress = silent) -> Iterator[int]:
         """Measures round by round, and yields the number of each that is done."""
@@ -177,7 +177,7 @@ class Schedule:
         opened: list[Raw] = []
         model = raws[0].cell.subject.model
         file = worker.backend.file(model)
-        if _identity(file) != self._files[file]:
+        if identity(file) != self._files[file]:
             for raw in raws:
                 raw.error = f"{file} was changed while it was measured: bench again"
             return []
@@ -265,12 +265,3 @@ def _alive(ready: Ready, dead: set[Worker]) -> Ready:
 def _failed(raws: Sequence[Raw], error: WorkerError) -> None:
     for raw in raws:
         raw.error = str(error)
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """Changes when the file is replaced or written to; None where it is gone."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -55,6 +55,23 @@ from kdbench.progress import bars
     metavar="SHARE",
     help="End earlier, once the interval of each ratio reaches no further to either side.",
 )
+@click.option(
+    "--scenario",
+    "scenarios",
+    type=click.Choice(["single_stream", "multi_stream", "server", "offline"]),
+    multiple=True,
+    help="Measure under MLPerf's load instead. May be repeated.",
+)
+@click.option(
+    "--bound", callback=options.seconds, metavar="TIME", help="Of the p99 of --scenario server.  [default: 10ms]"
+)
+@click.option(
+    "--sessions",
+    type=click.IntRange(min=1),
+    multiple=True,
+    metavar="N",
+    help="Sessions side by side in a --scenario. May be repeated.  [default: 1]",
+)
 @click.option("--pack", type=options.FILE, help="Measure accuracy on this .npz too.  [default: the run's]")
 @options.dims
 @click.option(
@@ -79,6 +96,9 @@ def bench(
     threads: tuple[int, ...],
     budget: float,
     precision: float,
+    scenarios: tuple[str, ...],
+    bound: float | None,
+    sessions: tuple[int, ...],
     pack: Path | None,
     dims: dict[str, int],
     out: Path,
@@ -95,6 +115,9 @@ def bench(
     PACKED is a file that `kdbench pack` made of a run. It is measured as its plan says, except where options are given
     here, needs neither torch nor the data, and leaves one file of results to be brought back.
 
+    With --scenario, MLPerf's loadgen sends the queries (pip install "kdbench[loadgen]"): the next one on an answer, the
+    same by eights, by chance at the highest rate that keeps the bound, or all at once.
+
     \b
     kdbench bench fp32.onnx int8.onnx --batch 1 --batch 32
     kdbench bench runs/digits --backend cpu --backend openvino --threads 1 --threads 2 --out threads
@@ -102,12 +125,13 @@ def bench(
     kdbench bench bert.onnx --dim sequence=128 --budget 60 --precision 1%
     kdbench bench digits.kdbench.zip --threads 4
     kdbench bench --self-test                  whether this machine is quiet enough to be believed
+    kdbench bench runs/digits --scenario server --bound 10ms --scenario offline --sessions 2
     """
     from kdbench import pipeline
     from kdbench.cli.show import remark, show_report, show_self_test
 
     if self_test:
-        for name in ("baseline", "pack", "out", "publish", "strict"):
+        for name in ("baseline", "pack", "out", "publish", "strict", "scenarios", "bound", "sessions"):
             if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--self-test has no use for --{name}", ctx)
         from kdbench.pipeline.self_test import self_test as tested
@@ -128,6 +152,10 @@ def bench(
         ctx.exit(0 if all(check.right for check in found) else 1)
     if not models:
         raise click.UsageError("Missing argument 'MODEL.onnx... | RUN_DIR'.", ctx)
+    if bound is not None and "server" not in scenarios:
+        raise UserError("--bound is for the server scenario: add --scenario server")
+    if sessions and not scenarios:
+        raise UserError("--sessions is for scenarios: add --scenario offline, or another one")
     with bars() as progress:
         report = pipeline.bench(
             models,
@@ -138,6 +166,9 @@ def bench(
             threads=options.given("threads", threads),
             budget_s=options.given("budget", budget),
             precision=options.given("precision", precision),
+            scenarios=options.given("scenarios", scenarios),
+            bound_s=bound,
+            sessions=options.given("sessions", sessions),
             pack=pack,
             dims=dims,
             out=out,
@@ -146,7 +177,7 @@ def bench(
             say=remark,
         )
     show_report(report)
-    errors = [row.error for row in report.ladder.rows]
+    errors = [*(row.error for row in report.ladder.rows), *(row.error for row in report.ladder.scenarios)]
     if all(errors):
         raise UserError("nothing was measured: every cell failed, each for the reason in the table")
     broken = [

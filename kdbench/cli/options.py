@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,6 +74,21 @@ def share(ctx: click.Context, parameter: click.Parameter, text: str) -> float:
         value = 0.0
     if not 0 < value < 1:
         raise click.BadParameter(f"'{text}' should be a share between 0 and 1, such as 2% or 0.02", ctx, parameter)
+    return value
+
+
+_TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?(s|ms|us|µs)")
+_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+
+
+def seconds(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """Of a time such as `10ms`."""
+    if text is None:
+        return None
+    found = _TIME.fullmatch(text.strip())
+    value = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if not 0 < value < float("inf"):
+        raise click.BadParameter(f"'{text}' should be a time with its unit, such as 10ms or 0.5s", ctx, parameter)
     return value
 
 

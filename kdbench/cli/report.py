@@ -19,7 +19,8 @@ def report(paths: tuple[Path, ...], kind: str, out: Path | None, publish: bool) 
     A result file is a results.json with its .npz, or the one file that was brought back from another machine.
 
     Statistics are computed from the raw values each time. The CSV has one row a cell; with several files a rung's
-    name is led by machine and file. A comparison.json, as `kdbench distill --seeds` writes it, is rendered by itself.
+    name is led by machine and file. Scenarios have other columns: a CSV of their own in DIR, the only one where all is
+    scenarios. A comparison.json, as `kdbench distill --seeds` writes it, is rendered by itself.
 
     \b
     kdbench report runs/digits
@@ -45,6 +46,10 @@ def report(paths: tuple[Path, ...], kind: str, out: Path | None, publish: bool) 
         for path in save_report(load_ladders(paths), load_results(*paths), out):
             click.echo(path)
     elif kind == "csv":
-        click.echo(to_csv(load_results(*paths)), nl=False)
+        from kdbench.report.files import load_rows
+        from kdbench.report.scenarios import COLUMNS
+
+        rows, loads = load_results(*paths), load_rows(load_ladders(paths))
+        click.echo(to_csv(rows) if rows or not loads else to_csv(loads, COLUMNS), nl=False)
     else:
         click.echo(to_markdown(load_ladders(paths)), nl=False)

@@ -121,6 +121,9 @@ def bench(
     threads: Sequence[int] | None = None,
     budget_s: float | None = None,
     precision: float | None = None,
+    scenarios: Sequence[str] | None = None,
+    bound_s: float | None = None,
+    sessions: Sequence[int] | None = None,
     pack: str | Path | None = None,
     dims: Mapping[str, int] | None = None,
     out: str | Path = "bench",
@@ -137,6 +140,9 @@ def bench(
     accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions. Rounds
     of fresh processes go on until each ratio's interval reaches no further than the share `precision` to either side.
     `backend_options` are the options of each backend by its name, such as {"openvino": {"precision": "bf16"}}.
+
+    `scenarios` (single_stream, multi_stream, server, offline) are measured by MLPerf's loadgen instead of latencies,
+    the server's p99 against `bound_s`, with so many `sessions` side by side.
     """
     given = {
         "backends": backends,
@@ -145,6 +151,9 @@ def bench(
         "threads": threads,
         "budget_s": budget_s,
         "precision": precision,
+        "scenarios": scenarios,
+        "bound_s": bound_s,
+        "sessions": sessions,
     }
     wanted = {field: value for field, value in given.items() if value is not None}
     if len(models) > 1 and any(map(is_packed, models)):

@@ -8,6 +8,8 @@ from pathlib import Path
 from kdbench import __version__
 from kdbench.backends.available import rivals, survey
 from kdbench.benchmark.cells import Cell, Subject, inputs, plan
+from kdbench.benchmark.loads import Load, library, plan_loads
+from kdbench.benchmark.scenarios import Loads
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
@@ -60,12 +62,16 @@ def measured(
     progress: Progress = silent,
     say: Callable[[str], None] = unsaid,
 ) -> Report:
-    """Evaluates and measures all subjects; results are written after every round, and also when interrupted."""
+    """Evaluates and measures all subjects; results are written after every round, and also when interrupted.
+
+    Scenarios, where there are any among the options, take the place of the latencies.
+    """
     path = prepare_folder(out) / RESULTS_FILE
     partial = out / PARTIAL_FILE
     cells = plan(subjects, options)
     for remark in rivals(cell.backend for cell in cells):
         say(remark)
+    loads = plan_loads(cells, options) if options.scenarios else []
     settings = BenchSettings(
         seed=seed,
         processes=options.processes,
@@ -89,17 +95,17 @@ def measured(
         artifacts=tuple(subject.artifact for subject in subjects),
         raw=RawFile(file="", sha256=""),
     )
-    if keep and (earlier := _same_results(path, result, cells)):
+    if keep and (earlier := _same_results(path, result, cells, loads)):
         return _report(path, *earlier)
-    feeds = {
-        (cell.subject.artifact.rung, cell.batch): inputs(cell, pack, dims or {}) for cell in cells if not cell.error
-    }
+    schedule = (
+        _loads(loads, settings, pack, dims or {}) if loads else _schedule(cells, settings, pack, dims or {}, baseline)
+    )
     evaluations, answers = _evaluations(subjects, cells, pack, dims or {}, progress)
-    schedule = Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.batch], baseline=baseline)
 
     def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
         measurements, raw = schedule.records()
-        found = {"measurements": tuple(measurements), "evaluations": tuple(evaluations), "complete": complete}
+        kind = "scenarios" if loads else "measurements"
+        found = {kind: tuple(measurements), "evaluations": tuple(evaluations), "complete": complete}
         arrays = raw | answers
         return save_results(target, result.model_copy(update=found), arrays), arrays
 
@@ -112,6 +118,19 @@ def measured(
     report = _report(path, *save(path, complete=True))
     remove_results(partial)
     return report
+
+
+def _schedule(
+    cells: list[Cell], settings: BenchSettings, pack: EvalPack | None, dims: Mapping[str, int], baseline: str
+) -> Schedule:
+    feeds = {(cell.subject.artifact.rung, cell.batch): inputs(cell, pack, dims) for cell in cells if not cell.error}
+    return Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.batch], baseline=baseline)
+
+
+def _loads(loads: list[Load], settings: BenchSettings, pack: EvalPack | None, dims: Mapping[str, int]) -> Loads:
+    able = {load.cell.subject.artifact.rung: load.cell.subject.artifact for load in loads if not load.error}
+    libraries = {rung: library(artifact, pack, dims) for rung, artifact in able.items()}
+    return Loads(loads, settings, lambda cell: libraries[cell.subject.artifact.rung])
 
 
 def _without_paths(recipe: Recipe, cells: Sequence[Cell]) -> Recipe:
@@ -154,7 +173,9 @@ def _evaluations(
     return evaluations, arrays
 
 
-def _same_results(path: Path, wanted: ResultFile, cells: Sequence[Cell]) -> tuple[ResultFile, Arrays] | None:
+def _same_results(
+    path: Path, wanted: ResultFile, cells: Sequence[Cell], loads: Sequence[Load]
+) -> tuple[ResultFile, Arrays] | None:
     """The results in the folder, if they are complete and of the same files, cells, settings and machine."""
     if not path.is_file():
         return None
@@ -166,12 +187,14 @@ def _same_results(path: Path, wanted: ResultFile, cells: Sequence[Cell]) -> tupl
     same = found.complete and found.model_dump(include=facts) == wanted.model_dump(include=facts)
     measured = [
         (m.artifact_sha256, m.backend, m.provider_options, m.threads, m.batch, m.versions if "@" in m.backend else {})
-        for m in found.measurements
+        for m in found.scenarios or found.measurements
     ]
     planned = [
         (c.subject.artifact.sha256, str(c.backend), c.backend.options(c.threads), c.threads, c.batch, _elsewhere(c))
-        for c in cells
+        for c in [load.cell for load in loads] or cells
     ]
+    under = [(m.scenario, m.sessions, m.bound_s) for m in found.scenarios]
+    same = same and under == [(load.scenario, load.sessions, load.bound_s) for load in loads]
     return (found, arrays) if same and measured == planned else None
 
 

@@ -215,6 +215,9 @@ class Quantize(Record):
     """Operators to quantize, such as Conv and MatMul; all that onnxruntime can where none is named."""
 
 
+ScenarioName = Literal["single_stream", "multi_stream", "server", "offline"]
+
+
 class Bench(Record):
     backends: Annotated[tuple[str, ...], Field(min_length=1)] = ("cpu",)
     """Each as NAME[:PRECISION][@PYTHON]."""
@@ -228,6 +231,12 @@ class Bench(Record):
     """Rounds of fresh processes go on until each ratio's interval reaches no further than this share to either side."""
     budget_s: Positive = 30.0
     """At which they end in any case, for all cells together; every cell gets at least one slice in each process."""
+    scenarios: tuple[ScenarioName, ...] = ()
+    """Of MLPerf, by its loadgen, in the place of the latency of batches that follow each other."""
+    bound_s: Positive = 0.01
+    """What the server scenario's p99 has to stay under."""
+    sessions: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    """Of a scenario: sessions that answer side by side in one process."""
 
 
 class Recipe(Versioned):

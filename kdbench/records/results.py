@@ -3,8 +3,8 @@
 from typing import Literal
 
 from kdbench.records.artifacts import Artifact
-from kdbench.records.base import Count, Name, Record, Task, Versioned
-from kdbench.records.recipe import Recipe
+from kdbench.records.base import Count, Name, Positive, Record, Task, Versioned
+from kdbench.records.recipe import Recipe, ScenarioName
 
 
 class Machine(Record):
@@ -54,6 +54,42 @@ class Measurement(Record):
     processes: tuple[Process, ...] = ()
     raw: str | None = None
     error: str | None = None
+
+
+class LoadTest(Record):
+    """One run of MLPerf's loadgen in the process of `round`: what loadgen says of it."""
+
+    round: int
+    step: Literal["measure", "search", "confirm"] = "measure"
+    """Of the server scenario: on the way to the highest rate, or to confirm it with other arrivals."""
+    queries: int
+    """That were issued; of the offline scenario the samples of its one query."""
+    rate_per_s: float | None = None
+    """Of the arrivals, server scenario only."""
+    completed_per_s: float | None = None
+    """Samples, offline and server scenarios."""
+    estimate_s: float | None = None
+    """Early-stopping estimate of the latency: p90 of single stream, p99 of multi stream; None for too few queries."""
+    percentile_s: float | None = None
+    """Plain p99 of the server scenario, however few the queries."""
+    over_bound: int | None = None
+    """Queries above the bound."""
+    valid: bool
+    """For loadgen, and of a server that it keeps up with the arrivals."""
+    reasons: tuple[str, ...] = ()
+    """Why it is not."""
+
+
+class ScenarioMeasurement(Measurement):
+    """A cell under load. The latencies of all queries are the raw array `scenarios.<raw>`, of the server scenario those
+    of the runs that confirm; `scenario_rounds.<raw>` has the round of each."""
+
+    scenario: ScenarioName
+    sessions: Count = 1
+    """Each with a thread and `threads` threads of its own."""
+    bound_s: Positive | None = None
+    """Of the server scenario's p99."""
+    tests: tuple[LoadTest, ...] = ()
 
 
 class Evaluation(Record):
@@ -120,6 +156,8 @@ class ResultFile(Versioned):
     artifacts: tuple[Artifact, ...]
     evaluations: tuple[Evaluation, ...] = ()
     measurements: tuple[Measurement, ...] = ()
+    scenarios: tuple[ScenarioMeasurement, ...] = ()
+    """In the place of `measurements`, where scenarios were asked for."""
     raw: RawFile
 
 

@@ -2,17 +2,18 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
+from kdbench.report.scenarios import ScenarioRow
 from kdbench.report.table import COLUMNS, Row
 
 
-def to_csv(rows: Iterable[Row]) -> str:
+def to_csv(rows: Iterable[Row | ScenarioRow], columns: Sequence[str] = COLUMNS) -> str:
     """A header and a line for each row; empty where there is no number, flags joined by `; `."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(columns)
     for row in rows:
         writer.writerow("; ".join(v) if isinstance(v, tuple) else v for v in astuple(row))
     return buffer.getvalue()

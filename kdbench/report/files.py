@@ -1,20 +1,42 @@
 """A report as files: Markdown, CSV and plots in one folder."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
 from kdbench.report.plot import save_plot
+from kdbench.report.scenarios import COLUMNS, ScenarioRow
 from kdbench.report.table import Ladder, Row
 from kdbench.store import prepare_folder, write_atomic
 
 
 def save_report(ladders: Sequence[Ladder], rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Writes `report.md`, `report.csv` and a plot for each ladder whose answers are judged; the paths, report first."""
+    """Writes `report.md`, `report.csv` and a plot for each ladder whose answers are judged; the paths, report first.
+
+    Scenarios have a `scenarios.csv` of their own; of the two, the one without rows is left out.
+    """
     prepare_folder(folder)
     plots = [save_plot(ladder, folder, f"-{number}" if number > 1 else "") for number, ladder in enumerate(ladders, 1)]
-    report, csv = folder / "report.md", folder / "report.csv"
+    report, csv, load_csv = folder / "report.md", folder / "report.csv", folder / "scenarios.csv"
     write_atomic(report, to_markdown(ladders, [paths[0].name if paths else None for paths in plots]))
-    write_atomic(csv, to_csv(rows))
-    return [report, *(path for paths in plots for path in paths), csv]
+    loads = load_rows(ladders)
+    tables = {load_csv: to_csv(loads, COLUMNS)} if loads else {}
+    if rows or not loads:
+        tables[csv] = to_csv(rows)
+    for path in (load_csv, csv):
+        if path in tables:
+            write_atomic(path, tables[path])
+        else:
+            path.unlink(missing_ok=True)  # of an earlier measurement
+    return [report, *(path for paths in plots for path in paths), *tables]
+
+
+def load_rows(ladders: Sequence[Ladder]) -> list[ScenarioRow]:
+    """The scenarios of all ladders; with several of them, a rung's name is led by machine and ladder."""
+    return [
+        replace(row, rung=f"{ladder.result.machine.name}/{ladder.result.name}/{row.rung}") if len(ladders) > 1 else row
+        for ladder in ladders
+        for row in ladder.scenarios
+    ]

@@ -9,6 +9,7 @@ import jinja2
 from kdbench.records import Comparison, Recipe
 from kdbench.report.claims import proofs_in
 from kdbench.report.comparison import comparison_table
+from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder, Metric
 from kdbench.report.text import TextTable, count, details_table, ladder_tables, mark, size, unmeasured
 from kdbench.store import Arrays, load_recipe, zoo_recipes
@@ -39,9 +40,9 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
     sections = [
         {
             "result": ladder.result,
-            "tables": ladder_tables(ladder),
+            "tables": [*ladder_tables(ladder), *scenario_tables(ladder)],
             "details": details_table(ladder),
-            "unmeasured": unmeasured(ladder.rows),
+            "unmeasured": [*unmeasured(ladder.rows), *unmeasured_loads(ladder)],
             "plot": plot,
             "judged": JUDGED[ladder.metric],
             "proven": any(proofs_in(evaluation) for evaluation in ladder.result.evaluations),

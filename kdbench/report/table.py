@@ -1,5 +1,6 @@
 """The table model: one row a cell, computed from raw values on reading."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import stats
-from kdbench.records import Artifact, Measurement, ResultFile
+from kdbench.records import Artifact, Measurement, ResultFile, ScenarioMeasurement
 from kdbench.report.claims import proven
 from kdbench.report.doubts import disturbances, doubts
 from kdbench.report.flags import flags
+from kdbench.report.scenarios import ScenarioRow, scenario_rows
 from kdbench.stats import Interval
 from kdbench.store import PARTIAL_FILE, RESULTS_FILE, RETURNED, Arrays, find_results, load_result
 
@@ -113,6 +115,8 @@ class Ladder:
     metric: Metric
     mcnemar: dict[tuple[str, str, int], float]
     """p-value of each rung against the baseline, by rung, backend and threads."""
+    scenarios: tuple[ScenarioRow, ...] = ()
+    """In the place of rows, where scenarios were measured."""
 
 
 def load_ladders(paths: Iterable[Path]) -> list[Ladder]:
@@ -170,7 +174,18 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
     metric: Metric = "accuracy" if labels is None or labels.ndim == 1 else "f1"
     if labels is None and answers:
         metric = "agreement"
-    return Ladder(result, tuple(rows), metric, _mcnemar(answers, labels, result.baseline))
+
+    @functools.cache
+    def judged(rung: str, backend: str, threads: int) -> float | None:
+        shown = Row(rung, None, backend, artifacts[rung].precision, 1, threads)
+        shown = _judged(shown, answers, labels, result.baseline)
+        return {"accuracy": shown.accuracy, "f1": shown.f1_micro, "agreement": shown.agreement}[metric]
+
+    def score(m: ScenarioMeasurement) -> float | None:
+        return judged(m.rung, m.backend, m.threads)
+
+    loads = scenario_rows(result, arrays, score)
+    return Ladder(result, tuple(rows), metric, _mcnemar(answers, labels, result.baseline), loads)
 
 
 def _row(artifact: Artifact, m: Measurement) -> Row:

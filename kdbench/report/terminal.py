@@ -4,6 +4,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable, ladder_tables, mark, unmeasured
 
@@ -13,10 +14,10 @@ LONGEST_NAME = 16
 
 def print_ladder(ladder: Ladder) -> None:
     console = _console()
-    for content in ladder_tables(ladder, brief=True):
+    for content in (*ladder_tables(ladder, brief=True), *scenario_tables(ladder)):
         _print(console, content)
         console.print()
-    for line in unmeasured(ladder.rows):
+    for line in (*unmeasured(ladder.rows), *unmeasured_loads(ladder)):
         console.print(line)
 
 
@@ -30,10 +31,8 @@ def _console() -> Console:
 
 
 def _print(console: Console, content: TextTable) -> None:
+    console.print(content.title, style="bold")  # of its own: a table's is broken where the table is narrower
     table = Table(
-        title=content.title,
-        title_justify="left",
-        title_style="bold",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),

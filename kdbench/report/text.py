@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from kdbench.report.claims import proofs_in
+from kdbench.report.scenarios import ScenarioRow
 from kdbench.report.table import Ladder, Metric, Row
 from kdbench.stats import Interval
 
@@ -71,7 +72,7 @@ def _point(share: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
-def speedup(row: Row, brief: bool = False) -> str:
+def speedup(row: Row | ScenarioRow, brief: bool = False) -> str:
     """`3.86× [3.74, 3.98]`; where the interval covers 1 `no difference [0.98, 1.02]`, without the interval if brief."""
     if row.speedup is None or row.speedup_low is None or row.speedup_high is None:
         return "–"

@@ -7,6 +7,7 @@ A message is one JSON line that ends with `"bytes": n`, then n bytes: the arrays
 
 import ctypes
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -98,6 +99,9 @@ class Server:
     def __init__(self, runner: Any) -> None:
         self.runner = runner
         self.feeds: dict[str, Callable[[], object]] = {}
+        self.samples: Arrays = {}
+        self.sessions: list[Server] = [self]
+        self.loaded: dict[str, Any] = {}
 
     def hello(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         runtime = {"python": platform.python_version(), "numpy": np.__version__, **self.runner.versions()}
@@ -111,6 +115,7 @@ class Server:
 
     def load(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Opens the model; with arrays, they are run once, and what that compiles counts as loading."""
+        self.loaded = request
         start = time.perf_counter()
         plain = {"plain": True} if request.get("plain") else {}
         self.runner.load(
@@ -163,6 +168,28 @@ class Server:
 
     def predict(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return {}, dict(zip(self.runner.output_names(), self.runner.run(arrays), strict=True))
+
+    def loadgen(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        return {"version": importlib.import_module("scenarios").version()}, {}
+
+    def library(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Keeps samples for `scenario`, and opens more sessions of the loaded model: `sessions` in all."""
+        self.samples = arrays
+        while len(self.sessions) < request["sessions"]:
+            # A module of its own for each, as a runner keeps its session in its module.
+            found = importlib.util.find_spec(self.runner.__name__)
+            assert found is not None and found.loader is not None
+            runner = importlib.util.module_from_spec(found)
+            found.loader.exec_module(runner)
+            another = Server(runner)
+            another.load(self.loaded, {})
+            self.sessions.append(another)
+        return {}, {}
+
+    def scenario(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        runs = [session.runner.run for session in self.sessions]
+        reply, latencies = importlib.import_module("scenarios").measure(request["settings"], runs, self.samples)
+        return reply, latencies
 
 
 def die_with_parent() -> None:

@@ -1,0 +1,498 @@
+"""Scenarios: the search on simulated servers, loadgen on fake and real workers, and what is said of the results."""
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdbench import stats
+from kdbench.backends import pick_backend
+from kdbench.backends.client import Worker
+from kdbench.benchmark.cells import Cell, Subject
+from kdbench.benchmark.loads import Library, Load, library, plan_loads, why_no_loadgen
+from kdbench.benchmark.peak import COARSE, FINE, highest_rate
+from kdbench.benchmark.scenarios import FEWEST, Loads
+from kdbench.cli import main
+from kdbench.data.pack import load_pack
+from kdbench.errors import UserError
+from kdbench.onnxfile import known_artifact
+from kdbench.pipeline.measuring import measured
+from kdbench.records import Bench, LoadTest, ResultFile, ScenarioMeasurement, from_json
+from kdbench.report.comma import to_csv
+from kdbench.report.files import save_report
+from kdbench.report.markdown import to_markdown
+from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
+from kdbench.report.scenarios import COLUMNS
+from kdbench.report.table import ladder
+from kdbench.store import load_result, save_results
+from kdbench.worker import scenarios
+from tests.conftest import save_mlp
+from tests.test_report import result
+from tests.test_schedule import cells_of, settings, subject
+
+needs_loadgen = pytest.mark.skipif(why_no_loadgen("fake") is not None, reason=str(why_no_loadgen("fake")))
+
+SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+def searched(truth, start, lowest=1e-3, more=True, factor=2.0):
+    tried = []
+
+    def passes(rate, step):
+        tried.append((rate, step))
+        return rate <= truth
+
+    return highest_rate(passes, start, lowest, lambda: more, factor), tried
+
+
+@given(truth=st.floats(1, 1e5), off=st.floats(0.02, 50), more=st.booleans(), factor=st.sampled_from([1.2, 2.0]))
+def test_a_search_ends_just_below_the_highest_rate(truth, off, more, factor):
+    found, tried = searched(truth, truth * off, more=more, factor=factor)
+    assert truth / (1 + (FINE if more else COARSE)) <= found * (1 + 1e-9) <= truth * (1 + 1e-9)
+    assert tried[-1] == (found, "confirm")
+    assert len(tried) <= 40
+
+
+def test_a_search_ends_at_the_lowest_rate():
+    found, tried = searched(truth=3.0, start=100.0, lowest=5.0)
+    assert found is None
+    assert tried[-1] == (5.0, "search")
+
+
+def test_a_rate_that_passed_by_chance_is_lowered_until_it_passes_again():
+    found = highest_rate(lambda rate, step: rate <= (100 if step == "search" else 80), 64, 1, lambda: True)
+    assert 80 / (1 + FINE) <= found <= 80
+    assert highest_rate(lambda rate, step: step == "search" and rate <= 100, 64, 10, lambda: True) is None
+
+
+def test_a_search_on_a_simulated_queue_keeps_the_bound():
+    """One server that takes 1 ms a query, Poisson arrivals: the rate that is found is close to where p99 is 10 ms."""
+    draws = np.random.default_rng(3)
+
+    def latencies(rate, queries):
+        due = np.cumsum(draws.exponential(1 / rate, queries))
+        free, found = 0.0, np.empty(queries)
+        for place, moment in enumerate(due):
+            free = max(free, moment) + 1e-3
+            found[place] = free - moment
+        return found
+
+    def passes(rate, step):
+        return stats.smallest_bound(latencies(rate, 2648), 99.0) <= 10e-3
+
+    found = highest_rate(passes, 100.0, 1.0, lambda: True)
+    assert np.percentile(latencies(found, 100_000), 99) <= 10e-3
+    assert np.percentile(latencies(found * 1.3, 100_000), 99) > 10e-3
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+@needs_loadgen
+def test_a_single_stream_is_measured_once_whatever_the_batches_and_sessions(tmp_path):
+    cells = cells_of([subject(tmp_path, "a"), subject(tmp_path, "b")], (8, 16))
+    loads = plan_loads(cells, Bench(backends=("fake",), batches=(8, 16), scenarios=SCENARIOS, sessions=(1, 2)))
+    planned = [(one.scenario, one.sessions, one.cell.batch) for one in loads if one.cell.subject == cells[0].subject]
+    assert planned == [
+        ("single_stream", 1, 1),
+        *((name, sessions, batch) for name in SCENARIOS[1:] for sessions in (1, 2) for batch in (8, 16)),
+    ]  # fmt: skip
+    assert {load.bound_s for load in loads if load.scenario == "server"} == {0.01}
+    with pytest.raises(UserError, match=r"bench\.sessions: 2, 2: each one once"):
+        plan_loads(cells, Bench(scenarios=("server",), sessions=(2, 2)))
+
+
+def test_a_worker_without_loadgen_says_what_to_install(tmp_path, monkeypatch, capsys):
+    """In the worker's interpreter, which may be another one than that of kdbench."""
+    (tmp_path / "mlperf_loadgen.py").write_text("raise ImportError('blocked')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr("sys.argv", ["kdbench", "bench", "m.onnx", "--scenario", "offline", "--out", "o"])
+    monkeypatch.chdir(tmp_path)
+    save_mlp(tmp_path / "m.onnx")
+    why_no_loadgen.cache_clear()
+    try:
+        with pytest.raises(SystemExit) as end:
+            main()
+    finally:
+        why_no_loadgen.cache_clear()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert "no scenario can be measured: loadgen is not in the environment of" in said
+    assert "pip install mlcommons-loadgen" in said
+    assert said.count("\n") == 1
+
+
+# --- loadgen on workers -----------------------------------------------------------------------------------------------
+
+
+def samples(cell):
+    return Library({"x": np.zeros((16, 4), np.float32)}, (), None)
+
+
+def loaded(loads, libraries=samples, **changes):
+    measurer = Loads(loads, settings(**({"processes": 1} | changes)), libraries, patience_s=20.0)
+    assert list(measurer.rounds()) == list(range(measurer.settings.processes))
+    return measurer.records()
+
+
+def load(tmp_path, scenario, batch=1, sessions=1, bound_s=0.01, rung="a", **behaviour):
+    (cell,) = cells_of([subject(tmp_path, rung, **behaviour)], (batch,))
+    return Load(cell, scenario, sessions, bound_s if scenario == "server" else None)
+
+
+@needs_loadgen
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_scenario_on_a_fake_runtime(scenario, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rungs = (("a", 1e-4),) if scenario == "server" else (("a", 1e-4), ("b", 0.0))
+    loads = [load(tmp_path, scenario, bound_s=0.2, rung=rung, latency_s=latency_s) for rung, latency_s in rungs]
+    measurements, arrays = loaded(loads, processes=2 if scenario == "single_stream" else 1)
+    for m in measurements:
+        assert m.error is None
+        counting = [test for test in m.tests if test.step != "search"]
+        assert {test.round for test in counting} == {process.round for process in m.processes}
+        assert all(test.queries >= FEWEST[scenario] for test in counting)
+        raw, rounds = arrays[f"scenarios.{m.raw}"], arrays[f"scenario_rounds.{m.raw}"]
+        for test in counting:
+            if scenario == "server":
+                assert not test.valid or stats.smallest_bound(raw[rounds == test.round], 99.0) <= 0.2
+            elif scenario == "offline":
+                assert test.completed_per_s == pytest.approx(test.queries / raw[rounds == test.round][0], rel=0.01)
+            else:
+                # The estimate is loadgen's own: to the nanosecond what its rule makes of the raw latencies.
+                q = {"single_stream": 90.0, "multi_stream": 99.0}[scenario]
+                assert test.valid
+                assert len(raw[rounds == test.round]) == test.queries
+                assert test.estimate_s == pytest.approx(stats.early_stopping(raw[rounds == test.round], q), rel=1e-6)
+    asked = [[test.queries for test in m.tests if test.step == "measure"] for m in measurements]
+    assert asked[0] == asked[-1]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json"}  # loadgen's logs are elsewhere
+    assert len(list(tmp_path.iterdir())) == len(rungs)
+
+
+@needs_loadgen
+def test_the_proof_of_a_servers_rate_is_kept(tmp_path):
+    (m,), arrays = loaded([load(tmp_path, "server", latency_s=1e-3, bound_s=2.0)])
+    assert m.error is None
+    *search, last = m.tests
+    assert (last.step, last.valid) == ("confirm", True)
+    # In 662 queries of 1 ms no latency can get above the bound: that the queue grows is seen all the same.
+    assert any(not test.valid and test.rate_per_s > last.rate_per_s for test in search)
+    assert last.rate_per_s < 1000 / 0.9
+    raw = arrays[f"scenarios.{m.raw}"]
+    assert len(raw) == last.queries
+    assert np.sum(raw > 2.0) == last.over_bound == 0
+    assert stats.smallest_bound(raw, 99.0) <= 2.0
+
+
+@needs_loadgen
+def test_a_bound_that_no_rate_keeps_says_at_which_rate_it_was_missed(tmp_path):
+    (m,), _ = loaded([load(tmp_path, "server", latency_s=0.004, bound_s=0.001)], processes=2)
+    lowest = min(m.tests, key=lambda test: test.rate_per_s)
+    assert m.error.startswith("p99 ≤ 1 ms is not met at any rate that was tried: at the lowest, ")
+    assert f"{lowest.rate_per_s:.3g} queries a second, p99 was {1e3 * lowest.percentile_s:.3g} ms" in m.error
+    assert {test.round for test in m.tests} == {0}
+
+
+def made(tmp_path, **changes):
+    return {
+        "scenario": "offline", "queries": 64, "samples_per_query": 8, "batch": 1, "filled": False, "shared": [],
+        "seeds": [1, 2, 3], "folder": str(tmp_path), "trace": True, "rate_per_s": 2000, "bound_s": 5.0,
+        "most_waiting": 1000,
+    } | changes  # fmt: skip
+
+
+@needs_loadgen
+@pytest.mark.parametrize(("scenario", "batch"), [("offline", 1), ("offline", 8), ("server", 1), ("multi_stream", 8)])
+def test_sessions_answer_side_by_side(scenario, batch, tmp_path):
+    """Every session waits in its first run for the other: were they served one after the other, none would end."""
+    together = threading.Barrier(2)
+    seen = {0: [], 1: []}
+
+    def session(number):
+        def run(feed):
+            if len(seen[number]) == 2:  # after those that warm up
+                together.wait(timeout=20)
+            seen[number].append(len(feed["x"]))
+
+        return run
+
+    said, _ = scenarios.measure(
+        made(tmp_path, scenario=scenario, batch=batch), [session(0), session(1)], {"x": np.zeros((4, 2), np.float32)}
+    )
+    assert said["queries"] == (1 if scenario == "offline" else 64)
+    counted = seen[0][2:] + seen[1][2:]
+    assert sum(counted) == 64 * (8 if scenario == "multi_stream" else 1)
+    assert set(counted) == {4 if scenario == "multi_stream" else batch}
+
+
+@needs_loadgen
+def test_a_server_runs_what_waits_as_one_batch(tmp_path):
+    """While the first query is held back, the others come: they are then run by eights."""
+    seen = []
+
+    def run(feed):
+        seen.append(len(feed["x"]))
+        if len(seen) == 3:
+            time.sleep(0.2)
+
+    scenarios.measure(
+        made(tmp_path, scenario="server", batch=8, rate_per_s=10_000), [run], {"x": np.zeros((4, 2), np.float32)}
+    )
+    assert sum(seen[2:]) == 64
+    assert max(seen[3:]) == 8
+
+
+@needs_loadgen
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ({"fail_load": "no kernel for Conv"}, "no kernel for Conv"),
+        ({"fail_at_batch": 2}, "invalid dimensions"),
+        ({"crash_at_batch": 2}, "killed by signal 6"),
+    ],
+)
+def test_an_error_costs_its_own_cell_alone(tmp_path, behaviour, reason):
+    loads = [
+        load(tmp_path, "offline", batch=2, rung="good"),
+        load(tmp_path, "offline", batch=2, rung="bad", **behaviour),
+    ]
+    good, bad = loaded(loads)[0]
+    assert good.error is None
+    assert reason in bad.error
+
+
+@needs_loadgen
+def test_a_failure_in_the_middle_of_a_run_ends_it(tmp_path):
+    """The last batch of the one query is the only one of its size: what fails is then answered, and said."""
+    (m,), _ = loaded([load(tmp_path, "multi_stream", batch=5, fail_at_batch=3)])
+    assert "invalid dimensions" in m.error
+    (m,), _ = loaded([load(tmp_path, "multi_stream", batch=7, sessions=2, fail_at_batch=4)])
+    assert "invalid dimensions" in m.error
+
+
+@needs_loadgen
+@pytest.mark.parametrize("batch", ["batch", 3])
+def test_real_sessions_with_free_and_fixed_batches(batch, tmp_path):
+    path = save_mlp(tmp_path / "m.onnx", batch=batch)
+    known = known_artifact(path)
+    cell = Cell(Subject(known, path), "cpu", 1, 3)
+    (m,), _ = loaded([Load(cell, "multi_stream", 2, None)], lambda _: library(known, None, {}))
+    assert m.error is None
+    assert m.tests[0].valid
+
+
+@needs_loadgen
+def test_a_server_fills_a_fixed_batch_up(tmp_path):
+    path = save_mlp(tmp_path / "m.onnx", batch=3)
+    known = known_artifact(path)
+    with Worker(pick_backend("cpu"), 1) as worker:
+        worker.load(path)
+        worker.ask("library", library(known, None, {}).arrays, sessions=2)
+        asked = made(tmp_path, scenario="server", queries=459, batch=3, filled=True)
+        said, arrays = worker.ask("scenario", settings=asked)
+    assert said["valid"]
+    assert said["queries"] == len(arrays["latencies_s"]) == 459
+
+
+@needs_loadgen
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_the_digits_student_under_load(scenario, tiny_run):
+    path = tiny_run / "student.onnx"
+    known = known_artifact(path)
+    packed = library(known, load_pack(tiny_run / "pack.npz"), {})
+    cell = Cell(Subject(known, path), "cpu", 1, 1)
+    (m,), _ = loaded([Load(cell, scenario, 1, 0.2 if scenario == "server" else None)], lambda _: packed)
+    assert m.error is None
+    assert m.tests[-1].valid
+
+
+@needs_loadgen
+def test_a_finished_measurement_under_load_is_kept(tmp_path, monkeypatch):
+    path = save_mlp(tmp_path / "m.onnx")
+    subjects = [Subject(known_artifact(path), path)]
+
+    def again(**options):
+        bench = Bench(budget_s=0.1, scenarios=("offline",), **options)
+        out = tmp_path / "out"
+        report = measured(subjects, "m", bench, None, out, name="m", seed=0, keep=True)
+        return report.ladder.scenarios
+
+    first = again()
+    assert first[0].processes == 5
+    monkeypatch.setattr(Loads, "rounds", lambda *_: pytest.fail("measured again"))
+    assert again() == first
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        again(sessions=(2,))
+
+
+# --- what is said -----------------------------------------------------------------------------------------------------
+
+
+def measurement(rung, raw, scenario="server", tests=(), **changes):
+    fields = {
+        "rung": rung, "artifact_sha256": rung, "backend": "cpu", "precision": "fp32", "batch": 1, "threads": 1,
+        "raw": raw, "scenario": scenario, "bound_s": 0.01 if scenario == "server" else None, "tests": tests,
+    }  # fmt: skip
+    return ScenarioMeasurement(**(fields | changes))
+
+
+def server_tests(rate, unmet=()):
+    for number in range(5):
+        fields = {"round": number, "queries": 662, "percentile_s": 0.008, "over_bound": 1}
+        yield LoadTest(**fields, step="search", rate_per_s=rate * 1.1, valid=False)
+        yield LoadTest(**fields, step="confirm", rate_per_s=rate, valid=number not in unmet)
+
+
+def streams(estimate_s, **changes):
+    return tuple(
+        LoadTest(round=number, queries=64, estimate_s=estimate_s, valid=True, **changes) for number in range(5)
+    )
+
+
+def under_load(*scenarios):
+    raw = {"labels": np.arange(4), "predictions.0": np.array([0, 1, 2, 0]), "predictions.1": np.array([0, 1, 0, 0])}
+    for m in scenarios:
+        rounds = [t.round for t in m.tests if t.valid and t.step == "confirm" for _ in range(662)]
+        raw |= {f"scenarios.{m.raw}": np.linspace(0.001, 0.009, len(rounds)), f"scenario_rounds.{m.raw}": rounds}
+    raw = {name: np.asarray(values) for name, values in raw.items()}
+    found = result(measurements=(), scenarios=scenarios)
+    return found, raw, ladder(found, raw)
+
+
+def test_a_servers_table_by_hand():
+    found, raw, made = under_load(
+        measurement("teacher", "0", tests=tuple(server_tests(100.0))),
+        measurement("student", "1", tests=tuple(server_tests(250.0))),
+    )
+    teacher, student = made.scenarios
+    assert (teacher.rate_per_s, student.rate_per_s) == (100.0, 250.0)
+    assert student.speedup == pytest.approx(2.5)
+    assert (teacher.score, student.score) == (0.75, 0.5)
+    assert student.flags == ()
+    part = raw["scenarios.1"][raw["scenario_rounds.1"] == 2]
+    assert student.latency_s == pytest.approx(np.sort(part)[-2])  # one of 662 may be above the bound
+    (table,) = scenario_tables(made)
+    assert table.title == "server, p99 ≤ 10 ms: cpu, 1 thread, batch up to 1, against teacher"
+    assert table.rows[1][:3] == ("student", "50.0", "250")
+    assert "no MLPerf submission" in table.legend
+    assert "stays under 10 ms" in table.legend
+    text = to_markdown([made])
+    assert "# Details" not in text
+    assert "server, p99 ≤ 10 ms" in text
+    assert from_json(ResultFile, found.to_json(), "here") == found
+
+
+def test_processes_that_miss_the_bound_are_counted():
+    _, _, made = under_load(
+        measurement("teacher", "0", tests=tuple(server_tests(100.0))),
+        measurement("student", "1", tests=tuple(server_tests(250.0, unmet=(1, 4)))),
+    )
+    assert made.scenarios[1].flags == ("the bound was met in 3 of 5 processes: the median is of these",)
+    assert made.scenarios[1].processes == 3
+
+
+def test_latencies_are_compared_the_other_way_round():
+    _, _, made = under_load(
+        measurement("teacher", "0", "single_stream", streams(0.004)),
+        measurement("student", "1", "single_stream", streams(0.001)),
+    )
+    assert made.scenarios[1].speedup == pytest.approx(4.0)
+    assert made.scenarios[1].rate_per_s is None
+    (table,) = scenario_tables(made)
+    assert table.header == ("rung", "acc. %", "p90", "speed-up", "")
+    assert table.rows[1][2] == "1 ms"
+
+
+def test_what_loadgen_calls_invalid_is_flagged():
+    few = tuple(
+        LoadTest(round=number, queries=63, valid=False, reasons=("Only processed 63 queries.",)) for number in range(5)
+    )
+    _, _, made = under_load(
+        measurement("teacher", "0", "single_stream", streams(0.004)), measurement("student", "1", "single_stream", few)
+    )
+    assert made.scenarios[1].latency_s is None
+    assert "loadgen: invalid: Only processed 63 queries." in made.scenarios[1].flags
+
+
+def test_errors_stand_beside_their_rung_or_once_for_all():
+    missed = [f"p99 ≤ 10 ms is not met at {rate} queries a second" for rate in (3, 4)]
+    _, _, made = under_load(
+        measurement("teacher", None, error=missed[0]), measurement("student", None, error=missed[1])
+    )
+    (table,) = scenario_tables(made)
+    assert [f"error: {reason}" for reason in missed] == list(table.notes)
+    _, _, made = under_load(measurement("teacher", None, error="no"), measurement("student", None, error="no"))
+    assert scenario_tables(made) == []
+    assert unmeasured_loads(made) == ["not measured: no"]
+
+
+def test_scenarios_have_files_of_their_own(tmp_path):
+    found, raw, made = under_load(measurement("teacher", "0", tests=tuple(server_tests(100.0))))
+    (tmp_path / "report.csv").write_text("of an earlier measurement")
+    paths = save_report([made], made.rows, tmp_path)
+    assert [path.name for path in paths] == ["report.md", "scenarios.csv"]
+    assert not (tmp_path / "report.csv").exists()
+    header, line = (tmp_path / "scenarios.csv").read_text().splitlines()
+    assert header == (
+        "rung,parent,backend,precision,scenario,batch,threads,sessions,bound_s,score,latency_s,rate_per_s,speedup,"
+        "speedup_low,speedup_high,queries,processes,flags,error"
+    )
+    assert line.startswith("teacher,,cpu,fp32,server,1,1,1,0.01,0.75,")
+    assert to_csv(made.scenarios, COLUMNS).splitlines()[1] == line
+    save_results(tmp_path / "r.json", found, raw)
+    loaded_again, arrays = load_result(tmp_path / "r.json")
+    assert ladder(loaded_again, arrays).scenarios == made.scenarios
+    missing = found.model_copy(update={"scenarios": (measurement("teacher", "7"),)})
+    save_results(tmp_path / "r.json", missing, raw)
+    with pytest.raises(UserError, match="no raw values"):
+        load_result(tmp_path / "r.json")
+
+
+@needs_loadgen
+def test_bench_prints_a_table_a_scenario(tmp_path, monkeypatch, capsys):
+    def kdbench(*arguments, status=0):
+        monkeypatch.setattr("sys.argv", ["kdbench", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert (end.value.code or 0) == status
+        return capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    for name, scale in (("teacher", 1.0), ("student", 2.0)):
+        save_mlp(tmp_path / f"{name}.onnx", scale=scale)
+    said = kdbench("bench", "teacher.onnx", "student.onnx", "--scenario", "single_stream", "--budget", "0.1")
+    assert "single stream: cpu, 1 thread, against teacher\n" in said.out
+    assert said.err == ""
+    assert max(map(len, said.out.splitlines())) <= 100
+    assert "scenarios.csv" in said.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench", "student.onnx", "teacher.onnx"]
+    csv = (tmp_path / "bench" / "scenarios.csv").read_text()
+    assert kdbench("report", "bench", "--format", "csv").out == csv
+    missed = kdbench("bench", "teacher.onnx", "--scenario", "server", "--bound", "1us", status=2)
+    assert "p99 ≤ 0.001 ms is not met at any rate that was tried: at the lowest, " in missed.out
+
+
+@pytest.mark.parametrize("text", ["10", "ms", "-1ms", "0s", "10 min", "1e3s", "nan s", ""])
+def test_a_bound_needs_a_number_and_a_unit(text, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["kdbench", "bench", "m.onnx", "--scenario", "server", "--bound", text])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert f"'{text}' should be a time with its unit, such as 10ms or 0.5s" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--bound", "10ms", "--scenario", "offline"], ["--sessions", "2"]])
+def test_options_of_scenarios_want_their_scenario(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["kdbench", "bench", "m.onnx", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"{arguments[0]} is for" in capsys.readouterr().err
