@@ -34,7 +34,8 @@ from tests.conftest import save_mlp
 from tests.test_report import result
 from tests.test_schedule import cells_of, settings, subject
 
-needs_loadgen = pytest.mark.skipif(why_no_loadgen("fake") is not None, reason=str(why_no_loadgen("fake")))
+MISSING = why_no_loadgen(pick_backend("fake"))
+needs_loadgen = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 
