@@ -1,6 +1,7 @@
 """Everything that may be said beside a number: each flag names the fact and, where there is one, what to try."""
 
 from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
+from kdbench.proofs.layers import RECURRENT
 from kdbench.report.claims import kernels
 from kdbench.stats import Interval
 
@@ -41,10 +42,13 @@ def _slower(
         return None
     int8, floating, conversions = kernels(evaluation)
     why = ""
-    if int8 and not floating:
+    if evaluation and int8 and not floating and not any(evaluation.optimized_operators.get(name) for name in RECURRENT):
+        all_run = (
+            f"all of its {int8} convolutions and matrix products run" if int8 > 1 else "its one matrix product runs"
+        )
         why = (
-            f": all of its {int8} convolutions and matrix products run in int8, but the {conversions} conversions "
-            "around them cost more than they gain; try more width or a larger batch"
+            f": {all_run} in int8, but the {conversions} conversions around cost more than that gains; "
+            "try more width or a larger batch"
         )
     return f"{1 / ratio.value:.2g}× slower than {parent}{why}"
 

@@ -15,6 +15,7 @@ from kdbench.errors import UserError, first_line, nearest
 from kdbench.evaluation import parity_on
 from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import QUANTIZED, known_artifact, load_model, opset_of, portable
+from kdbench.proofs.layers import RECURRENT
 from kdbench.records import Artifact, Quantize
 from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
 from kdbench.store import Arrays, output_file, part_of, save_artifact, write_atomic
@@ -76,6 +77,9 @@ def quantize(
     finally:
         part.unlink(missing_ok=True)
     warnings: tuple[str, ...] = () if pack is not None else (GENERATED_WARNING,)
+    left = sorted({node.op_type for node in quantized.graph.node} & set(RECURRENT))
+    if left:
+        warnings += (f"its {' and '.join(left)} layers stay in float: static int8 knows no recurrent ones",)
     if check.label_agreement < LEAST_AGREEMENT:
         compared_on = "the labels of " if parent.task == "multi_label" else ""
         warnings += (
