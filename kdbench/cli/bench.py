@@ -73,7 +73,7 @@ from kdbench.progress import bars
     help="Sessions side by side in a --scenario. May be repeated.  [default: 1]",
 )
 @click.option("--pack", type=options.FILE, help="Measure accuracy on this .npz too.  [default: the run's]")
-@options.dims
+@options.sweep
 @click.option(
     "--out", type=options.FILE, default=Path("bench"), show_default=True, help="Folder for results and report."
 )
@@ -100,7 +100,7 @@ def bench(
     bound: float | None,
     sessions: tuple[int, ...],
     pack: Path | None,
-    dims: dict[str, int],
+    dims: dict[str, tuple[int, ...]],
     out: Path,
     publish: bool,
     strict: bool,
@@ -122,7 +122,7 @@ def bench(
     kdbench bench fp32.onnx int8.onnx --batch 1 --batch 32
     kdbench bench runs/digits --backend cpu --backend openvino --threads 1 --threads 2 --out threads
     kdbench bench fp32.onnx --backend openvino:bf16 --backend cuda@envs/gpu/bin/python
-    kdbench bench bert.onnx --dim sequence=128 --budget 60 --precision 1%
+    kdbench bench bert.onnx --dim sequence=64,128,256 --budget 60 --precision 1%
     kdbench bench digits.kdbench.zip --threads 4
     kdbench bench --self-test                  whether this machine is quiet enough to be believed
     kdbench bench runs/digits --scenario server --bound 10ms --scenario offline --sessions 2
@@ -181,8 +181,9 @@ def bench(
     if all(errors):
         raise UserError("nothing was measured: every cell failed, each for the reason in the table")
     broken = [
-        f"{row.rung} on {row.backend} (threads {row.threads}, batch {row.batch}): {'; '.join(row.broken_claims)}"
+        f"{row.rung} on {row.backend} ({place}): {'; '.join(row.broken_claims)}"
         for row in report.ladder.rows
+        for place in [f"threads {row.threads}, batch {row.batch}{f', {row.dims}' if row.dims else ''}"]
         if row.broken_claims
     ]
     if strict and broken:

@@ -39,6 +39,17 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return sizes
 
 
+def _sweep(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """The same, with any number of sizes; a name that is repeated has those of all its places."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    for value in values:
+        for names, texts in _pairs(ctx, parameter, (value,)).items():
+            for text in texts.split(","):
+                for name, size in _sizes(ctx, parameter, (f"{names}={text.strip()}",)).items():
+                    sizes[name] = (*sizes.get(name, ()), size)
+    return sizes
+
+
 def given(name: str, value: T) -> T | None:
     """The `value` of the parameter `name`, or None where it was left out: what then holds, is for others to say."""
     source = click.get_current_context().get_parameter_source(name)
@@ -111,6 +122,18 @@ def dims(command: F) -> F:
         callback=_sizes,
         metavar="NAME=SIZE",
         help="Size of a symbolic dimension of generated inputs. May be repeated.",
+    )(command)
+
+
+def sweep(command: F) -> F:
+    return click.option(
+        "--dim",
+        "dims",
+        multiple=True,
+        callback=_sweep,
+        metavar="NAME=SIZE,...",
+        help="Size of a symbolic dimension of generated inputs, or several that are measured one by one. May be "
+        "repeated, for every combination; joined names, as in height,width=32,64, change together.",
     )(command)
 
 

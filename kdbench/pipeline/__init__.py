@@ -8,6 +8,7 @@ from typing import Any
 
 from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.pack import load_pack
+from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.comparing import Compared, compared
@@ -125,7 +126,7 @@ def bench(
     bound_s: float | None = None,
     sessions: Sequence[int] | None = None,
     pack: str | Path | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Sweep | None = None,
     out: str | Path = "bench",
     publish: bool = False,
     seed: int = 0,
@@ -137,9 +138,10 @@ def bench(
     What is not given of the plan is what a packed run says, or else the default of `Bench`: one thread of the CPU
     backend, batch 1.
     The baseline is, if not given, the run's teacher or the first model. With a `pack` (a run folder has its own)
-    accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions. Rounds
-    of fresh processes go on until each ratio's interval reaches no further than the share `precision` to either side.
-    `backend_options` are the options of each backend by its name, such as {"openvino": {"precision": "bf16"}}.
+    accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions: every
+    combination, where there are several of them. Rounds of fresh processes go on until each ratio's interval reaches no
+    further than the share `precision` to either side. `backend_options` are the options of each backend by its
+    name, such as {"openvino": {"precision": "bf16"}}.
 
     `scenarios` (single_stream, multi_stream, server, offline) are measured by MLPerf's loadgen instead of latencies,
     the server's p99 against `bound_s`, with so many `sessions` side by side.

@@ -11,6 +11,7 @@ from typing import Any
 from kdbench import __version__, archive
 from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import load_pack
+from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
 from kdbench.onnxfile import external_data
 from kdbench.pipeline.measuring import Report, measured
@@ -121,7 +122,7 @@ def unpacked(path: Path) -> Iterator[tuple[PackedRun, RunFolder]]:
 def bench_packed(
     path: Path,
     given: Mapping[str, Any],
-    dims: Mapping[str, int],
+    dims: Sweep,
     out: Path,
     seed: int,
     publish: bool,

@@ -39,7 +39,7 @@ class Process(Record):
 
 
 class Measurement(Record):
-    """A cell: artifact × backend × threads × batch. Its latencies are the raw array `latencies/<raw>`."""
+    """A cell: artifact × backend × threads × batch × sizes. Its latencies are the raw array `latencies/<raw>`."""
 
     rung: str
     artifact_sha256: str
@@ -51,6 +51,8 @@ class Measurement(Record):
     precision: str
     batch: Count
     threads: Count
+    dims: dict[str, Count] = {}
+    """Sizes of symbolic dimensions, as they were given."""
     processes: tuple[Process, ...] = ()
     raw: str | None = None
     error: str | None = None
