@@ -1,6 +1,7 @@
 """The benchmark of any artifacts: evaluated, measured, reported."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,15 +109,34 @@ def measured(
         arrays = raw | answers
         return save_results(target, result.model_copy(update=found), arrays), arrays
 
-    try:
-        for _ in schedule.rounds(progress):
+    rounds = 0
+
+    def kept() -> str:
+        if not rounds:
+            return "nothing of this measurement could be kept: make room, and bench again"
+        return f"what was measured before, {rounds} of each cell's rounds, is kept: 'kdbench report {partial}' shows it"
+
+    with _saying(kept):
+        try:
+            for number in schedule.rounds(progress):
+                save(partial, complete=False)
+                rounds = number + 1
+        except KeyboardInterrupt:
             save(partial, complete=False)
-    except KeyboardInterrupt:
-        save(partial, complete=False)
-        raise
-    report = _report(path, *save(path, complete=True))
+            raise
+        whole = save(path, complete=True)
     remove_results(partial)
-    return report
+    with _saying(lambda: f"the measurement is whole: 'kdbench report {path}' shows it"):
+        return _report(path, *whole)
+
+
+@contextmanager
+def _saying(kept: Callable[[], str]) -> Iterator[None]:
+    """Where a file can't be written, as on a full disk, the error also says what of the measurement is `kept`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; {kept()}") from None
 
 
 def _schedule(cells: list[Cell], settings: BenchSettings, pack: EvalPack | None, baseline: str) -> Schedule:
