@@ -1,5 +1,6 @@
 """The plan: which artifact runs on which backend, with how many threads, at which batch."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,7 +63,7 @@ def plan(
     subjects: Sequence[Subject], bench: Bench, dims: Sweep | None = None, pack: EvalPack | None = None
 ) -> list[Cell]:
     """Every artifact × backend × threads × batch × sizes; raises UserError where no cell of them can run."""
-    targets = check_backends(bench.backends, bench.options)
+    targets = _pinned(check_backends(bench.backends, bench.options), bench.affinity)
     for name, values in (
         ("backends", [target.label for target in targets]),
         ("batches", bench.batches),
@@ -82,6 +83,22 @@ def plan(
         reasons = dict.fromkeys(cell.error for cell in cells if cell.error)
         raise UserError(f"no cell can be measured: {'; '.join(reasons)}")
     return cells
+
+
+def _pinned(targets: Sequence[Target], cpus: Sequence[int]) -> list[Target]:
+    """The backends with their workers on these CPUs alone; raises UserError where they may not run there."""
+    if not cpus:
+        return list(targets)
+    if not hasattr(os, "sched_getaffinity"):
+        raise UserError("--affinity: this system does not pin processes to CPUs: leave it out")
+    allowed = os.sched_getaffinity(0)
+    refused = sorted(set(cpus) - allowed)
+    if refused:
+        raise UserError(
+            f"--affinity: CPU {', '.join(map(str, refused))} is not among those that kdbench may run on here: "
+            f"{', '.join(map(str, sorted(allowed)))}"
+        )
+    return [replace(target, cpus=tuple(sorted(set(cpus)))) for target in targets]
 
 
 def _why_not(subject: Subject, target: Target, batch: int, sizes: Sizes, pack: EvalPack | None) -> str | None:

@@ -56,6 +56,12 @@ from kdbench.progress import bars
     help="End earlier, once the interval of each ratio reaches no further to either side.",
 )
 @click.option(
+    "--affinity",
+    callback=options.cpus,
+    metavar="CPUS",
+    help="Pin the measured processes to these, such as 0-3,6.  [default: all that they may run on]",
+)
+@click.option(
     "--scenario",
     "scenarios",
     type=click.Choice(["single_stream", "multi_stream", "server", "offline"]),
@@ -96,6 +102,7 @@ def bench(
     threads: tuple[int, ...],
     budget: float,
     precision: float,
+    affinity: tuple[int, ...],
     scenarios: tuple[str, ...],
     bound: float | None,
     sessions: tuple[int, ...],
@@ -145,6 +152,7 @@ def bench(
                 threads=threads,
                 budget_s=budget,
                 precision=precision,
+                affinity=affinity,
                 dims=dims,
                 progress=progress,
             )
@@ -166,6 +174,7 @@ def bench(
             threads=options.given("threads", threads),
             budget_s=options.given("budget", budget),
             precision=options.given("precision", precision),
+            affinity=options.given("affinity", affinity),
             scenarios=options.given("scenarios", scenarios),
             bound_s=bound,
             sessions=options.given("sessions", sessions),

@@ -103,6 +103,17 @@ def seconds(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
     return value
 
 
+def cpus(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """Of `0-3,6`: 0, 1, 2, 3, 6."""
+    found: list[int] = []
+    for part in text.split(",") if text is not None else ():
+        ends = part.strip().split("-")
+        if len(ends) > 2 or not all(end.isdecimal() and len(end) < 6 for end in ends) or int(ends[0]) > int(ends[-1]):
+            raise click.BadParameter(f"'{text}' should be numbers of CPUs, such as 0-3,6", ctx, parameter)
+        found += range(int(ends[0]), int(ends[-1]) + 1)
+    return tuple(dict.fromkeys(found))
+
+
 def overrides(command: F) -> F:
     return click.option(
         "--set",

@@ -122,6 +122,7 @@ def bench(
     threads: Sequence[int] | None = None,
     budget_s: float | None = None,
     precision: float | None = None,
+    affinity: Sequence[int] | None = None,
     scenarios: Sequence[str] | None = None,
     bound_s: float | None = None,
     sessions: Sequence[int] | None = None,
@@ -143,6 +144,8 @@ def bench(
     further than the share `precision` to either side. `backend_options` are the options of each backend by its
     name, such as {"openvino": {"precision": "bf16"}}.
 
+    Workers run on the CPUs of `affinity` alone.
+
     `scenarios` (single_stream, multi_stream, server, offline) are measured by MLPerf's loadgen instead of latencies,
     the server's p99 against `bound_s`, with so many `sessions` side by side.
     """
@@ -153,6 +156,7 @@ def bench(
         "threads": threads,
         "budget_s": budget_s,
         "precision": precision,
+        "affinity": affinity,
         "scenarios": scenarios,
         "bound_s": bound_s,
         "sessions": sessions,

@@ -81,6 +81,7 @@ def measured(
         budget_s=options.budget_s,
         slice_s=SLICE_S,
         slice_runs=SLICE_RUNS,
+        affinity=options.affinity,
     )
     machine = describe()
     result = ResultFile(

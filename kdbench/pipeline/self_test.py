@@ -59,6 +59,7 @@ def self_test(
     threads: Sequence[int] = (1,),
     budget_s: float = 30.0,
     precision: float = 0.02,
+    affinity: Sequence[int] = (),
     dims: Sweep | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -68,7 +69,7 @@ def self_test(
     Each has the budget for its own. Raises UserError where nothing can be measured.
     """
     wanted = {"backends": backends, "options": backend_options or {}, "batches": batches, "threads": threads}
-    options = parse(Bench, wanted | {"budget_s": budget_s, "precision": precision}, "bench")
+    options = parse(Bench, wanted | {"budget_s": budget_s, "precision": precision, "affinity": affinity}, "bench")
     shares = (0.0, SLOWER)
     with _models(models) as paths:
         return [
@@ -102,6 +103,7 @@ def against_itself(
         budget_s=options.budget_s,
         slice_s=SLICE_S,
         slice_runs=SLICE_RUNS,
+        affinity=options.affinity,
     )
     cells = plan(subjects, options, dims)
     feeds = {cell.slot: inputs(cell, None) for cell in cells if cell.error is None}

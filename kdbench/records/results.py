@@ -138,6 +138,8 @@ class BenchSettings(Record):
     from a fixed number of rounds."""
     budget_s: float
     slice_s: float
+    affinity: tuple[int, ...] = ()
+    """CPUs that the workers were pinned to; empty for all that they could run on."""
     slice_runs: int
     """A slice ends after `slice_s` or `slice_runs`, whichever comes first: the cap on raw values."""
 
