@@ -22,7 +22,7 @@ from kdbench.report.markdown import to_markdown
 from kdbench.report.table import ladder
 from kdbench.report.text import details_table, ladder_tables
 from tests.conftest import save_mlp
-from tests.test_report import arrays, cell, result
+from tests.test_report import MACHINE, arrays, cell, result
 
 
 def save_images(path, height="height", width="width"):
@@ -122,7 +122,8 @@ def test_equal_sizes_alone_are_compared():
     assert "sizes" not in details_table(ladder(result(), arrays())).header
 
 
-def test_a_sweep_from_inputs_to_csv(tmp_path):
+def test_a_sweep_from_inputs_to_csv(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdbench.pipeline.measuring.describe", lambda: MACHINE)
     path = save_images(tmp_path / "x.onnx")
     report = bench([path], dims={"height,width": [4, 8]}, budget_s=0.1, out=tmp_path / "out")
     shown = ["height=4 width=4", "height=8 width=8"]

@@ -80,6 +80,13 @@ from kdbench.progress import bars
 )
 @click.option("--pack", type=options.FILE, help="Measure accuracy on this .npz too.  [default: the run's]")
 @options.sweep
+@options.pairs(
+    "--input",
+    "inputs",
+    "NAME=SIZES:LOW..HIGH",
+    "Sizes after the first, range of whole numbers, or both, of a generated input, such as tokens=128:0..29999. May be "
+    "repeated.",
+)
 @click.option(
     "--out", type=options.FILE, default=Path("bench"), show_default=True, help="Folder for results and report."
 )
@@ -108,6 +115,7 @@ def bench(
     sessions: tuple[int, ...],
     pack: Path | None,
     dims: dict[str, tuple[int, ...]],
+    inputs: dict[str, str],
     out: Path,
     publish: bool,
     strict: bool,
@@ -138,7 +146,7 @@ def bench(
     from kdbench.cli.show import remark, show_report, show_self_test
 
     if self_test:
-        for name in ("baseline", "pack", "out", "publish", "strict", "scenarios", "bound", "sessions"):
+        for name in ("baseline", "pack", "out", "publish", "strict", "scenarios", "bound", "sessions", "inputs"):
             if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--self-test has no use for --{name}", ctx)
         from kdbench.pipeline.self_test import self_test as tested
@@ -180,6 +188,7 @@ def bench(
             sessions=options.given("sessions", sessions),
             pack=pack,
             dims=dims,
+            inputs=inputs,
             out=out,
             publish=publish,
             progress=progress,

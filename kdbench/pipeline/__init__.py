@@ -128,6 +128,7 @@ def bench(
     sessions: Sequence[int] | None = None,
     pack: str | Path | None = None,
     dims: Sweep | None = None,
+    inputs: Mapping[str, str] | None = None,
     out: str | Path = "bench",
     publish: bool = False,
     seed: int = 0,
@@ -144,7 +145,8 @@ def bench(
     further than the share `precision` to either side. `backend_options` are the options of each backend by its
     name, such as {"openvino": {"precision": "bf16"}}.
 
-    Workers run on the CPUs of `affinity` alone.
+    Workers run on the CPUs of `affinity` alone. `inputs` say of generated ones what the files don't: sizes after the
+    first, the range of whole numbers, or both, such as {"tokens": "128:0..29999"}.
 
     `scenarios` (single_stream, multi_stream, server, offline) are measured by MLPerf's loadgen instead of latencies,
     the server's p99 against `bound_s`, with so many `sessions` side by side.
@@ -167,7 +169,7 @@ def bench(
     if len(models) == 1 and is_packed(models[0]):
         if baseline is not None or pack is not None:
             raise UserError("--baseline, --pack: a packed run brings its own: leave them out")
-        return bench_packed(Path(models[0]), wanted, dims or {}, Path(out), seed, publish, progress, say)
+        return bench_packed(Path(models[0]), wanted, dims or {}, inputs or {}, Path(out), seed, publish, progress, say)
     options = parse(Bench, wanted, "bench")
     paths = [Path(model) for model in models]
     folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
@@ -195,6 +197,7 @@ def bench(
             name=slug(out.resolve().name),
             seed=seed,
             dims=dims or {},
+            given=inputs,
             progress=progress,
             say=say,
         )

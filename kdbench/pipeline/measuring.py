@@ -1,8 +1,8 @@
 """The benchmark of any artifacts: evaluated, measured, reported."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from kdbench.benchmark.cells import Cell, Subject, inputs, plan
 from kdbench.benchmark.loads import Load, library, plan_loads
 from kdbench.benchmark.scenarios import Loads
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
+from kdbench.data.generated import described, hint
 from kdbench.data.pack import EvalPack
 from kdbench.data.sizes import Sizes, Sweep
 from kdbench.errors import UserError
@@ -60,16 +61,23 @@ def measured(
     seed: int,
     recipe: Recipe | None = None,
     dims: Sweep | None = None,
+    given: Mapping[str, str] | None = None,
     keep: bool = False,
     progress: Progress = silent,
     say: Callable[[str], None] = unsaid,
 ) -> Report:
     """Evaluates and measures all subjects; results are written after every round, and also when interrupted.
 
-    Scenarios, where there are any among the options, take the place of the latencies.
+    Scenarios, where there are any among the options, take the place of the latencies. Generated inputs are as `given`
+    by name: see `described`.
     """
     path = prepare_folder(out) / RESULTS_FILE
     partial = out / PARTIAL_FILE
+    if given:
+        if pack is not None:
+            raise UserError(f"--input: for generated inputs, and {pack.name} has samples: leave it out")
+        artifacts = described([subject.artifact for subject in subjects], given)
+        subjects = [replace(subject, artifact=artifact) for subject, artifact in zip(subjects, artifacts, strict=True)]
     cells = plan(subjects, options, dims, pack)
     for remark in rivals(cell.backend for cell in cells):
         say(remark)
@@ -105,6 +113,11 @@ def measured(
 
     def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
         measurements, raw = schedule.records()
+        if pack is None:
+            fed = {subject.artifact.rung: subject.artifact.inputs for subject in subjects}
+            measurements = [
+                m.model_copy(update={"error": hint(m.error, fed[m.rung])}) if m.error else m for m in measurements
+            ]
         kind = "scenarios" if loads else "measurements"
         found = {kind: tuple(measurements), "evaluations": tuple(evaluations), "complete": complete}
         arrays = raw | answers

@@ -123,6 +123,7 @@ def bench_packed(
     path: Path,
     given: Mapping[str, Any],
     dims: Sweep,
+    described: Mapping[str, str],
     out: Path,
     seed: int,
     publish: bool,
@@ -146,6 +147,7 @@ def bench_packed(
             recipe=record.recipe and record.recipe.model_copy(update={"bench": options}),
             seed=seed,
             dims=dims,
+            given=described,
             progress=progress,
             say=say,
         )
