@@ -17,12 +17,14 @@ from kdbench.data.pack import EvalPack
 from kdbench.data.sizes import combinations, written
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
+from kdbench.pipeline import measuring
 from kdbench.records import Bench
 from kdbench.report.markdown import to_markdown
 from kdbench.report.table import ladder
 from kdbench.report.text import details_table, ladder_tables
 from tests.conftest import save_mlp
 from tests.test_report import MACHINE, arrays, cell, result
+from tests.test_schedule import settings
 
 
 def save_images(path, height="height", width="width"):
@@ -132,6 +134,15 @@ def test_a_sweep_from_inputs_to_csv(tmp_path, monkeypatch):
         assert [line["dims"] for line in csv.DictReader(file)] == shown
     assert [row.dims for row in load_results(tmp_path / "out")] == shown
     assert [m.dims for m in report.ladder.result.measurements] == [{"height": n, "width": n} for n in (4, 8)]
+
+
+def test_the_schedule_feeds_and_pairs_each_size_by_itself(tmp_path):
+    subjects = [subject(save_images(tmp_path / name)) for name in ("a.onnx", "b.onnx")]
+    schedule = measuring._schedule(plan(subjects, Bench(), {"height,width": [8, 16]}), settings(), None, "a")
+    pairs = [(base.cell, other.cell) for base, other in schedule.pairs()]
+    assert [(base.dims, other.dims) for base, other in pairs] == [({"height": n, "width": n},) * 2 for n in (8, 16)]
+    assert [schedule.feeds(cell)["x"].shape[2:] for cells in pairs for cell in cells] == [(8, 8)] * 2 + [(16, 16)] * 2
+    assert len({base.slot for base, _ in pairs}) == 2
 
 
 def test_inputs_have_the_sizes_of_their_cell(tmp_path):
