@@ -113,6 +113,7 @@ MISTAKES = {
     "bench good.onnx --threads -1": "'--threads'",
     "bench good.onnx --budget 0": "'--budget'",
     "bench good.onnx --budget inf": "'budget_s' should be a finite number",
+    "bench good.onnx --affinity 0,99999": "--affinity: CPU 99999 is not among those that kdbench may run on",
     "bench good.onnx --precision 5": "'5' should be a share between 0 and 1, such as 2% or 0.02",
     "bench good.onnx --precision 0%": "'0%' should be a share",
     "bench good.onnx --self-test --pack good.npz": "--self-test has no use for --pack",
