@@ -99,11 +99,12 @@ def test_recurrent_layers_that_stay_in_float_are_said(tmp_path):
         "head": np.eye(5, 3, dtype=np.float32),
     }  # fmt: skip
     nodes = [
-        helper.make_node("GRU", ["x", "w", "r"], ["", "state"], hidden_size=5),
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("GRU", ["steps", "w", "r"], ["", "state"], hidden_size=5),
         helper.make_node("Squeeze", ["state", "axis"], ["last"]),
         helper.make_node("MatMul", ["last", "head"], ["y"]),
     ]
-    path = save(tmp_path / "gru.onnx", nodes, [("x", FLOAT, [7, 1, 4])], [("y", FLOAT, [1, 3])], weights)
+    path = save(tmp_path / "gru.onnx", nodes, [("x", FLOAT, ["n", 7, 4])], [("y", FLOAT, ["n", 3])], weights)
     made = quantize(path, tmp_path / "int8.onnx")
     assert made.operators["GRU"] == 1
     assert any("GRU layers stay in float" in warning for warning in made.warnings)
