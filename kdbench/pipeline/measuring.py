@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kdbench import __version__
 from kdbench.backends.available import rivals, survey
-from kdbench.benchmark.cells import Cell, Subject, inputs, plan
+from kdbench.benchmark.cells import Cell, Subject, inputs, plan, reference_cell
 from kdbench.benchmark.loads import Load, library, plan_loads
 from kdbench.benchmark.scenarios import Loads
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
@@ -79,6 +79,9 @@ def measured(
         budget_s=options.budget_s,
         slice_s=SLICE_S,
         slice_runs=SLICE_RUNS,
+        price_per_h=options.price_per_h,
+        currency=options.currency,
+        reference=reference_cell(cells, options),
     )
     machine = describe()
     result = ResultFile(

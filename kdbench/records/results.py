@@ -127,6 +127,18 @@ class RawFile(Record):
     sha256: str
 
 
+class ReferenceCell(Record):
+    """What every cell of the same batch is compared with, whatever it runs on."""
+
+    rung: str
+    backend: str
+    threads: Count
+
+    @property
+    def label(self) -> str:
+        return f"{self.rung}@{self.backend}"
+
+
 class BenchSettings(Record):
     seed: int
     processes: int
@@ -138,6 +150,10 @@ class BenchSettings(Record):
     slice_s: float
     slice_runs: int
     """A slice ends after `slice_s` or `slice_runs`, whichever comes first: the cap on raw values."""
+    price_per_h: Positive | None = None
+    """Of the machine."""
+    currency: str = ""
+    reference: ReferenceCell | None = None
 
 
 class ResultFile(Versioned):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import stats
-from kdbench.records import Artifact, Measurement, ResultFile, ScenarioMeasurement
+from kdbench.records import Artifact, BenchSettings, Measurement, ResultFile, ScenarioMeasurement
 from kdbench.report.claims import proven
 from kdbench.report.doubts import disturbances, doubts
 from kdbench.report.flags import flags
@@ -85,6 +85,12 @@ class Row:
     """CPU time by wall time."""
     broken_claims: tuple[str, ...] = ()
     """Those of the flags that say that a claim of the cell does not hold."""
+    cost_per_million: float | None = None
+    """Of inferences, at the price of the plan."""
+    reference_speedup: float | None = None
+    """Against the fixed reference cell in the same batch."""
+    reference_speedup_low: float | None = None
+    reference_speedup_high: float | None = None
 
     @property
     def difference(self) -> Interval | None:
@@ -166,6 +172,7 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         parent = measurements.get((parent_rung, m.backend, m.threads, m.batch))
         evaluation = evaluations.get((m.rung, m.backend, m.threads))
         row = _timed(_row(artifact, m), m, baseline, arrays, level)
+        row = _priced(_referred(row, m, measurements, result.settings, arrays, level), result.settings)
         row = _judged(row, answers, labels, result.baseline)
         against_parent = (parent_rung, _ratio(parent, m, arrays, level)) if parent else None
         row = replace(row, **proven(artifact, m, evaluation, arrays))
@@ -227,6 +234,35 @@ def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Array
         smallest_difference=stats.smallest_difference(*pairs, level) if pairs else None,
         outlier_share=far.count / far.runs,
     )
+
+
+def _referred(
+    row: Row,
+    m: Measurement,
+    measurements: Mapping[tuple[str, str, int, int], Measurement],
+    settings: BenchSettings,
+    arrays: Arrays,
+    level: float,
+) -> Row:
+    """The row with its ratio to the reference cell in the same batch; that cell itself has none."""
+    wanted = settings.reference
+    reference = wanted and measurements.get((wanted.rung, wanted.backend, wanted.threads, m.batch))
+    ratio = _ratio(reference, m, arrays, level) if reference and reference is not m else None
+    if ratio is None:
+        return row
+    return replace(
+        row,
+        reference_speedup=ratio.value,
+        reference_speedup_low=ratio.low,
+        reference_speedup_high=ratio.high,
+    )
+
+
+def _priced(row: Row, settings: BenchSettings) -> Row:
+    """The row with what a million inferences cost, one batch after the other."""
+    if settings.price_per_h is None or row.throughput_per_s is None:
+        return row
+    return replace(row, cost_per_million=settings.price_per_h / 3600 / row.throughput_per_s * 1e6)
 
 
 def _median(values: Sequence[float | None]) -> float | None:

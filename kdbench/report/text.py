@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import groupby
 
+from kdbench.records import ReferenceCell
 from kdbench.report.claims import proofs_in
 from kdbench.report.scenarios import ScenarioRow
 from kdbench.report.table import Ladder, Metric, Row
@@ -49,6 +51,13 @@ def count(value: float | None) -> str:
     return size(value, ("", "k", "M", "G"))
 
 
+def money(value: float | None, currency: str = "") -> str:
+    """Three digits that count, however small: `$0.00222`, `EUR 12.4`."""
+    if value is None:
+        return "–"
+    return f"{currency}{' ' * currency.isalpha()}{Decimal(f'{value:.3g}'):f}"
+
+
 def three_digits(value: float) -> str:
     if value >= 99.95 or value == int(value):
         return f"{value:.0f}"
@@ -74,12 +83,16 @@ def _point(share: float) -> str:
 
 def speedup(row: Row | ScenarioRow, brief: bool = False) -> str:
     """`3.86× [3.74, 3.98]`; where the interval covers 1 `no difference [0.98, 1.02]`, without the interval if brief."""
-    if row.speedup is None or row.speedup_low is None or row.speedup_high is None:
+    return _ratio(row.speedup, row.speedup_low, row.speedup_high, brief)
+
+
+def _ratio(value: float | None, low: float | None, high: float | None, brief: bool) -> str:
+    if value is None or low is None or high is None:
         return "–"
-    interval = f"[{three_digits(row.speedup_low)}, {three_digits(row.speedup_high)}]"
-    if row.speedup_low <= 1 <= row.speedup_high:
+    interval = f"[{three_digits(low)}, {three_digits(high)}]"
+    if low <= 1 <= high:
         return "no difference" if brief else f"no difference {interval}"
-    return f"{three_digits(row.speedup)}× {interval}"
+    return f"{three_digits(value)}× {interval}"
 
 
 def mark(number: int) -> str:
@@ -93,8 +106,10 @@ def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
     Differences are in points; they and speed-ups are against the baseline, with 95 % intervals. A brief table leaves
     out what makes it wider than a terminal.
     """
-    tables = []
-    columns = [column for column in _columns(ladder, brief) if not (brief and column[0] in _LEFT_OUT[ladder.metric])]
+    tables, more = [], _legends(ladder, brief)
+    columns = _columns(ladder, brief)
+    if brief:
+        columns = [column for column in columns if column[0] not in _left_out(ladder)]
     for (backend, threads, batch), group in groupby(ladder.rows, key=lambda row: (row.backend, row.threads, row.batch)):
         rows = list(group)
         if all(row.error for row in rows):
@@ -105,7 +120,7 @@ def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
             f"{backend}, {threads} thread{'s' if threads > 1 else ''}, batch {batch}, against {ladder.result.baseline}"
         )
         header = (*(name for name, _ in columns), "")
-        legend = LEGENDS[ladder.metric].format(baseline=ladder.result.baseline)
+        legend = " ".join(filter(None, (LEGENDS[ladder.metric].format(baseline=ladder.result.baseline), *more)))
         tables.append(TextTable(title, header, cells, tuple(notes), legend))
     return tables
 
@@ -126,6 +141,35 @@ _LEFT_OUT: dict[Metric, tuple[str, ...]] = {"accuracy": (), "f1": ("p99", "per s
 """Of a brief table, which would not fit a terminal of 100 columns with them."""
 
 
+def _left_out(ladder: Ladder) -> set[str]:
+    """Of a brief table: what would make it too wide, among it what a price and a reference take the place of."""
+    settings = ladder.result.settings
+    priced = {"per s"} if settings.price_per_h is not None else set()
+    referred = {"p99"} if settings.reference else set()
+    wide = {"F1 macro %"} if priced | referred else set()
+    return {*_LEFT_OUT[ladder.metric], *priced, *referred, *wide}
+
+
+def _legends(ladder: Ladder, brief: bool) -> list[str]:
+    """What price and reference mean, where there are any."""
+    settings, found = ladder.result.settings, []
+    if settings.price_per_h is not None:
+        price = money(settings.price_per_h, settings.currency)
+        found.append(f"per 1M: what a million inferences cost at {price} an hour, one batch after the other.")
+    if settings.reference:
+        threads, no_difference = settings.reference.threads, ", ≈ 1× where the interval covers 1" if brief else ""
+        found.append(
+            f"{_reference_heading(settings.reference, brief)}: how many times faster than {settings.reference.label} "
+            f"with {threads} thread{'s' if threads > 1 else ''} in the same batch, paired by round{no_difference}; "
+            "cells of different backends or thread counts were measured one after the other, not in turns."
+        )
+    return found
+
+
+def _reference_heading(reference: ReferenceCell, brief: bool) -> str:
+    return "× ref." if brief else f"× {reference.label}"
+
+
 def _columns(ladder: Ladder, brief: bool) -> list[tuple[str, Callable[[Row], str]]]:
     """Headings, and what stands below them."""
     metric: dict[Metric, list[tuple[str, Callable[[Row], str]]]] = {
@@ -140,6 +184,13 @@ def _columns(ladder: Ladder, brief: bool) -> list[tuple[str, Callable[[Row], str
         ],
         "agreement": [("agree %", lambda row: _hundredths(row.agreement))],
     }
+    settings = ladder.result.settings
+    cost: list[tuple[str, Callable[[Row], str]]] = []
+    if settings.price_per_h is not None:
+        cost = [("per 1M", lambda row: money(row.cost_per_million, settings.currency))]
+    referred: list[tuple[str, Callable[[Row], str]]] = []
+    if reference := settings.reference:
+        referred = [(_reference_heading(reference, brief), lambda row: _referred(row, reference, brief))]
     return [
         ("rung", lambda row: row.rung),
         *metric[ladder.metric],
@@ -147,8 +198,18 @@ def _columns(ladder: Ladder, brief: bool) -> list[tuple[str, Callable[[Row], str
         ("p50", lambda row: seconds(row.latency_p50_s)),
         ("p99", lambda row: seconds(row.latency_p99_s)),
         ("per s", lambda row: count(row.throughput_per_s)),
+        *cost,
         ("speed-up", lambda row: "1" if row.rung == ladder.result.baseline else speedup(row, brief)),
+        *referred,
     ]
+
+
+def _referred(row: Row, reference: ReferenceCell, brief: bool) -> str:
+    """A brief one without its interval, as `≈ 1×` where that covers 1."""
+    if (row.rung, row.backend, row.threads) == (reference.rung, reference.backend, reference.threads):
+        return "1"
+    shown = _ratio(row.reference_speedup, row.reference_speedup_low, row.reference_speedup_high, brief)
+    return "≈ 1×" if brief and shown == "no difference" else shown.partition(" [")[0] if brief else shown
 
 
 def _hundredths(share: float | None) -> str:
