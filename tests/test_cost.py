@@ -8,13 +8,13 @@ from kdbench import pipeline
 from kdbench.benchmark.cells import plan, reference_cell
 from kdbench.cli import options
 from kdbench.errors import UserError
-from kdbench.records import Bench, ReferenceCell, parse
+from kdbench.records import Bench, Process, ReferenceCell, parse
 from kdbench.report import text
 from kdbench.report.markdown import to_markdown
 from kdbench.report.table import ladder
 from kdbench.report.terminal import WIDTH, print_ladder
 from tests.test_report import arrays, artifact, cell, result
-from tests.test_schedule import subject
+from tests.test_schedule import cells_of, measured, subject
 
 TEACHER = ReferenceCell(rung="teacher", backend="cpu", threads=1)
 
@@ -175,3 +175,40 @@ def test_a_measurement_remembers_price_and_reference(small_model, tmp_path):
     assert (found.price_per_h, found.currency) == (0.08, "€")
     assert found.reference == ReferenceCell(rung="small", backend="cpu", threads=1)
     assert report.ladder.rows[0].cost_per_million > 0
+
+
+# --- cold start and memory --------------------------------------------------------------------------------------------
+
+
+def test_starting_is_told_of_processes_that_start_alone(tmp_path):
+    _, measurements, _ = measured(cells_of([subject(tmp_path, "a"), subject(tmp_path, "b")], (1, 2)), processes=2)
+    for m in measurements:
+        first, second = m.processes
+        assert first.start_s > 0
+        assert second.start_s is None
+
+
+def test_memory_is_read_after_the_timed_runs_and_the_devices_where_the_runtime_tells(tmp_path):
+    (plain,), _ = measured(cells_of([subject(tmp_path, "a")]), processes=1)[1:]
+    (device,), _ = measured(cells_of([subject(tmp_path, "b", device_memory_bytes=12_345)]), processes=1)[1:]
+    assert plain.processes[0].steady_memory_bytes > 5_000_000
+    assert plain.processes[0].device_memory_bytes is None
+    assert device.processes[0].device_memory_bytes == 12_345
+
+
+def test_a_cold_start_is_process_load_and_first_run():
+    def process(number, **changes):
+        return Process(round=number, load_s=0.2, first_run_s=0.03, **changes)
+
+    told = tuple(process(n, start_s=None if n else 0.5, steady_memory_bytes=1000 + n) for n in range(5))
+    made = result(measurements=(cell("teacher", "0", processes=told), cell("student", "1")))
+    found = ladder(made, arrays())
+    teacher, student = found.rows
+    assert teacher.cold_start_s == pytest.approx(0.73)
+    assert (teacher.start_s, teacher.steady_memory_bytes, teacher.device_memory_bytes) == (0.5, 1002, None)
+    assert student.cold_start_s is None
+    table = text.details_table(found)
+    shown = dict(zip(table.header, table.rows[0], strict=True))
+    assert (shown["cold start"], shown["steady memory"]) == ("730 ms", "1.00 kB")
+    assert "device memory" not in table.header
+    assert "cold start" not in text.details_table(ladder(result(), arrays())).header

@@ -6,6 +6,7 @@ whatever the machine does meets all of them alike and the round's medians can be
 to the baseline is known well enough, or the budget is spent.
 """
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -138,6 +139,7 @@ class Schedule:
                 progress("bench", now - self._start, self.settings.budget_s)
                 if now >= end or (now >= earliest and _settled(ready, precision)):
                     break
+            _weigh(ready)
         after = throttled_s()
         for raw in group:
             raw.end_round(number, None if throttled is None or after is None else after - throttled)
@@ -145,7 +147,8 @@ class Schedule:
     def _opened(self, number: int, raws: list[Raw], stack: ExitStack) -> Ready:
         """A fresh process for each artifact, with its model loaded and each of its cells run once; the cells that ran.
 
-        The processes start at the same time, and load one after the other when all of them have started.
+        The processes start at the same time, and load one after the other when all of them have started. In the first
+        round each starts alone, which tells what starting costs.
         """
         by_rung: dict[str, list[Raw]] = {}
         for raw in raws:
@@ -159,14 +162,11 @@ class Schedule:
                 _failed(by_rung[rung], error)
                 continue
             started.append((by_rung[rung], worker))
-        for own, worker in started:
-            try:
-                versions = worker.hello()
-            except WorkerError as error:
-                _failed(own, error)
-                continue
-            for raw in own:
-                raw.versions = versions
+            if number == 0:
+                _greet(*started[-1])
+        if number:
+            for own, worker in started:
+                _greet(own, worker)
         return [(raw, worker) for own, worker in started if _able(own) for raw in self._open(number, worker, own)]
 
     def _open(self, number: int, worker: Worker, raws: list[Raw]) -> list[Raw]:
@@ -197,7 +197,8 @@ class Schedule:
                     return []
                 continue
             first = {"first_run_s": first_run_s, "peak_memory_bytes": peak} if place == 0 else {}
-            raw.processes.append(Process.model_validate({"round": number, "load_s": load_s, **first}))
+            start = {"start_s": worker.start_s} if number == 0 else {}
+            raw.processes.append(Process.model_validate({"round": number, "load_s": load_s, **start, **first}))
             opened.append(raw)
         return opened
 
@@ -248,6 +249,24 @@ class Schedule:
                 continue
             taken.append((raw, start, *found))
         return taken, dead
+
+
+def _greet(raws: Sequence[Raw], worker: Worker) -> None:
+    """Waits until the process has started."""
+    try:
+        versions = worker.hello()
+    except WorkerError as error:
+        _failed(raws, error)
+        return
+    for raw in raws:
+        raw.versions = versions
+
+
+def _weigh(ready: Ready) -> None:
+    """Writes down the memory of processes that are done; one that fails at it has measured all the same."""
+    for raw, worker in ready:
+        with contextlib.suppress(WorkerError):
+            raw.processes[-1] = raw.processes[-1].model_copy(update=worker.memory())
 
 
 def _settled(ready: Ready, precision: float | None) -> bool:

@@ -25,11 +25,18 @@ class Process(Record):
     """One fresh worker process: what it cost before it was warm."""
 
     round: int
+    start_s: float | None = None
+    """Until it has imported its runtime; told of those that were started with no other beside them."""
     load_s: float
+    """With the optimising of the graph; of a backend that compiles, with that too."""
     first_run_s: float | None = None
     """Of the batch that this process ran first; None for its later ones, which find it warm."""
     peak_memory_bytes: int | None = None
     """After load and first run, likewise."""
+    steady_memory_bytes: int | None = None
+    """Resident after the last timed run; of the process, whose batches share it. None where that can't be read."""
+    device_memory_bytes: int | None = None
+    """The most that lay on the device at a time, where the runtime tells."""
     warm_up_runs: int | None = None
     """Before the first run that counts."""
     warm: bool | None = None

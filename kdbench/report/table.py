@@ -91,6 +91,19 @@ class Row:
     """Against the fixed reference cell in the same batch."""
     reference_speedup_low: float | None = None
     reference_speedup_high: float | None = None
+    start_s: float | None = None
+    """Of the worker's process, until its runtime is imported."""
+    steady_memory_bytes: int | None = None
+    """Of the worker's process after its timed runs."""
+    device_memory_bytes: int | None = None
+    """The most at a time, where the runtime tells."""
+
+    @property
+    def cold_start_s(self) -> float | None:
+        """From nothing to the first answer: process, load and first run."""
+        if self.start_s is None or self.load_s is None or self.first_run_s is None:
+            return None
+        return self.start_s + self.load_s + self.first_run_s
 
     @property
     def difference(self) -> Interval | None:
@@ -215,7 +228,10 @@ def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Array
     if m.error is not None or m.raw is None:
         return row
     latencies = arrays[f"latencies.{m.raw}"].astype(np.float64)
-    peak = _median([process.peak_memory_bytes for process in m.processes])
+    peak, steady, device = (
+        _bytes([getattr(process, name) for process in m.processes])
+        for name in ("peak_memory_bytes", "steady_memory_bytes", "device_memory_bytes")
+    )
     pairs = _paired(baseline, m, arrays) if baseline and baseline.rung != m.rung else None
     ratio = pairs and stats.speedup(*pairs, level)
     far = stats.outliers(latencies, arrays[f"rounds.{m.raw}"])
@@ -229,7 +245,10 @@ def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Array
         speedup_high=ratio.high if ratio else None,
         load_s=_median([process.load_s for process in m.processes]),
         first_run_s=_median([process.first_run_s for process in m.processes]),
-        peak_memory_bytes=None if peak is None else int(peak),
+        peak_memory_bytes=peak,
+        start_s=_median([process.start_s for process in m.processes]),
+        steady_memory_bytes=steady,
+        device_memory_bytes=device,
         rounds=len(_medians(m, arrays)),
         smallest_difference=stats.smallest_difference(*pairs, level) if pairs else None,
         outlier_share=far.count / far.runs,
@@ -268,6 +287,11 @@ def _priced(row: Row, settings: BenchSettings) -> Row:
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.median(known)) if known else None
+
+
+def _bytes(values: Sequence[int | None]) -> int | None:
+    middle = _median(values)
+    return None if middle is None else int(middle)
 
 
 def _judged(row: Row, answers: Answers, labels: NDArray[Any] | None, baseline: str) -> Row:

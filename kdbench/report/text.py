@@ -222,6 +222,17 @@ def _marks(row: Row, notes: dict[str, int]) -> str:
     return " ".join(mark(notes.setdefault(text, len(notes) + 1)) for text in said)
 
 
+_COSTS: tuple[tuple[str, Callable[[Row], str], str | None], ...] = (
+    ("cold start", lambda row: seconds(row.cold_start_s), "start_s"),
+    ("load", lambda row: seconds(row.load_s), None),
+    ("first run", lambda row: seconds(row.first_run_s), None),
+    ("peak memory", lambda row: size(row.peak_memory_bytes), None),
+    ("steady memory", lambda row: size(row.steady_memory_bytes), "steady_memory_bytes"),
+    ("device memory", lambda row: size(row.device_memory_bytes), "device_memory_bytes"),
+)
+"""What a process costs: headings, what stands below them, and the field without which a column is left out."""
+
+
 def details_table(ladder: Ladder) -> TextTable:
     """What doesn't change from batch to batch, and what a process costs before it is warm."""
     columns: list[tuple[str, Callable[[Row], str]]] = [
@@ -233,9 +244,11 @@ def details_table(ladder: Ladder) -> TextTable:
         ("MACs", lambda row: count(row.macs)),
         ("all labels agree" if ladder.metric == "f1" else "agreement", lambda row: percent(row.agreement)),
         ("McNemar p", lambda row: _p(ladder.mcnemar.get((row.rung, row.backend, row.threads)))),
-        ("load", lambda row: seconds(row.load_s)),
-        ("first run", lambda row: seconds(row.first_run_s)),
-        ("peak memory", lambda row: size(row.peak_memory_bytes)),
+        *(
+            (name, show)
+            for name, show, told in _COSTS
+            if told is None or any(getattr(row, told) is not None for row in ladder.rows)
+        ),
     ]
     if ladder.result.settings.precision is not None:
         columns += [

@@ -57,6 +57,14 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def resident_memory_bytes() -> int | None:
+    """Resident memory of this process at this moment; None where that can't be read."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
 def _machine_state() -> dict[str, float]:
     """Of this moment: wall and CPU seconds of this process, on Linux also CPU seconds that all processes have used and
     the clock of this CPU in Hz."""
@@ -158,6 +166,10 @@ class Server:
             if now >= end:
                 break
         return _between(before, _machine_state()), {"latencies_s": np.asarray(latencies, dtype=np.float32)}
+
+    def memory(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        on_device = self.runner.device_memory_bytes() if hasattr(self.runner, "device_memory_bytes") else None
+        return {"steady_memory_bytes": resident_memory_bytes(), "device_memory_bytes": on_device}, {}
 
     def profile(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Where the time of a model's runs goes, in a session opened for that."""
