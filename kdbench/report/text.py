@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import groupby
 
-from kdbench.records import ReferenceCell
+from kdbench.records import BenchSettings, ReferenceCell
 from kdbench.report.claims import proofs_in
 from kdbench.report.scenarios import ScenarioRow
 from kdbench.report.table import Ladder, Metric, Row
@@ -104,12 +104,12 @@ def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
     """One table for each backend, thread count and batch; backends without any number are left to `unmeasured`.
 
     Differences are in points; they and speed-ups are against the baseline, with 95 % intervals. A brief table leaves
-    out what makes it wider than a terminal.
+    out those of “no difference”, and what a price and a reference take the place of.
     """
     tables, more = [], _legends(ladder, brief)
     columns = _columns(ladder, brief)
     if brief:
-        columns = [column for column in columns if column[0] not in _left_out(ladder)]
+        columns = [column for column in columns if column[0] not in _left_out(ladder.result.settings)]
     for (backend, threads, batch), group in groupby(ladder.rows, key=lambda row: (row.backend, row.threads, row.batch)):
         rows = list(group)
         if all(row.error for row in rows):
@@ -137,17 +137,10 @@ LEGENDS: dict[Metric, str] = {
     ),
 }
 
-_LEFT_OUT: dict[Metric, tuple[str, ...]] = {"accuracy": (), "f1": ("p99", "per s"), "agreement": ()}
-"""Of a brief table, which would not fit a terminal of 100 columns with them."""
 
-
-def _left_out(ladder: Ladder) -> set[str]:
-    """Of a brief table: what would make it too wide, among it what a price and a reference take the place of."""
-    settings = ladder.result.settings
-    priced = {"per s"} if settings.price_per_h is not None else set()
-    referred = {"p99"} if settings.reference else set()
-    wide = {"F1 macro %"} if priced | referred else set()
-    return {*_LEFT_OUT[ladder.metric], *priced, *referred, *wide}
+def _left_out(settings: BenchSettings) -> list[str]:
+    """Of a brief table: what a price and a reference take the place of."""
+    return ["per s"] * (settings.price_per_h is not None) + ["p99"] * (settings.reference is not None)
 
 
 def _legends(ladder: Ladder, brief: bool) -> list[str]:
