@@ -1,11 +1,21 @@
 """What a cell costs: a price, energy, memory and a cold start; and a fixed cell that all others are compared with."""
 
+import itertools
+import sys
+from dataclasses import replace
+from importlib.util import module_from_spec, spec_from_file_location
+from types import SimpleNamespace
+
 import click
 import numpy as np
 import pytest
 
 from kdbench import pipeline
+from kdbench.backends import pick_backend
+from kdbench.backends.client import WORKER
+from kdbench.benchmark import schedule as scheduling
 from kdbench.benchmark.cells import plan, reference_cell
+from kdbench.benchmark.energy import packages, read_uj, spent_j
 from kdbench.cli import options
 from kdbench.errors import UserError
 from kdbench.records import Bench, Process, ReferenceCell, parse
@@ -13,7 +23,7 @@ from kdbench.report import text
 from kdbench.report.markdown import to_markdown
 from kdbench.report.table import ladder
 from kdbench.report.terminal import WIDTH, print_ladder
-from tests.test_report import arrays, artifact, cell, result
+from tests.test_report import ROUNDS, arrays, artifact, cell, result
 from tests.test_schedule import cells_of, measured, subject
 
 TEACHER = ReferenceCell(rung="teacher", backend="cpu", threads=1)
@@ -212,3 +222,88 @@ def test_a_cold_start_is_process_load_and_first_run():
     assert (shown["cold start"], shown["steady memory"]) == ("730 ms", "1.00 kB")
     assert "device memory" not in table.header
     assert "cold start" not in text.details_table(ladder(result(), arrays())).header
+
+
+# --- energy -----------------------------------------------------------------------------------------------------------
+
+
+def powercap(root, **domains):
+    """A machine's counters: name, µJ and range by folder."""
+    for number, (name, (energy_uj, range_uj)) in enumerate(domains.items()):
+        folder = root / f"sys/class/powercap/intel-rapl:{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "name").write_text(name.replace("_", "-") + "\n")
+        (folder / "energy_uj").write_text(f"{energy_uj}\n")
+        (folder / "max_energy_range_uj").write_text(f"{range_uj}\n")
+    return root
+
+
+def test_energy_is_that_of_all_packages_also_where_a_counter_starts_again(tmp_path):
+    root = powercap(tmp_path, package_0=(900, 1000), package_1=(5_000_000, 10**12), psys=(1, 10**12), core=(2, 10**12))
+    found = packages(root)
+    assert [package.name for package in found] == ["package-0", "package-1"]
+    before = read_uj(found)
+    powercap(root, package_0=(100, 1000), package_1=(8_000_000, 10**12))
+    assert spent_j(found, before, read_uj(found)) == pytest.approx(3 + 200e-6)
+    assert spent_j(found, before, None) is None
+
+
+@pytest.mark.parametrize("broken", ["energy_uj", "max_energy_range_uj"])
+def test_energy_that_cannot_be_read_of_one_package_is_that_of_none(tmp_path, broken):
+    root = powercap(tmp_path, package_0=(1, 10), package_1=(1, 10))
+    (root / "sys/class/powercap/intel-rapl:1" / broken).unlink()
+    assert packages(root) == packages(tmp_path / "nothing") == ()
+    assert read_uj(()) is None
+
+
+def test_the_schedule_reads_energy_around_each_slice_of_a_cell_on_the_cpu(tmp_path, monkeypatch):
+    found = packages(powercap(tmp_path, package_0=(0, 10**12)))
+    readings = itertools.count(0, 2_000_000)  # each one 2 J later
+    monkeypatch.setattr(scheduling, "packages", lambda: found)
+    monkeypatch.setattr(scheduling, "read_uj", lambda counters: [next(readings)])
+    fake = pick_backend("fake")
+    gpu = replace(fake, row=replace(fake.row, device="GPU"))
+    cells = [replace(cell, backend=backend) for backend in (fake, gpu) for cell in cells_of([subject(tmp_path, "a")])]
+    _, (m, on_gpu), raw = measured(cells, processes=1)
+    slices = len(np.unique(raw[f"slices.{m.raw}"]))
+    assert raw[f"package_j.{m.raw}"].tolist() == [2.0] * slices
+    assert f"package_j.{on_gpu.raw}" not in raw  # nobody tells what its GPU took
+
+
+def test_energy_of_an_inference_by_hand():
+    # Five slices of three runs, and one before each that isn't counted, with four samples: 16 samples a slice.
+    raw = arrays() | {"slices.0": ROUNDS, "slices.1": ROUNDS, "package_j.0": np.array([1.6, np.nan, 3.2, 1.6, 3.2])}
+    found = ladder(result(energy=("package-0",)), raw)
+    assert found.rows[0].energy_j == pytest.approx(0.15)
+    assert found.rows[1].energy_j is None
+    assert ladder(result(), raw | {"gpu_j.0": np.full(5, 0.8)}).rows[0].energy_j == pytest.approx(0.2)
+    table = text.details_table(found)
+    assert table.rows[0][table.header.index("energy")] == "150 mJ"
+    assert "RAPL, package-0; for GPUs" in to_markdown([found])
+
+
+def test_energy_that_nobody_tells_is_said_so():
+    assert "| energy | not readable |" in to_markdown([ladder(result(energy=()), arrays())])
+    assert "| energy |" not in to_markdown([ladder(result(), arrays())])
+
+
+@pytest.mark.parametrize(("gpus", "found"), [(1, 12.5), (2, None), (0, None)])
+def test_energy_of_a_gpu_is_nvmls_where_there_is_only_one(monkeypatch, gpus, found):
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: gpus,
+        nvmlDeviceGetHandleByIndex=lambda index: f"gpu {index}",
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: {"gpu 0": 12_500}[handle],
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    spec = spec_from_file_location("worker_gpu", WORKER / "gpu.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.energy_j() == found
+
+
+def test_a_cell_on_the_cpu_is_told_from_others():
+    assert pick_backend("cpu").on_cpu
+    assert pick_backend("torch").on_cpu
+    assert not pick_backend("torch", {"device": "cuda"}).on_cpu
+    assert not pick_backend("cuda").on_cpu

@@ -29,10 +29,10 @@ BUILD_S = 1200.0
 
 Arrays = dict[str, NDArray[Any]]
 
-SLICE_FACTS = ("wall_s", "cpu_s", "others_share", "clock_hz")
+SLICE_FACTS = ("wall_s", "cpu_s", "others_share", "clock_hz", "gpu_j")
 """What a worker may say of a slice: seconds that it took and of CPU time that the worker used meanwhile, the share of
-the machine's CPU time that other processes used (of a short slice a rough sample: average it), and the clock of its CPU
-at the end."""
+the machine's CPU time that other processes used (of a short slice a rough sample: average it), the clock of its CPU at
+the end, and the energy of an NVIDIA GPU in joules."""
 
 
 class WorkerError(Exception):

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import groupby
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from kdbench import stats
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.benchmark.cells import Cell, identity
+from kdbench.benchmark.energy import packages, read_uj, spent_j
 from kdbench.benchmark.raw import Raw, common_rounds
 from kdbench.machine import throttled_s
 from kdbench.progress import Progress, silent
@@ -63,6 +63,8 @@ class Schedule:
         self.feeds = feeds
         self.patience_s = patience_s
         self.baseline = baseline
+        self.packages = packages()
+        """Of the CPU, whose energy can be read."""
         self._raws = [Raw(cell, cell.error) for cell in cells]
         self._random = random.Random(settings.seed)  # noqa: S311 — an order, not a secret
         self._slices = 0
@@ -240,14 +242,18 @@ class Schedule:
             if worker in dead:
                 continue
             start, seconds, slower = time.monotonic(), share * self.settings.slice_s, raw.cell.subject.slower
+            energy_uj = read_uj(self.packages)
             try:
-                found = worker.slice(str(raw.cell.batch), seconds, self.settings.slice_runs, slower)
+                latencies, facts = worker.slice(str(raw.cell.batch), seconds, self.settings.slice_runs, slower)
             except WorkerError as error:
                 raw.error = str(error)
                 if not error.alive:
                     dead.add(worker)
                 continue
-            taken.append((raw, start, *found))
+            # Of a GPU's cell, what the CPU took meanwhile is not the energy of its runs.
+            if raw.cell.backend.on_cpu or facts.get("gpu_j") is not None:
+                facts = {**facts, "package_j": spent_j(self.packages, energy_uj, read_uj(self.packages))}
+            taken.append((raw, start, latencies, facts))
         return taken, dead
 
 

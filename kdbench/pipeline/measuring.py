@@ -108,7 +108,8 @@ def measured(
     def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
         measurements, raw = schedule.records()
         kind = "scenarios" if loads else "measurements"
-        found = {kind: tuple(measurements), "evaluations": tuple(evaluations), "complete": complete}
+        energy = tuple(package.name for package in schedule.packages) if isinstance(schedule, Schedule) else None
+        found = {kind: tuple(measurements), "evaluations": tuple(evaluations), "complete": complete, "energy": energy}
         arrays = raw | answers
         return save_results(target, result.model_copy(update=found), arrays), arrays
 

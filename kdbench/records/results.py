@@ -176,6 +176,8 @@ class ResultFile(Versioned):
     inputs: Literal["data", "generated"]
     inputs_sha256: str | None = None
     """Of the pack."""
+    energy: tuple[str, ...] | None = None
+    """Packages of the CPU whose energy could be read; None in files from before that was tried, and for scenarios."""
     artifacts: tuple[Artifact, ...]
     evaluations: tuple[Evaluation, ...] = ()
     measurements: tuple[Measurement, ...] = ()

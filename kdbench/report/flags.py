@@ -1,7 +1,7 @@
 """Everything that may be said beside a number: each flag names the fact and, where there is one, what to try."""
 
-from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
 from kdbench.proofs.layers import RECURRENT
+from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
 from kdbench.report.claims import kernels
 from kdbench.stats import Interval
 

@@ -1,7 +1,7 @@
 """The table model: one row a cell, computed from raw values on reading."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kdbench import stats
 from kdbench.records import Artifact, BenchSettings, Measurement, ResultFile, ScenarioMeasurement
 from kdbench.report.claims import proven
+from kdbench.report.costs import costs
 from kdbench.report.doubts import disturbances, doubts
 from kdbench.report.flags import flags
 from kdbench.report.scenarios import ScenarioRow, scenario_rows
@@ -97,6 +98,8 @@ class Row:
     """Of the worker's process after its timed runs."""
     device_memory_bytes: int | None = None
     """The most at a time, where the runtime tells."""
+    energy_j: float | None = None
+    """An inference, of all that runs on the CPU's packages and the GPU, idle power included."""
 
     @property
     def cold_start_s(self) -> float | None:
@@ -184,8 +187,8 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         parent_rung = rungs.get(artifact.parent_sha256 or "", "")
         parent = measurements.get((parent_rung, m.backend, m.threads, m.batch))
         evaluation = evaluations.get((m.rung, m.backend, m.threads))
-        row = _timed(_row(artifact, m), m, baseline, arrays, level)
-        row = _priced(_referred(row, m, measurements, result.settings, arrays, level), result.settings)
+        row = _timed(_row(artifact, m), m, baseline, arrays, result.settings, level)
+        row = _referred(row, m, measurements, result.settings, arrays, level)
         row = _judged(row, answers, labels, result.baseline)
         against_parent = (parent_rung, _ratio(parent, m, arrays, level)) if parent else None
         row = replace(row, **proven(artifact, m, evaluation, arrays))
@@ -223,32 +226,26 @@ def _row(artifact: Artifact, m: Measurement) -> Row:
     )
 
 
-def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Arrays, level: float) -> Row:
+def _timed(
+    row: Row, m: Measurement, baseline: Measurement | None, arrays: Arrays, settings: BenchSettings, level: float
+) -> Row:
     """The row with its latencies. A cell that failed has none, however far it came."""
     if m.error is not None or m.raw is None:
         return row
     latencies = arrays[f"latencies.{m.raw}"].astype(np.float64)
-    peak, steady, device = (
-        _bytes([getattr(process, name) for process in m.processes])
-        for name in ("peak_memory_bytes", "steady_memory_bytes", "device_memory_bytes")
-    )
     pairs = _paired(baseline, m, arrays) if baseline and baseline.rung != m.rung else None
     ratio = pairs and stats.speedup(*pairs, level)
     far = stats.outliers(latencies, arrays[f"rounds.{m.raw}"])
+    throughput_per_s = m.batch / float(latencies.mean())
     return replace(
         row,
+        **costs(m, arrays, settings, throughput_per_s),
         latency_p50_s=stats.percentile(latencies, 50.0),
         latency_p99_s=stats.percentile(latencies, 99.0),
-        throughput_per_s=m.batch / float(latencies.mean()),
+        throughput_per_s=throughput_per_s,
         speedup=ratio.value if ratio else None,
         speedup_low=ratio.low if ratio else None,
         speedup_high=ratio.high if ratio else None,
-        load_s=_median([process.load_s for process in m.processes]),
-        first_run_s=_median([process.first_run_s for process in m.processes]),
-        peak_memory_bytes=peak,
-        start_s=_median([process.start_s for process in m.processes]),
-        steady_memory_bytes=steady,
-        device_memory_bytes=device,
         rounds=len(_medians(m, arrays)),
         smallest_difference=stats.smallest_difference(*pairs, level) if pairs else None,
         outlier_share=far.count / far.runs,
@@ -275,23 +272,6 @@ def _referred(
         reference_speedup_low=ratio.low,
         reference_speedup_high=ratio.high,
     )
-
-
-def _priced(row: Row, settings: BenchSettings) -> Row:
-    """The row with what a million inferences cost, one batch after the other."""
-    if settings.price_per_h is None or row.throughput_per_s is None:
-        return row
-    return replace(row, cost_per_million=settings.price_per_h / 3600 / row.throughput_per_s * 1e6)
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
-
-
-def _bytes(values: Sequence[int | None]) -> int | None:
-    middle = _median(values)
-    return None if middle is None else int(middle)
 
 
 def _judged(row: Row, answers: Answers, labels: NDArray[Any] | None, baseline: str) -> Row:

@@ -26,12 +26,21 @@ class TextTable:
 
 def seconds(value: float | None) -> str:
     """`135 µs`, `3.36 ms`, `1.20 s`; a dash where there is no number."""
+    return _small(value, "s")
+
+
+def joules(value: float | None) -> str:
+    """`135 µJ`, `3.36 mJ`."""
+    return _small(value, "J")
+
+
+def _small(value: float | None, unit: str) -> str:
     if value is None:
         return "–"
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+    for prefix, size in (("", 1.0), ("m", 1e-3), ("µ", 1e-6)):
         if value >= size:
-            return f"{three_digits(value / size)} {unit}"
-    return f"{value * 1e9:.0f} ns"
+            return f"{three_digits(value / size)} {prefix}{unit}"
+    return f"{value * 1e9:.0f} n{unit}"
 
 
 def size(value: float | None, units: tuple[str, ...] = ("B", "kB", "MB", "GB")) -> str:
@@ -222,6 +231,7 @@ _COSTS: tuple[tuple[str, Callable[[Row], str], str | None], ...] = (
     ("peak memory", lambda row: size(row.peak_memory_bytes), None),
     ("steady memory", lambda row: size(row.steady_memory_bytes), "steady_memory_bytes"),
     ("device memory", lambda row: size(row.device_memory_bytes), "device_memory_bytes"),
+    ("energy", lambda row: joules(row.energy_j), "energy_j"),
 )
 """What a process costs: headings, what stands below them, and the field without which a column is left out."""
 

@@ -110,6 +110,8 @@ class Server:
         self.samples: Arrays = {}
         self.sessions: list[Server] = [self]
         self.loaded: dict[str, Any] = {}
+        self.energy_j: Callable[[], float | None] = lambda: None
+        """Of the device."""
 
     def hello(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         runtime = {"python": platform.python_version(), "numpy": np.__version__, **self.runner.versions()}
@@ -123,7 +125,9 @@ class Server:
 
     def load(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Opens the model; with arrays, they are run once, and what that compiles counts as loading."""
-        self.loaded = request
+        self.loaded, provider = request, request["provider"]
+        if provider["binds"] == "cuda" or provider["options"].get("device") == "cuda":
+            self.energy_j = importlib.import_module("gpu").energy_j
         start = time.perf_counter()
         plain = {"plain": True} if request.get("plain") else {}
         self.runner.load(
@@ -150,7 +154,7 @@ class Server:
         """
         run, clock = self.feeds[request["slot"]], time.perf_counter
         slower = request.get("slower", 0.0)
-        before = _machine_state()
+        before, energy_j = _machine_state(), self.energy_j()
         run()  # not counted: it finds the caches as another cell has left them
         latencies: list[float] = []
         end = clock() + request["seconds"]
@@ -165,7 +169,9 @@ class Server:
             latencies.append(now - start)
             if now >= end:
                 break
-        return _between(before, _machine_state()), {"latencies_s": np.asarray(latencies, dtype=np.float32)}
+        facts, spent_j = _between(before, _machine_state()), self.energy_j()
+        facts["gpu_j"] = None if energy_j is None or spent_j is None else spent_j - energy_j
+        return facts, {"latencies_s": np.asarray(latencies, dtype=np.float32)}
 
     def memory(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         on_device = self.runner.device_memory_bytes() if hasattr(self.runner, "device_memory_bytes") else None
