@@ -50,6 +50,7 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
                 m.backend: m.versions for m in ladder.result.measurements if "@" in m.backend and m.versions
             },
             "energy": _energy(ladder),
+            "cold": any(row.cold_start_s is not None for row in ladder.rows),
             "again": _again(ladder.result.recipe),
         }
         for ladder, plot in zip_longest(ladders, plots)

@@ -131,6 +131,7 @@ def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
         header = (*(name for name, _ in columns), "")
         legend = " ".join(filter(None, (LEGENDS[ladder.metric].format(baseline=ladder.result.baseline), *more)))
         tables.append(TextTable(title, header, cells, tuple(notes), legend))
+        more = []  # said once, below the first table
     return tables
 
 
