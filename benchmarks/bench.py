@@ -192,7 +192,7 @@ def _worker(cell: Cell) -> Worker:
 
 def _slices_of_both(cell: Cell, slices: int) -> tuple[float, float]:
     """The median of a worker's latencies and of a bare loop's, each in a fresh process; they take turns in slices."""
-    feed = inputs(cell, None, {})
+    feed = inputs(cell, None)
     with tempfile.TemporaryDirectory() as scratch, _worker(cell) as worker:
         arguments = [str(cell.subject.model)]
         for number, (name, values) in enumerate(feed.items()):
@@ -227,7 +227,7 @@ def _latency_s(path: Path, batch: int) -> float:
     cell = _cell(path, batch)
     with _worker(cell) as worker:
         worker.load(path)
-        worker.feed("1", inputs(cell, None, {}))
+        worker.feed("1", inputs(cell, None))
         return float(np.median(worker.slice("1", SLICE_S, SLICE_RUNS)[0]))
 
 
@@ -240,7 +240,7 @@ def _overhead(path: Path, budget_s: float, precision: float) -> str:
         seed=0, processes=5, precision=precision, budget_s=budget_s, slice_s=SLICE_S, slice_runs=SLICE_RUNS
     )
     cells = plan(subjects, Bench(batches=(batch,)))
-    schedule = Schedule(cells, settings, lambda cell: inputs(cell, None, {}), baseline="itself")
+    schedule = Schedule(cells, settings, lambda cell: inputs(cell, None), baseline="itself")
     start = time.monotonic()
     rounds = len(list(schedule.rounds()))
     wall_s = time.monotonic() - start

@@ -277,9 +277,15 @@ def save_results(path: Path, result: Raw, arrays: Arrays) -> Raw:
     content = npz_bytes(arrays)
     digest = sha256(content)
     raw = path.with_name(f"{path.stem}.{digest[:8]}.npz")
+    earlier = raw.exists()
     write_atomic(raw, content)
     result = result.model_copy(update={"raw": RawFile(file=raw.name, sha256=digest)})
-    write_atomic(path, result.to_json())
+    try:
+        write_atomic(path, result.to_json())
+    except UserError:
+        if not earlier:  # what no record names would stay for good
+            raw.unlink()
+        raise
     for old in path.parent.glob(f"{path.stem}.????????.npz"):
         if old != raw:
             old.unlink()

@@ -110,9 +110,10 @@ def test_the_ratio_to_the_reference_is_paired_by_round():
     assert row.reference_speedup_high - row.reference_speedup_low < 1e-3
 
 
-def test_another_batch_has_a_reference_of_its_own():
+@pytest.mark.parametrize("other", [{"batch": 8}, {"dims": {"sequence": 64}}])
+def test_another_batch_or_size_has_a_reference_of_its_own(other):
     raw = arrays() | {"latencies.1": arrays()["latencies.0"] / 5}
-    measurements = (cell("teacher", "0"), cell("student", "1", batch=8))
+    measurements = (cell("teacher", "0"), cell("student", "1", **other))
     rows = ladder(result(measurements=measurements, settings=settings(reference=TEACHER)), raw).rows
     assert rows[1].reference_speedup is None
 

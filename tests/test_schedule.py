@@ -157,7 +157,7 @@ def test_a_cell_is_fed_the_first_samples_and_no_more_are_prepared(tmp_path, monk
     x = np.arange(20, dtype=np.float32).reshape(5, 4)
     samples = pack.EvalPack("x.npz", x, np.arange(5), None, (), None)
     (cell,) = cells_of([subject(tmp_path, "a")], (batch,))
-    assert inputs(cell, samples, {})["x"].tolist() == (x / 2)[np.arange(batch) % 5].tolist()
+    assert inputs(cell, samples)["x"].tolist() == (x / 2)[np.arange(batch) % 5].tolist()
     assert prepared == [min(batch, 5)]
 
 

@@ -63,7 +63,7 @@ class Worker:
         # A session of its own: Ctrl-C reaches the parent alone, and a kill reaches what the runtime may have started.
         try:
             self._process = subprocess.Popen(
-                [backend.python or sys.executable, str(WORKER), backend.row.runner],
+                [backend.python or sys.executable, str(WORKER), backend.row.runner, *map(str, backend.cpus)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,

@@ -29,6 +29,8 @@ class Target:
     """That environment's name in labels."""
     given: tuple[tuple[str, str], ...] = ()
     """The user's provider options."""
+    cpus: tuple[int, ...] = ()
+    """That its workers are pinned to; empty for all that they may run on."""
 
     @property
     def label(self) -> str:

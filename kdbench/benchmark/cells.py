@@ -1,7 +1,8 @@
 """The plan: which artifact runs on which backend, with how many threads, at which batch."""
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from kdbench.backends import Target, pick_backends
 from kdbench.backends.available import why_unavailable
 from kdbench.data.generated import batch_size, check_elements, generate
 from kdbench.data.pack import EvalPack
+from kdbench.data.sizes import Sizes, Sweep, combinations, why_not_sized, written
 from kdbench.errors import UserError, nearest
 from kdbench.onnxfile import MAX_IR, MAX_OPSET
 from kdbench.records import Artifact, Bench, ReferenceCell
@@ -36,6 +38,13 @@ class Cell:
     threads: int
     batch: int
     error: str | None = None
+    dims: Sizes = field(default_factory=dict, hash=False)
+    """Of symbolic dimensions, as they were given."""
+
+    @property
+    def slot(self) -> str:
+        """What tells its inputs from others of the same model."""
+        return f"{self.batch} {written(self.dims)}".strip()
 
 
 def check_backends(names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Target]:
@@ -50,21 +59,24 @@ def check_backends(names: Sequence[str], options: Mapping[str, Mapping[str, Any]
     return targets
 
 
-def plan(subjects: Sequence[Subject], bench: Bench) -> list[Cell]:
-    """Every artifact × backend × threads × batch; raises UserError where no cell of them can run."""
-    targets = check_backends(bench.backends, bench.options)
-    for field, values in (
+def plan(
+    subjects: Sequence[Subject], bench: Bench, dims: Sweep | None = None, pack: EvalPack | None = None
+) -> list[Cell]:
+    """Every artifact × backend × threads × batch × sizes; raises UserError where no cell of them can run."""
+    targets = _pinned(check_backends(bench.backends, bench.options), bench.affinity)
+    for name, values in (
         ("backends", [target.label for target in targets]),
         ("batches", bench.batches),
         ("threads", bench.threads),
     ):
         if len(set(values)) != len(values):
-            raise UserError(f"bench.{field}: {', '.join(map(str, values))}: each one once, please")
+            raise UserError(f"bench.{name}: {', '.join(map(str, values))}: each one once, please")
     cells = [
-        Cell(subject, target, threads, batch, _why_not(subject, target, batch))
+        Cell(subject, target, threads, batch, _why_not(subject, target, batch, sizes, pack), sizes)
         for target in targets
         for threads in bench.threads
         for batch in bench.batches
+        for sizes in combinations(dims or {})
         for subject in subjects
     ]
     if all(cell.error for cell in cells):
@@ -101,12 +113,28 @@ def reference_cell(cells: Sequence[Cell], bench: Bench) -> ReferenceCell | None:
     return ReferenceCell(rung=rung, backend=found[0].backend.label, threads=threads)
 
 
-def _why_not(subject: Subject, target: Target, batch: int) -> str | None:
+def _pinned(targets: Sequence[Target], cpus: Sequence[int]) -> list[Target]:
+    """The backends with their workers on these CPUs alone; raises UserError where they may not run there."""
+    if not cpus:
+        return list(targets)
+    if not hasattr(os, "sched_getaffinity"):
+        raise UserError("--affinity: this system does not pin processes to CPUs: leave it out")
+    allowed = os.sched_getaffinity(0)
+    refused = sorted(set(cpus) - allowed)
+    if refused:
+        raise UserError(
+            f"--affinity: CPU {', '.join(map(str, refused))} is not among those that kdbench may run on here: "
+            f"{', '.join(map(str, sorted(allowed)))}"
+        )
+    return [replace(target, cpus=tuple(sorted(set(cpus)))) for target in targets]
+
+
+def _why_not(subject: Subject, target: Target, batch: int, sizes: Sizes, pack: EvalPack | None) -> str | None:
     artifact, unavailable = subject.artifact, why_unavailable(target)
     if unavailable:
         return f"{target}: {unavailable}"
     if target.row.runs == "weights":
-        return _why_no_weights(subject, target)
+        return _why_no_weights(subject, target) or why_not_sized(artifact, sizes, batch, pack)
     if artifact.ir_version > MAX_IR or artifact.opset > MAX_OPSET:
         return (
             f"{artifact.rung} has IR {artifact.ir_version} and opset {artifact.opset}, "
@@ -115,7 +143,7 @@ def _why_not(subject: Subject, target: Target, batch: int) -> str | None:
     fixed = batch_size(artifact.inputs)
     if fixed is not None and fixed != batch:
         return f"{artifact.rung} has a fixed batch of {fixed}: use --batch {fixed}, or export it with a free one"
-    return None
+    return why_not_sized(artifact, sizes, batch, pack)
 
 
 def _why_no_weights(subject: Subject, target: Target) -> str | None:
@@ -130,11 +158,11 @@ def _why_no_weights(subject: Subject, target: Target) -> str | None:
     return None
 
 
-def inputs(cell: Cell, pack: EvalPack | None, dims: Mapping[str, int]) -> Arrays:
+def inputs(cell: Cell, pack: EvalPack | None) -> Arrays:
     """What the cell is timed on: the pack's first samples, repeated where the batch is larger, or generated ones."""
     artifact = cell.subject.artifact
     if pack is None:
-        return generate(artifact.inputs, cell.batch, dims)
+        return generate(artifact.inputs, cell.batch, cell.dims)
     if pack.x_test is not None:
         pack = replace(pack, x_test=pack.x_test[: cell.batch], y_test=None)
     shapes = pack.test_inputs(artifact.inputs, artifact.preprocessing)

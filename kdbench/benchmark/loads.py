@@ -68,6 +68,8 @@ def plan_loads(cells: Sequence[Cell], bench: Bench) -> list[Load]:
         values = getattr(bench, name)
         if len(set(values)) != len(values):
             raise UserError(f"bench.{name}: {', '.join(map(str, values))}: each one once, please")
+    if any(cell.dims != cells[0].dims for cell in cells):
+        raise UserError("--scenario: measured at one size: give each --dim a single one")
     loads = [
         Load(
             replace(cell, batch=1) if scenario == "single_stream" else cell,

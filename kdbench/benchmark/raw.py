@@ -80,6 +80,7 @@ class Raw:
             precision=artifact.precision,
             batch=self.cell.batch,
             threads=self.cell.threads,
+            dims=dict(self.cell.dims),
             processes=tuple(self.processes),
             raw=raw if self.latencies else None,
             error=self.error,

@@ -147,6 +147,7 @@ class Loads:
                     precision=cell.subject.artifact.precision,
                     batch=cell.batch,
                     threads=cell.threads,
+                    dims=dict(cell.dims),
                     processes=tuple(record.processes),
                     raw=raw,
                     error=record.error,

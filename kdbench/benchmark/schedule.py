@@ -102,11 +102,11 @@ class Schedule:
         return max(0.0, self.settings.budget_s - (time.monotonic() - self._start))
 
     def pairs(self, raws: Sequence[Raw] | None = None) -> list[tuple[Raw, Raw]]:
-        """The baseline's cell and each other one of the same backend, threads and batch, of `raws` or of all cells."""
+        """The baseline's cell and each other one of the same backend, threads, batch and sizes, of `raws` or of all."""
         raws = self._raws if raws is None else raws
 
-        def place(raw: Raw) -> tuple[str, int, int]:
-            return raw.cell.backend.label, raw.cell.threads, raw.cell.batch
+        def place(raw: Raw) -> tuple[str, int, str]:
+            return raw.cell.backend.label, raw.cell.threads, raw.cell.slot
 
         bases = {place(raw): raw for raw in raws if raw.cell.subject.artifact.rung == self.baseline}
         found = [(bases[place(raw)], raw) for raw in raws if place(raw) in bases]
@@ -172,27 +172,28 @@ class Schedule:
         return [(raw, worker) for own, worker in started if _able(own) for raw in self._open(number, worker, own)]
 
     def _open(self, number: int, worker: Worker, raws: list[Raw]) -> list[Raw]:
-        """Loads the model and runs each batch once; those that ran.
+        """Loads the model and runs each batch at each size once; those that ran.
 
-        Another batch goes first in each round: only the first one tells what a first run and its memory cost.
+        Another one goes first in each round: only the first one tells what a first run and its memory cost.
         """
         opened: list[Raw] = []
         model = raws[0].cell.subject.model
-        file = worker.backend.file(model)
+        backend = raws[0].cell.backend
+        file = backend.file(model)
         if identity(file) != self._files[file]:
             for raw in raws:
                 raw.error = f"{file} was changed while it was measured: bench again"
             return []
-        raws = sorted(raws, key=lambda raw: raw.cell.batch)
+        raws = sorted(raws, key=lambda raw: (raw.cell.batch, *raw.cell.dims.values()))
         turned = number % len(raws)
         try:
-            load_s = worker.load(model, first=self.feeds(raws[turned].cell) if worker.backend.row.builds else None)
+            load_s = worker.load(model, first=self.feeds(raws[turned].cell) if backend.row.builds else None)
         except WorkerError as error:
             _failed(raws, error)
             return []
         for place, raw in enumerate(raws[turned:] + raws[:turned]):
             try:
-                first_run_s, peak = worker.feed(str(raw.cell.batch), self.feeds(raw.cell))
+                first_run_s, peak = worker.feed(raw.cell.slot, self.feeds(raw.cell))
             except WorkerError as error:
                 raw.error = str(error)
                 if not error.alive:
@@ -244,7 +245,7 @@ class Schedule:
             start, seconds, slower = time.monotonic(), share * self.settings.slice_s, raw.cell.subject.slower
             energy_uj = read_uj(self.packages)
             try:
-                latencies, facts = worker.slice(str(raw.cell.batch), seconds, self.settings.slice_runs, slower)
+                latencies, facts = worker.slice(raw.cell.slot, seconds, self.settings.slice_runs, slower)
             except WorkerError as error:
                 raw.error = str(error)
                 if not error.alive:

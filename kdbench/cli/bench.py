@@ -56,6 +56,12 @@ from kdbench.progress import bars
     help="End earlier, once the interval of each ratio reaches no further to either side.",
 )
 @click.option(
+    "--affinity",
+    callback=options.cpus,
+    metavar="CPUS",
+    help="Pin the measured processes to these, such as 0-3,6.  [default: all that they may run on]",
+)
+@click.option(
     "--scenario",
     "scenarios",
     type=click.Choice(["single_stream", "multi_stream", "server", "offline"]),
@@ -84,7 +90,14 @@ from kdbench.progress import bars
     help="Also compare each cell with this one, of the same batch on the first --threads.  [default backend: cpu]",
 )
 @click.option("--pack", type=options.FILE, help="Measure accuracy on this .npz too.  [default: the run's]")
-@options.dims
+@options.sweep
+@options.pairs(
+    "--input",
+    "inputs",
+    "NAME=SIZES:LOW..HIGH",
+    "Sizes after the first, range of whole numbers, or both, of a generated input, such as tokens=128:0..29999. May be "
+    "repeated.",
+)
 @click.option(
     "--out", type=options.FILE, default=Path("bench"), show_default=True, help="Folder for results and report."
 )
@@ -107,13 +120,15 @@ def bench(
     threads: tuple[int, ...],
     budget: float,
     precision: float,
+    affinity: tuple[int, ...],
     scenarios: tuple[str, ...],
     bound: float | None,
     sessions: tuple[int, ...],
     price: tuple[float, str] | None,
     reference: str | None,
     pack: Path | None,
-    dims: dict[str, int],
+    dims: dict[str, tuple[int, ...]],
+    inputs: dict[str, str],
     out: Path,
     publish: bool,
     strict: bool,
@@ -135,7 +150,7 @@ def bench(
     kdbench bench fp32.onnx int8.onnx --batch 1 --batch 32
     kdbench bench runs/digits --backend cpu --backend openvino --threads 1 --threads 2 --out threads
     kdbench bench fp32.onnx --backend openvino:bf16 --backend cuda@envs/gpu/bin/python
-    kdbench bench bert.onnx --dim sequence=128 --budget 60 --precision 1%
+    kdbench bench bert.onnx --dim sequence=64,128,256 --budget 60 --precision 1%
     kdbench bench digits.kdbench.zip --threads 4
     kdbench bench --self-test                  whether this machine is quiet enough to be believed
     kdbench bench runs/digits --backend cpu --backend cuda --price 0.08/h --reference teacher@cpu
@@ -145,7 +160,7 @@ def bench(
     from kdbench.cli.show import remark, show_report, show_self_test
 
     if self_test:
-        useless = ("baseline", "pack", "out", "publish", "strict", "scenarios", "bound", "sessions")
+        useless = ("baseline", "pack", "out", "publish", "strict", "scenarios", "bound", "sessions", "inputs")
         for name in (*useless, "price", "reference"):
             if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--self-test has no use for --{name}", ctx)
@@ -160,6 +175,7 @@ def bench(
                 threads=threads,
                 budget_s=budget,
                 precision=precision,
+                affinity=affinity,
                 dims=dims,
                 progress=progress,
             )
@@ -181,6 +197,7 @@ def bench(
             threads=options.given("threads", threads),
             budget_s=options.given("budget", budget),
             precision=options.given("precision", precision),
+            affinity=options.given("affinity", affinity),
             scenarios=options.given("scenarios", scenarios),
             bound_s=bound,
             sessions=options.given("sessions", sessions),
@@ -189,6 +206,7 @@ def bench(
             reference=reference,
             pack=pack,
             dims=dims,
+            inputs=inputs,
             out=out,
             publish=publish,
             progress=progress,
@@ -199,8 +217,9 @@ def bench(
     if all(errors):
         raise UserError("nothing was measured: every cell failed, each for the reason in the table")
     broken = [
-        f"{row.rung} on {row.backend} (threads {row.threads}, batch {row.batch}): {'; '.join(row.broken_claims)}"
+        f"{row.rung} on {row.backend} ({place}): {'; '.join(row.broken_claims)}"
         for row in report.ladder.rows
+        for place in [f"threads {row.threads}, batch {row.batch}{f', {row.dims}' if row.dims else ''}"]
         if row.broken_claims
     ]
     if strict and broken:

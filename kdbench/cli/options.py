@@ -39,6 +39,17 @@ def _sizes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     return sizes
 
 
+def _sweep(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """The same, with any number of sizes; a name that is repeated has those of all its places."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    for value in values:
+        for names, texts in _pairs(ctx, parameter, (value,)).items():
+            for text in texts.split(","):
+                for name, size in _sizes(ctx, parameter, (f"{names}={text.strip()}",)).items():
+                    sizes[name] = (*sizes.get(name, ()), size)
+    return sizes
+
+
 def given(name: str, value: T) -> T | None:
     """The `value` of the parameter `name`, or None where it was left out: what then holds, is for others to say."""
     source = click.get_current_context().get_parameter_source(name)
@@ -106,6 +117,17 @@ def price(ctx: click.Context, parameter: click.Parameter, text: str | None) -> t
     return amount, found[1]
 
 
+def cpus(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
+    """Of `0-3,6`: 0, 1, 2, 3, 6."""
+    found: list[int] = []
+    for part in text.split(",") if text is not None else ():
+        ends = part.strip().split("-")
+        if len(ends) > 2 or not all(end.isdecimal() and len(end) < 6 for end in ends) or int(ends[0]) > int(ends[-1]):
+            raise click.BadParameter(f"'{text}' should be numbers of CPUs, such as 0-3,6", ctx, parameter)
+        found += range(int(ends[0]), int(ends[-1]) + 1)
+    return tuple(dict.fromkeys(found))
+
+
 def overrides(command: F) -> F:
     return click.option(
         "--set",
@@ -125,6 +147,18 @@ def dims(command: F) -> F:
         callback=_sizes,
         metavar="NAME=SIZE",
         help="Size of a symbolic dimension of generated inputs. May be repeated.",
+    )(command)
+
+
+def sweep(command: F) -> F:
+    return click.option(
+        "--dim",
+        "dims",
+        multiple=True,
+        callback=_sweep,
+        metavar="NAME=SIZE,...",
+        help="Size of a symbolic dimension of generated inputs, or several that are measured one by one. May be "
+        "repeated, for every combination; joined names, as in height,width=32,64, change together.",
     )(command)
 
 

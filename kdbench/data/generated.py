@@ -1,11 +1,12 @@
 """Inputs made up from what an ONNX file says of its own: for models that come without data."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from kdbench.errors import UserError, nearest
-from kdbench.records import TensorSpec
+from kdbench.records import Artifact, TensorSpec
 from kdbench.store import Arrays
 
 MOST_ELEMENTS = 2**28
@@ -58,7 +59,10 @@ def _shape(spec: TensorSpec, batch: int, dims: Mapping[str, int]) -> tuple[int, 
         elif axis == 0:
             shape.append(batch)
         elif size is None:
-            raise UserError(f"input '{spec.name}': dimension {axis} has neither size nor name: give data instead")
+            raise UserError(
+                f"input '{spec.name}': dimension {axis} has neither size nor name: give data, or "
+                f"'kdbench bench --input {spec.name}=SIZES', all sizes after the first"
+            )
         else:
             raise UserError(f"input '{spec.name}': dimension '{size}' has no size: add --dim {size}=N")
     return tuple(shape)
@@ -68,8 +72,71 @@ def _values(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Gener
     if spec.dtype == "object":
         raise UserError(f"input '{spec.name}': text or an unknown element type: inputs can't be generated, give data")
     dtype = np.dtype(spec.dtype)
+    if spec.integers is not None:
+        return generator.integers(*spec.integers, shape, endpoint=True).astype(dtype)
     if np.issubdtype(dtype, np.floating) or dtype.kind == "V":
         return generator.standard_normal(shape).astype(dtype)
     if dtype == np.bool_:
         return generator.integers(0, 2, shape).astype(dtype)
     return generator.integers(0, below, shape).astype(dtype)
+
+
+_GIVEN = re.compile(r"(?P<sizes>\d+(?:x\d+)*)?(?:(?:(?<=\d):|^)(?P<low>-?\d+)\.\.(?P<high>-?\d+))?")
+
+
+def described(artifacts: Sequence[Artifact], given: Mapping[str, str]) -> list[Artifact]:
+    """The artifacts with inputs as they are `given` by name, for what their files don't tell: `SIZES` after the first,
+    such as `3x64x64`, the range of whole numbers `LOW..HIGH`, or both as `128:0..29999`.
+
+    Raises UserError for an input that none of them has, and for what does not fit one that has it.
+    """
+    known = {spec.name for artifact in artifacts for spec in artifact.inputs}
+    for name in given:
+        if name not in known:
+            raise UserError(f"--input {name}: the model has no such input: {nearest(name, known)}")
+    return [
+        artifact.model_copy(
+            update={
+                "inputs": tuple(
+                    _described(spec, given[spec.name]) if spec.name in given else spec for spec in artifact.inputs
+                )
+            }
+        )
+        for artifact in artifacts
+    ]
+
+
+def _described(spec: TensorSpec, text: str) -> TensorSpec:
+    found, where = _GIVEN.fullmatch(text.replace(" ", "")), f"--input {spec.name}={text}"
+    if not text or found is None:
+        raise UserError(f"{where}: should read SIZES, LOW..HIGH or both, such as 3x64x64, 0..9 or 128:0..29999")
+    changed: dict[str, object] = {}
+    if found["sizes"]:
+        sizes = [int(size) for size in found["sizes"].split("x")]
+        fits = len(sizes) == len(spec.shape) - 1 and all(
+            size > 0 and (not isinstance(own, int) or own == size)
+            for size, own in zip(sizes, spec.shape[1:], strict=True)
+        )
+        if not fits:
+            shape = " × ".join("?" if size is None else str(size) for size in spec.shape)
+            raise UserError(f"{where}: the model's is {shape}: give the sizes after the first")
+        changed["shape"] = (*spec.shape[:1], *sizes)
+    if found["low"]:
+        low, high = int(found["low"]), int(found["high"])
+        kind = np.dtype(spec.dtype).kind if spec.dtype != "object" else "O"
+        limits = np.iinfo(spec.dtype if kind in "iu" else np.int64)
+        if kind == "O" or low > high or low < limits.min or high > min(limits.max, np.iinfo(np.int64).max):
+            raise UserError(f"{where}: not a range of {spec.dtype}, from a smaller to a larger number")
+        changed["integers"] = (low, high)
+    return spec.model_copy(update=changed)
+
+
+def hint(error: str, inputs: Sequence[TensorSpec]) -> str:
+    """The error of a model that was fed generated inputs, with the option that mends it, where it is their range."""
+    names = [spec.name for spec in inputs if np.issubdtype(np.dtype(spec.dtype), np.integer)]
+    found = re.search(r"out of data bounds, idx=-?\d+ must be within the inclusive range \[-?\d+,(\d+)\]", error)
+    if found is None or not names:
+        return error
+    which = f" for one of {', '.join(names)}" if len(names) > 1 else ""
+    option = f"--input {'NAME' if which else names[0]}=0..{found[1]}"
+    return f"generated integers are too large for a table of the model: add {option}{which} ({error})"

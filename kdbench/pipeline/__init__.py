@@ -8,6 +8,7 @@ from typing import Any
 
 from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.pack import load_pack
+from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.comparing import Compared, compared
@@ -121,6 +122,7 @@ def bench(
     threads: Sequence[int] | None = None,
     budget_s: float | None = None,
     precision: float | None = None,
+    affinity: Sequence[int] | None = None,
     scenarios: Sequence[str] | None = None,
     bound_s: float | None = None,
     sessions: Sequence[int] | None = None,
@@ -128,7 +130,8 @@ def bench(
     currency: str | None = None,
     reference: str | None = None,
     pack: str | Path | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Sweep | None = None,
+    inputs: Mapping[str, str] | None = None,
     out: str | Path = "bench",
     publish: bool = False,
     seed: int = 0,
@@ -140,9 +143,13 @@ def bench(
     What is not given of the plan is what a packed run says, or else the default of `Bench`: one thread of the CPU
     backend, batch 1.
     The baseline is, if not given, the run's teacher or the first model. With a `pack` (a run folder has its own)
-    accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions. Rounds
-    of fresh processes go on until each ratio's interval reaches no further than the share `precision` to either side.
-    `backend_options` are the options of each backend by its name, such as {"openvino": {"precision": "bf16"}}.
+    accuracy is measured too; without one the inputs are generated, with `dims` as sizes of symbolic dimensions: every
+    combination, where there are several of them. Rounds of fresh processes go on until each ratio's interval reaches no
+    further than the share `precision` to either side. `backend_options` are the options of each backend by its
+    name, such as {"openvino": {"precision": "bf16"}}.
+
+    Workers run on the CPUs of `affinity` alone. `inputs` say of generated ones what the files don't: sizes after the
+    first, the range of whole numbers, or both, such as {"tokens": "128:0..29999"}.
 
     `scenarios` (single_stream, multi_stream, server, offline) are measured by MLPerf's loadgen instead of latencies,
     the server's p99 against `bound_s`, with so many `sessions` side by side.
@@ -157,6 +164,7 @@ def bench(
         "threads": threads,
         "budget_s": budget_s,
         "precision": precision,
+        "affinity": affinity,
         "scenarios": scenarios,
         "bound_s": bound_s,
         "sessions": sessions,
@@ -170,7 +178,7 @@ def bench(
     if len(models) == 1 and is_packed(models[0]):
         if baseline is not None or pack is not None:
             raise UserError("--baseline, --pack: a packed run brings its own: leave them out")
-        return bench_packed(Path(models[0]), wanted, dims or {}, Path(out), seed, publish, progress, say)
+        return bench_packed(Path(models[0]), wanted, dims or {}, inputs or {}, Path(out), seed, publish, progress, say)
     options = parse(Bench, wanted, "bench")
     paths = [Path(model) for model in models]
     folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
@@ -197,6 +205,7 @@ def bench(
             name=slug(out.resolve().name),
             seed=seed,
             dims=dims or {},
+            given=inputs,
             progress=progress,
             say=say,
         )

@@ -232,7 +232,7 @@ def _opened(cell: Cell, pack: EvalPack, batch: int) -> _Opened:
     samples = 0 if pack.x_test is None else len(pack.x_test)
     if cell.error:
         return _Opened(cell, cell.error, 0.0, 0.0, samples)
-    inputs(cell, pack, {})
+    inputs(cell, pack)
     watch, start = Stopwatch(), now()
     subject = cell.subject
     record, _ = judge(subject.artifact, subject.model, pack, batch, cell.backend, cell.threads, watch)

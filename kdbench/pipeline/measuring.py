@@ -1,7 +1,8 @@
 """The benchmark of any artifacts: evaluated, measured, reported."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from kdbench.benchmark.cells import Cell, Subject, inputs, plan, reference_cell
 from kdbench.benchmark.loads import Load, library, plan_loads
 from kdbench.benchmark.scenarios import Loads
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
+from kdbench.data.generated import described, hint
 from kdbench.data.pack import EvalPack
+from kdbench.data.sizes import Sizes, Sweep
 from kdbench.errors import UserError
 from kdbench.evaluation import judge
 from kdbench.machine import describe
@@ -57,18 +60,25 @@ def measured(
     name: str,
     seed: int,
     recipe: Recipe | None = None,
-    dims: Mapping[str, int] | None = None,
+    dims: Sweep | None = None,
+    given: Mapping[str, str] | None = None,
     keep: bool = False,
     progress: Progress = silent,
     say: Callable[[str], None] = unsaid,
 ) -> Report:
     """Evaluates and measures all subjects; results are written after every round, and also when interrupted.
 
-    Scenarios, where there are any among the options, take the place of the latencies.
+    Scenarios, where there are any among the options, take the place of the latencies. Generated inputs are as `given`
+    by name: see `described`.
     """
     path = prepare_folder(out) / RESULTS_FILE
     partial = out / PARTIAL_FILE
-    cells = plan(subjects, options)
+    if given:
+        if pack is not None:
+            raise UserError(f"--input: for generated inputs, and {pack.name} has samples: leave it out")
+        artifacts = described([subject.artifact for subject in subjects], given)
+        subjects = [replace(subject, artifact=artifact) for subject, artifact in zip(subjects, artifacts, strict=True)]
+    cells = plan(subjects, options, dims, pack)
     for remark in rivals(cell.backend for cell in cells):
         say(remark)
     loads = plan_loads(cells, options) if options.scenarios else []
@@ -79,6 +89,7 @@ def measured(
         budget_s=options.budget_s,
         slice_s=SLICE_S,
         slice_runs=SLICE_RUNS,
+        affinity=options.affinity,
         price_per_h=options.price_per_h,
         currency=options.currency,
         reference=reference_cell(cells, options),
@@ -100,40 +111,60 @@ def measured(
     )
     if keep and (earlier := _same_results(path, result, cells, loads)):
         return _report(path, *earlier)
-    schedule = (
-        _loads(loads, settings, pack, dims or {}) if loads else _schedule(cells, settings, pack, dims or {}, baseline)
-    )
-    evaluations, answers = _evaluations(subjects, cells, pack, dims or {}, progress)
+    schedule = _loads(loads, settings, pack) if loads else _schedule(cells, settings, pack, baseline)
+    evaluations, answers = _evaluations(subjects, cells, pack, progress)
 
     def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
         measurements, raw = schedule.records()
+        if pack is None:
+            fed = {subject.artifact.rung: subject.artifact.inputs for subject in subjects}
+            measurements = [
+                m.model_copy(update={"error": hint(m.error, fed[m.rung])}) if m.error else m for m in measurements
+            ]
         kind = "scenarios" if loads else "measurements"
         energy = tuple(package.name for package in schedule.packages) if isinstance(schedule, Schedule) else None
         found = {kind: tuple(measurements), "evaluations": tuple(evaluations), "complete": complete, "energy": energy}
         arrays = raw | answers
         return save_results(target, result.model_copy(update=found), arrays), arrays
 
-    try:
-        for _ in schedule.rounds(progress):
+    rounds = 0
+
+    def kept() -> str:
+        if not rounds:
+            return "nothing of this measurement could be kept: make room, and bench again"
+        return f"what was measured before, {rounds} of each cell's rounds, is kept: 'kdbench report {partial}' shows it"
+
+    with _saying(kept):
+        try:
+            for number in schedule.rounds(progress):
+                save(partial, complete=False)
+                rounds = number + 1
+        except KeyboardInterrupt:
             save(partial, complete=False)
-    except KeyboardInterrupt:
-        save(partial, complete=False)
-        raise
-    report = _report(path, *save(path, complete=True))
+            raise
+        whole = save(path, complete=True)
     remove_results(partial)
-    return report
+    with _saying(lambda: f"the measurement is whole: 'kdbench report {path}' shows it"):
+        return _report(path, *whole)
 
 
-def _schedule(
-    cells: list[Cell], settings: BenchSettings, pack: EvalPack | None, dims: Mapping[str, int], baseline: str
-) -> Schedule:
-    feeds = {(cell.subject.artifact.rung, cell.batch): inputs(cell, pack, dims) for cell in cells if not cell.error}
-    return Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.batch], baseline=baseline)
+@contextmanager
+def _saying(kept: Callable[[], str]) -> Iterator[None]:
+    """Where a file can't be written, as on a full disk, the error also says what of the measurement is `kept`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; {kept()}") from None
 
 
-def _loads(loads: list[Load], settings: BenchSettings, pack: EvalPack | None, dims: Mapping[str, int]) -> Loads:
-    able = {load.cell.subject.artifact.rung: load.cell.subject.artifact for load in loads if not load.error}
-    libraries = {rung: library(artifact, pack, dims) for rung, artifact in able.items()}
+def _schedule(cells: list[Cell], settings: BenchSettings, pack: EvalPack | None, baseline: str) -> Schedule:
+    feeds = {(cell.subject.artifact.rung, cell.slot): inputs(cell, pack) for cell in cells if not cell.error}
+    return Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.slot], baseline=baseline)
+
+
+def _loads(loads: list[Load], settings: BenchSettings, pack: EvalPack | None) -> Loads:
+    able = {load.cell.subject.artifact.rung: load.cell for load in loads if not load.error}
+    libraries = {rung: library(cell.subject.artifact, pack, cell.dims) for rung, cell in able.items()}
     return Loads(loads, settings, lambda cell: libraries[cell.subject.artifact.rung])
 
 
@@ -148,12 +179,18 @@ def _evaluations(
     subjects: Sequence[Subject],
     cells: Sequence[Cell],
     pack: EvalPack | None,
-    dims: Mapping[str, int],
     progress: Progress,
 ) -> tuple[list[Evaluation], Arrays]:
-    """Every subject's answers through each backend and thread count of which a cell can run, proven."""
+    """Every subject's answers through each backend and thread count of which a cell can run, proven.
+
+    Of several sizes, the proof is of the first that can run.
+    """
     batch = max(cell.batch for cell in cells)
     wanted = list(dict.fromkeys((c.subject.artifact.rung, c.backend, c.threads) for c in cells if c.error is None))
+    dims: dict[str, Sizes] = {}
+    for cell in cells:
+        if cell.error is None:
+            dims.setdefault(cell.subject.artifact.rung, cell.dims)
     by_rung = {subject.artifact.rung: subject for subject in subjects}
     evaluations: list[Evaluation] = []
     arrays = Arrays()
@@ -169,7 +206,7 @@ def _evaluations(
             record = record.model_copy(update={"raw": str(number)})
         if record.error is None:
             if rung not in expected:
-                feed = compared_inputs(subject.artifact, pack, dims)
+                feed = compared_inputs(subject.artifact, pack, dims[rung])
                 expected[rung] = feed, reference(subject.artifact, subject.model, feed)
             record = prove(record, backend, subject.artifact, subject.model, *expected[rung])
         evaluations.append(record)
@@ -190,11 +227,27 @@ def _same_results(
     facts = {"kdbench", "name", "machine", "recipe", "baseline", "settings", "inputs", "inputs_sha256"}
     same = found.complete and found.model_dump(include=facts) == wanted.model_dump(include=facts)
     measured = [
-        (m.artifact_sha256, m.backend, m.provider_options, m.threads, m.batch, m.versions if "@" in m.backend else {})
+        (
+            m.artifact_sha256,
+            m.backend,
+            m.provider_options,
+            m.threads,
+            m.batch,
+            m.dims,
+            m.versions if "@" in m.backend else {},
+        )
         for m in found.scenarios or found.measurements
     ]
     planned = [
-        (c.subject.artifact.sha256, str(c.backend), c.backend.options(c.threads), c.threads, c.batch, _elsewhere(c))
+        (
+            c.subject.artifact.sha256,
+            str(c.backend),
+            c.backend.options(c.threads),
+            c.threads,
+            c.batch,
+            c.dims,
+            _elsewhere(c),
+        )
         for c in [load.cell for load in loads] or cells
     ]
     under = [(m.scenario, m.sessions, m.bound_s) for m in found.scenarios]

@@ -11,6 +11,7 @@ from typing import Any
 from kdbench import __version__, archive
 from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import load_pack
+from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
 from kdbench.onnxfile import external_data
 from kdbench.pipeline.measuring import Report, measured
@@ -121,7 +122,8 @@ def unpacked(path: Path) -> Iterator[tuple[PackedRun, RunFolder]]:
 def bench_packed(
     path: Path,
     given: Mapping[str, Any],
-    dims: Mapping[str, int],
+    dims: Sweep,
+    described: Mapping[str, str],
     out: Path,
     seed: int,
     publish: bool,
@@ -145,6 +147,7 @@ def bench_packed(
             recipe=record.recipe and record.recipe.model_copy(update={"bench": options}),
             seed=seed,
             dims=dims,
+            given=described,
             progress=progress,
             say=say,
         )

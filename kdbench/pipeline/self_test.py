@@ -15,6 +15,7 @@ from kdbench import stats
 from kdbench.benchmark.cells import Subject, inputs, plan
 from kdbench.benchmark.raw import Raw, common_rounds
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
+from kdbench.data.sizes import Sweep
 from kdbench.onnxfile import MAX_IR, known_artifact
 from kdbench.progress import Progress, silent
 from kdbench.records import Bench, BenchSettings, parse
@@ -58,7 +59,8 @@ def self_test(
     threads: Sequence[int] = (1,),
     budget_s: float = 30.0,
     precision: float = 0.02,
-    dims: Mapping[str, int] | None = None,
+    affinity: Sequence[int] = (),
+    dims: Sweep | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[SelfTest]:
@@ -67,7 +69,7 @@ def self_test(
     Each has the budget for its own. Raises UserError where nothing can be measured.
     """
     wanted = {"backends": backends, "options": backend_options or {}, "batches": batches, "threads": threads}
-    options = parse(Bench, wanted | {"budget_s": budget_s, "precision": precision}, "bench")
+    options = parse(Bench, wanted | {"budget_s": budget_s, "precision": precision, "affinity": affinity}, "bench")
     shares = (0.0, SLOWER)
     with _models(models) as paths:
         return [
@@ -81,7 +83,7 @@ def against_itself(
     path: Path,
     shares: Sequence[float],
     options: Bench,
-    dims: Mapping[str, int],
+    dims: Sweep,
     seed: int = 0,
     level: float = stats.STOPPED_LEVEL,
     progress: Progress = silent,
@@ -101,10 +103,11 @@ def against_itself(
         budget_s=options.budget_s,
         slice_s=SLICE_S,
         slice_runs=SLICE_RUNS,
+        affinity=options.affinity,
     )
-    cells = plan(subjects, options)
-    feeds = {cell.batch: inputs(cell, None, dims) for cell in cells if cell.error is None}
-    schedule = Schedule(cells, settings, lambda cell: feeds[cell.batch], baseline="itself")
+    cells = plan(subjects, options, dims)
+    feeds = {cell.slot: inputs(cell, None) for cell in cells if cell.error is None}
+    schedule = Schedule(cells, settings, lambda cell: feeds[cell.slot], baseline="itself")
     for _ in schedule.rounds(progress):
         pass
     return [_judged(path.stem, base, copy, level) for base, copy in schedule.pairs()]
@@ -112,7 +115,7 @@ def against_itself(
 
 def _judged(name: str, base: Raw, copy: Raw, level: float) -> SelfTest:
     cell = copy.cell
-    name = f"{name}, {cell.backend.label}, {cell.threads} thread{'s' if cell.threads > 1 else ''}, batch {cell.batch}"
+    name = f"{name}, {cell.backend.label}, {cell.threads} thread{'s' if cell.threads > 1 else ''}, batch {cell.slot}"
     error = base.error or copy.error
     if error:
         return SelfTest(name, cell.subject.slower, None, 0, None, error)

@@ -138,8 +138,8 @@ def profile_one(
     artifact, target = known_artifact(path), pick_backend(backend)
     fixed = batch_size(artifact.inputs)
     batch = fixed or batch
-    cell = Cell(Subject(artifact, path), target, threads, batch)
-    feed = inputs(cell, pack, dims)
+    cell = Cell(Subject(artifact, path), target, threads, batch, dims=dims)
+    feed = inputs(cell, pack)
     larger = None if fixed else {name: np.repeat(values, LARGER, axis=0) for name, values in feed.items()}
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(target, threads) as worker:
         written = Path(scratch, "running.onnx") if target.row.saves_optimized else None

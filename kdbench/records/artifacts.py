@@ -24,6 +24,8 @@ class TensorSpec(Record):
     """numpy's name of the element type."""
     shape: tuple[int | str | None, ...]
     """A fixed size, the name of a symbolic dimension, or None where the file names neither."""
+    integers: tuple[int, int] | None = None
+    """Of generated inputs: the smallest and the largest value, where they were given."""
 
 
 class Artifact(Versioned):

@@ -231,6 +231,8 @@ class Bench(Record):
     """Rounds of fresh processes go on until each ratio's interval reaches no further than this share to either side."""
     budget_s: Positive = 30.0
     """At which they end in any case, for all cells together; every cell gets at least one slice in each process."""
+    affinity: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """CPUs that the workers are pinned to; empty for all that they may run on."""
     scenarios: tuple[ScenarioName, ...] = ()
     """Of MLPerf, by its loadgen, in the place of the latency of batches that follow each other."""
     bound_s: Positive = 0.01

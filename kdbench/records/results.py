@@ -46,7 +46,7 @@ class Process(Record):
 
 
 class Measurement(Record):
-    """A cell: artifact × backend × threads × batch. Its latencies are the raw array `latencies/<raw>`."""
+    """A cell: artifact × backend × threads × batch × sizes. Its latencies are the raw array `latencies/<raw>`."""
 
     rung: str
     artifact_sha256: str
@@ -58,6 +58,8 @@ class Measurement(Record):
     precision: str
     batch: Count
     threads: Count
+    dims: dict[str, Count] = {}
+    """Sizes of symbolic dimensions, as they were given."""
     processes: tuple[Process, ...] = ()
     raw: str | None = None
     error: str | None = None
@@ -155,6 +157,8 @@ class BenchSettings(Record):
     from a fixed number of rounds."""
     budget_s: float
     slice_s: float
+    affinity: tuple[int, ...] = ()
+    """CPUs that the workers were pinned to; empty for all that they could run on."""
     slice_runs: int
     """A slice ends after `slice_s` or `slice_runs`, whichever comes first: the cap on raw values."""
     price_per_h: Positive | None = None

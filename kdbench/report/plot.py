@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from kdbench.report.table import Ladder, Metric, Row
+from kdbench.report.table import Ladder, Metric, Row, place
 from kdbench.store import write_atomic
 
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
@@ -39,7 +39,7 @@ def _draw(ladder: Ladder, rows: Sequence[Row], kind: str) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    panels = [list(group) for _, group in groupby(rows, key=lambda row: (row.backend, row.threads, row.batch))]
+    panels = [list(group) for _, group in groupby(rows, key=place)]
     rungs = list(dict.fromkeys(row.rung for row in rows))
     with mpl.rc_context({"svg.hashsalt": "kdbench", "font.size": 10}):
         figure = Figure(figsize=(1.5 + 4.0 * len(panels), 3.9), layout="constrained")
@@ -68,7 +68,9 @@ def _draw(ladder: Ladder, rows: Sequence[Row], kind: str) -> bytes:
             low, high = axis.get_xlim()
             axis.set_xticks([tick for tick in _ticks() if low <= tick <= high])
             axis.grid(True, alpha=0.3)
-            axis.set_title(f"{panel[0].backend}, threads {panel[0].threads}, batch {panel[0].batch}", fontsize=10)
+            backend, threads, batch, dims = place(panel[0])
+            title = f"{backend}, threads {threads}, batch {batch}{f', {dims}' if dims else ''}"
+            axis.set_title(title, fontsize=10)
             axis.set_xlabel("median latency, ms (log scale)")
         name, baseline = ladder.result.name, ladder.result.baseline
         metric = {"accuracy": "accuracy", "f1": "micro F1", "agreement": f"agreement with {baseline}"}[ladder.metric]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import stats
+from kdbench.data.sizes import written
 from kdbench.records import Artifact, BenchSettings, Measurement, ResultFile, ScenarioMeasurement
 from kdbench.report.claims import proven
 from kdbench.report.costs import costs
@@ -48,7 +49,7 @@ class Row:
     throughput_per_s: float | None = None
     """Samples a second, one batch after the other."""
     speedup: float | None = None
-    """Against the baseline in the same backend, batch and threads."""
+    """Against the baseline in the same backend, batch, threads and sizes."""
     speedup_low: float | None = None
     speedup_high: float | None = None
     load_s: float | None = None
@@ -86,10 +87,12 @@ class Row:
     """CPU time by wall time."""
     broken_claims: tuple[str, ...] = ()
     """Those of the flags that say that a claim of the cell does not hold."""
+    dims: str = ""
+    """Sizes of symbolic dimensions, such as `height=32 width=32`."""
     cost_per_million: float | None = None
     """Of inferences, at the price of the plan."""
     reference_speedup: float | None = None
-    """Against the fixed reference cell in the same batch."""
+    """Against the fixed reference cell in the same batch and sizes."""
     reference_speedup_low: float | None = None
     reference_speedup_high: float | None = None
     start_s: float | None = None
@@ -121,6 +124,11 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def place(row: Row) -> tuple[str, int, int, str]:
+    """What cells of one table share: backend, threads, batch, sizes."""
+    return row.backend, row.threads, row.batch, row.dims
 
 
 Metric = Literal["accuracy", "f1", "agreement"]
@@ -177,15 +185,15 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
     labels = arrays.get("labels")
     answers = {key: arrays[f"predictions.{e.raw}"] for key, e in evaluations.items() if e.raw is not None}
     rungs = {artifact.sha256: artifact.rung for artifact in result.artifacts}
-    measurements = {(m.rung, m.backend, m.threads, m.batch): m for m in result.measurements}
+    measurements = {_key(m.rung, m): m for m in result.measurements}
     around = disturbances(result, arrays)
     level = stats.LEVEL if result.settings.precision is None else stats.STOPPED_LEVEL
     rows = []
     for m in result.measurements:
         artifact = artifacts[m.rung]
-        baseline = measurements.get((result.baseline, m.backend, m.threads, m.batch))
+        baseline = measurements.get(_key(result.baseline, m))
         parent_rung = rungs.get(artifact.parent_sha256 or "", "")
-        parent = measurements.get((parent_rung, m.backend, m.threads, m.batch))
+        parent = measurements.get(_key(parent_rung, m))
         evaluation = evaluations.get((m.rung, m.backend, m.threads))
         row = _timed(_row(artifact, m), m, baseline, arrays, result.settings, level)
         row = _referred(row, m, measurements, result.settings, arrays, level)
@@ -211,6 +219,11 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
     return Ladder(result, tuple(rows), metric, _mcnemar(answers, labels, result.baseline), loads)
 
 
+def _key(rung: str, m: Measurement) -> tuple[str, str, int, int, str]:
+    """Of the rung's cell that `m` is compared with, or of `m` itself."""
+    return rung, m.backend, m.threads, m.batch, written(m.dims)
+
+
 def _row(artifact: Artifact, m: Measurement) -> Row:
     return Row(
         rung=m.rung,
@@ -223,6 +236,7 @@ def _row(artifact: Artifact, m: Measurement) -> Row:
         parameters=artifact.parameters,
         macs=artifact.macs,
         error=m.error,
+        dims=written(m.dims),
     )
 
 
@@ -255,14 +269,14 @@ def _timed(
 def _referred(
     row: Row,
     m: Measurement,
-    measurements: Mapping[tuple[str, str, int, int], Measurement],
+    measurements: Mapping[tuple[str, str, int, int, str], Measurement],
     settings: BenchSettings,
     arrays: Arrays,
     level: float,
 ) -> Row:
     """The row with its ratio to the reference cell in the same batch; that cell itself has none."""
     wanted = settings.reference
-    reference = wanted and measurements.get((wanted.rung, wanted.backend, wanted.threads, m.batch))
+    reference = wanted and measurements.get((wanted.rung, wanted.backend, wanted.threads, m.batch, written(m.dims)))
     ratio = _ratio(reference, m, arrays, level) if reference and reference is not m else None
     if ratio is None:
         return row

@@ -8,7 +8,7 @@ from itertools import groupby
 from kdbench.records import BenchSettings, ReferenceCell
 from kdbench.report.claims import proofs_in
 from kdbench.report.scenarios import ScenarioRow
-from kdbench.report.table import Ladder, Metric, Row
+from kdbench.report.table import Ladder, Metric, Row, place
 from kdbench.stats import Interval
 
 
@@ -110,7 +110,7 @@ def mark(number: int) -> str:
 
 
 def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
-    """One table for each backend, thread count and batch; backends without any number are left to `unmeasured`.
+    """One table for each backend, thread count, batch and sizes; backends without any number are left to `unmeasured`.
 
     Differences are in points; they and speed-ups are against the baseline, with 95 % intervals. A brief table leaves
     out those of “no difference”, and what a price and a reference take the place of.
@@ -119,15 +119,14 @@ def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
     columns = _columns(ladder, brief)
     if brief:
         columns = [column for column in columns if column[0] not in _left_out(ladder.result.settings)]
-    for (backend, threads, batch), group in groupby(ladder.rows, key=lambda row: (row.backend, row.threads, row.batch)):
+    for (backend, threads, batch, dims), group in groupby(ladder.rows, key=place):
         rows = list(group)
         if all(row.error for row in rows):
             continue
         notes: dict[str, int] = {}
         cells = tuple((*(cell(row) for _, cell in columns), _marks(row, notes)) for row in rows)
-        title = (
-            f"{backend}, {threads} thread{'s' if threads > 1 else ''}, batch {batch}, against {ladder.result.baseline}"
-        )
+        where = f"{backend}, {threads} thread{'s' if threads > 1 else ''}, batch {batch}{f', {dims}' if dims else ''}"
+        title = f"{where}, against {ladder.result.baseline}"
         header = (*(name for name, _ in columns), "")
         legend = " ".join(filter(None, (LEGENDS[ladder.metric].format(baseline=ladder.result.baseline), *more)))
         tables.append(TextTable(title, header, cells, tuple(notes), legend))
@@ -244,6 +243,7 @@ def details_table(ladder: Ladder) -> TextTable:
         ("parent", lambda row: row.parent or "–"),
         ("backend", lambda row: row.backend),
         ("batch", lambda row: str(row.batch)),
+        *([("sizes", lambda row: row.dims or "–")] if any(row.dims for row in ladder.rows) else []),
         ("parameters", lambda row: count(row.parameters)),
         ("MACs", lambda row: count(row.macs)),
         ("all labels agree" if ladder.metric == "f1" else "agreement", lambda row: percent(row.agreement)),

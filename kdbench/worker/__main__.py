@@ -1,4 +1,6 @@
-"""The process that opens one session and runs it: `python WORKER_FOLDER RUNNER`, spoken to over pipes.
+"""The process that opens one session and runs it: `python WORKER_FOLDER RUNNER [CPU...]`, spoken to over pipes.
+
+Pinned to the CPUs, if some are named.
 
 Needs numpy and the runner's runtime, nothing of kdbench, so that another environment's interpreter can run it.
 A message is one JSON line that ends with `"bytes": n`, then n bytes: the arrays named in `"arrays"`, each in numpy's
@@ -218,6 +220,8 @@ def die_with_parent() -> None:
 
 def main() -> None:
     die_with_parent()
+    if len(sys.argv) > 2:  # before the runtime is imported: its threads are pinned as well
+        os.sched_setaffinity(0, map(int, sys.argv[2:]))
     # The parent decides when a worker ends, by closing the pipe or by killing it: Ctrl-C is the parent's affair.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Libraries print to standard output: keep the pipe to ourselves and send what they say to standard error.

@@ -1,0 +1,97 @@
+"""Generated inputs of which the file doesn't tell enough: what to add is said, and what is added holds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from kdbench import bench
+from kdbench.data.generated import described, generate
+from kdbench.errors import UserError
+from kdbench.onnxfile import inspect
+from tests.test_report import MACHINE, artifact
+from tests.test_sizes import refused, save, save_images, save_tokens
+
+
+def spec(text, dtype="int64", shape=("batch", None)):
+    from kdbench.records import TensorSpec
+
+    known = artifact("x", inputs=(TensorSpec(name="x", dtype=dtype, shape=shape),))
+    (found,) = described([known], {"x": text})
+    return found.inputs
+
+
+@given(st.integers(1, 40), st.integers(-300, 300), st.integers(0, 300))
+def test_values_lie_in_the_range_and_have_the_sizes(length, low, width):
+    made = generate(spec(f"{length}:{low}..{low + width}"), 2, {})["x"]
+    assert made.shape == (2, length)
+    assert low <= made.min() <= made.max() <= low + width
+
+
+def test_both_ends_of_a_range_are_drawn():
+    assert set(generate(spec("99:3..5"), 8, {})["x"].ravel()) == {3, 4, 5}
+    pixels = generate(spec("0..255", "float32", ("batch", 64, 64)), 1, {})["x"]
+    assert pixels.dtype == np.float32
+    assert (pixels.min(), pixels.max()) == (0, 255)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "should read SIZES, LOW..HIGH or both"),
+        ("8:", "should read SIZES"),
+        ("0..", "should read SIZES"),
+        ("x", "should read SIZES"),
+        ("8x", "should read SIZES"),
+        ("8x8", "the model's is batch × 4: give the sizes after the first"),
+        ("5", "the model's is batch × 4"),
+        ("9..3", "not a range of uint8"),
+        ("0..256", "not a range of uint8"),
+        ("-1..2", "not a range of uint8"),
+        ("0..99999999999999999999", "not a range of uint8"),
+    ],
+)
+def test_what_does_not_fit_the_input_is_refused(text, said):
+    with pytest.raises(UserError) as error:
+        spec(text, "uint8", ("batch", 4))
+    assert str(error.value).startswith(f"--input x={text}: ")
+    assert said in str(error.value)
+
+
+def test_an_input_is_looked_for_in_all_models(tmp_path):
+    models = [inspect(save_images(tmp_path / "a.onnx")), inspect(save_tokens(tmp_path / "b.onnx"))]
+    images, tokens = described(models, {"tokens": "0..4"})
+    assert images == models[0]
+    assert tokens.inputs[0].integers == (0, 4)
+    with pytest.raises(UserError, match=r"--input token: the model has no such input: did you mean 'tokens'\?"):
+        described(models, {"token": "0..4"})
+
+
+def test_a_table_that_is_shorter_than_guessed_says_which_range_to_give(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdbench.pipeline.measuring.describe", lambda: MACHINE)
+    monkeypatch.setattr("kdbench.pipeline.measuring._evaluations", lambda *_: ([], {}))
+    model = save_tokens(tmp_path / "x.onnx", words=5)
+    failed, right = (
+        bench([model], dims={"sequence": 64}, inputs=wanted, budget_s=0.1, out=tmp_path / "out").ladder.rows[0]
+        for wanted in ({}, {"tokens": "0..4"})
+    )
+    assert failed.error.startswith("generated integers are too large for a table of the model: add --input tokens=0..4")
+    assert right.error is None
+
+
+def test_a_size_without_a_name_says_what_to_give(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "free",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", None, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", None, 4])],
+    )
+    save(graph, tmp_path / "x.onnx")
+    assert "dimension 1 has neither size nor name: give data, or 'kdbench bench --input x=SIZES'" in refused(
+        "bench x.onnx", monkeypatch, capfd
+    )
+    np.savez(tmp_path / "pack.npz", x_test=np.zeros((3, 2, 4), np.float32))
+    said = refused("bench x.onnx --input x=8x4 --pack pack.npz", monkeypatch, capfd)
+    assert "--input: for generated inputs, and pack.npz has samples: leave it out" in said
