@@ -31,7 +31,9 @@ SPEC = (
     "agreement, size_bytes, parameters, macs, latency_p50_s, latency_p99_s, throughput_per_s, speedup, speedup_low, "
     "speedup_high, load_s, first_run_s, peak_memory_bytes, flags, error, f1_micro, f1_macro, f1_micro_diff, "
     "f1_micro_diff_low, f1_micro_diff_high, rounds, smallest_difference, outlier_share, node_share, time_share, "
-    "int8_share, fused_share, rms_error, ran_as, threads_used, broken_claims, dims"
+    "int8_share, fused_share, rms_error, ran_as, threads_used, broken_claims, dims, cost_per_million, "
+    "reference_speedup, reference_speedup_low, reference_speedup_high, start_s, steady_memory_bytes, "
+    "device_memory_bytes, energy_j"
 )
 MACHINE = Machine(
     name="here", cpu="A|B <CPU>", features=("avx2",), cores_physical=1, cores_logical=2, governor=None,

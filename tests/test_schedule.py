@@ -185,6 +185,8 @@ def simulated(monkeypatch):
     generator = np.random.default_rng(1)
 
     class Simulated:
+        start_s = 0.08
+
         def __init__(self, backend, threads, patience_s):
             self.backend, self.threads, self.runs = backend, threads, 0
 
@@ -196,6 +198,9 @@ def simulated(monkeypatch):
 
         def hello(self):
             world.now_s += 0.08
+            return {}
+
+        def memory(self):
             return {}
 
         def load(self, model, first):

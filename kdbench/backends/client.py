@@ -29,10 +29,10 @@ BUILD_S = 1200.0
 
 Arrays = dict[str, NDArray[Any]]
 
-SLICE_FACTS = ("wall_s", "cpu_s", "others_share", "clock_hz")
+SLICE_FACTS = ("wall_s", "cpu_s", "others_share", "clock_hz", "gpu_j")
 """What a worker may say of a slice: seconds that it took and of CPU time that the worker used meanwhile, the share of
-the machine's CPU time that other processes used (of a short slice a rough sample: average it), and the clock of its CPU
-at the end."""
+the machine's CPU time that other processes used (of a short slice a rough sample: average it), the clock of its CPU at
+the end, and the energy of an NVIDIA GPU in joules."""
 
 
 class WorkerError(Exception):
@@ -54,8 +54,11 @@ class Worker:
         self.backend = backend
         self.threads = threads
         self.patience_s = patience_s
+        self.start_s: float | None = None
+        """From the process's start to its answer to `hello()`; None before."""
         self._build_s = BUILD_S if backend.row.builds else 0.0
         self._received = bytearray()
+        self._started = time.monotonic()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 — closed with the worker
         # A session of its own: Ctrl-C reaches the parent alone, and a kill reaches what the runtime may have started.
         try:
@@ -93,6 +96,7 @@ class Worker:
         Raises WorkerError for another protocol, and for a runtime that is too old for what the backend passes.
         """
         reply, _ = self.ask("hello")
+        self.start_s = self.start_s or time.monotonic() - self._started
         if reply["protocol"] != PROTOCOL:
             raise WorkerError(f"the worker speaks protocol {reply['protocol']}, not {PROTOCOL}", alive=False)
         versions, minimum = dict(reply["versions"]), self.backend.row.minimum
@@ -154,6 +158,11 @@ class Worker:
         machine meanwhile. Each run is made longer by the share `slower`."""
         reply, arrays = self.ask("slice", slot=slot, seconds=seconds, runs=runs, slower=slower, extra_s=seconds)
         return arrays["latencies_s"], {name: reply.get(name) for name in SLICE_FACTS}
+
+    def memory(self) -> dict[str, int | None]:
+        """Bytes that the process has now, and those that its device had at most; None for what can't be told."""
+        reply, _ = self.ask("memory")
+        return {name: reply[name] for name in ("steady_memory_bytes", "device_memory_bytes")}
 
     def profile(self, model: Path, inputs: Arrays, seconds: float, runs: int) -> dict[str, Any]:
         """Time by kernel in as many runs as fit into `seconds`, at most `runs`, in a session opened for that.

@@ -50,6 +50,11 @@ class Target:
     def provider(self) -> str:
         return self.row.provider
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU alone computes."""
+        return self.row.device == "CPU" and self.options(1).get("device", "cpu") == "cpu"
+
     def options(self, threads: int) -> dict[str, str]:
         """Provider options as they are passed."""
         asked = self.row.precisions[self.precision].options if self.precision else {}

@@ -13,9 +13,9 @@ from kdbench.backends.available import why_unavailable
 from kdbench.data.generated import batch_size, check_elements, generate
 from kdbench.data.pack import EvalPack
 from kdbench.data.sizes import Sizes, Sweep, combinations, why_not_sized, written
-from kdbench.errors import UserError
+from kdbench.errors import UserError, nearest
 from kdbench.onnxfile import MAX_IR, MAX_OPSET
-from kdbench.records import Artifact, Bench
+from kdbench.records import Artifact, Bench, ReferenceCell
 from kdbench.store import Arrays, sha256_of_file
 
 
@@ -83,6 +83,34 @@ def plan(
         reasons = dict.fromkeys(cell.error for cell in cells if cell.error)
         raise UserError(f"no cell can be measured: {'; '.join(reasons)}")
     return cells
+
+
+def reference_cell(cells: Sequence[Cell], bench: Bench) -> ReferenceCell | None:
+    """The fixed cell that the plan names as RUNG[@BACKEND], on its first thread count; None where it names none.
+
+    Raises UserError for a rung or backend that the plan doesn't have, where no batch of it can be measured, and for
+    scenarios, which are not latencies that could be compared with it.
+    """
+    if bench.scenarios and (bench.reference or bench.price_per_h):
+        field = "reference" if bench.reference else "price_per_h"
+        raise UserError(f"bench.{field}: is for latencies, not for scenarios: leave one of them out")
+    if bench.reference is None:
+        return None
+    rungs = {cell.subject.artifact.rung for cell in cells}
+    matching = [rung for rung in rungs if f"{bench.reference}@".startswith(f"{rung}@")]
+    if not matching:
+        rung = bench.reference.partition("@")[0]
+        raise UserError(f"bench.reference: no rung '{rung}': {nearest(rung, rungs)}")
+    rung = max(matching, key=len)
+    backend, threads = bench.reference[len(rung) + 1 :] or "cpu", bench.threads[0]
+    found = [cell for cell in cells if backend in (cell.backend.label, cell.backend.asked)]
+    if not found:
+        known = {cell.backend.label for cell in cells}
+        raise UserError(f"bench.reference: backend '{backend}' is not in the plan: {nearest(backend, known)}")
+    found = [cell for cell in found if (cell.subject.artifact.rung, cell.threads) == (rung, threads)]
+    if all(cell.error for cell in found):
+        raise UserError(f"bench.reference: {rung} can't be measured on {backend}: {found[0].error}")
+    return ReferenceCell(rung=rung, backend=found[0].backend.label, threads=threads)
 
 
 def _pinned(targets: Sequence[Target], cpus: Sequence[int]) -> list[Target]:

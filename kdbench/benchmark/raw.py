@@ -12,8 +12,9 @@ from kdbench.benchmark.cells import Cell
 from kdbench.records import Measurement, Process
 from kdbench.store import Arrays
 
-FACTS = ("start_s", *SLICE_FACTS)
-"""Of each slice: when it began, in seconds after the measurement, and what the worker said."""
+FACTS = ("start_s", "package_j", *SLICE_FACTS)
+"""Of each slice: when it began, in seconds after the measurement, the energy of the CPU's packages in joules, and what
+the worker said."""
 
 
 @dataclass

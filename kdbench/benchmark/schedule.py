@@ -6,6 +6,7 @@ whatever the machine does meets all of them alike and the round's medians can be
 to the baseline is known well enough, or the budget is spent.
 """
 
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from kdbench import stats
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.benchmark.cells import Cell, identity
+from kdbench.benchmark.energy import packages, read_uj, spent_j
 from kdbench.benchmark.raw import Raw, common_rounds
 from kdbench.machine import throttled_s
 from kdbench.progress import Progress, silent
@@ -61,6 +63,8 @@ class Schedule:
         self.feeds = feeds
         self.patience_s = patience_s
         self.baseline = baseline
+        self.packages = packages()
+        """Of the CPU, whose energy can be read."""
         self._raws = [Raw(cell, cell.error) for cell in cells]
         self._random = random.Random(settings.seed)  # noqa: S311 — an order, not a secret
         self._slices = 0
@@ -137,6 +141,7 @@ class Schedule:
                 progress("bench", now - self._start, self.settings.budget_s)
                 if now >= end or (now >= earliest and _settled(ready, precision)):
                     break
+            _weigh(ready)
         after = throttled_s()
         for raw in group:
             raw.end_round(number, None if throttled is None or after is None else after - throttled)
@@ -144,7 +149,8 @@ class Schedule:
     def _opened(self, number: int, raws: list[Raw], stack: ExitStack) -> Ready:
         """A fresh process for each artifact, with its model loaded and each of its cells run once; the cells that ran.
 
-        The processes start at the same time, and load one after the other when all of them have started.
+        The processes start at the same time, and load one after the other when all of them have started. In the first
+        round each starts alone, which tells what starting costs.
         """
         by_rung: dict[str, list[Raw]] = {}
         for raw in raws:
@@ -158,14 +164,11 @@ class Schedule:
                 _failed(by_rung[rung], error)
                 continue
             started.append((by_rung[rung], worker))
-        for own, worker in started:
-            try:
-                versions = worker.hello()
-            except WorkerError as error:
-                _failed(own, error)
-                continue
-            for raw in own:
-                raw.versions = versions
+            if number == 0:
+                _greet(*started[-1])
+        if number:
+            for own, worker in started:
+                _greet(own, worker)
         return [(raw, worker) for own, worker in started if _able(own) for raw in self._open(number, worker, own)]
 
     def _open(self, number: int, worker: Worker, raws: list[Raw]) -> list[Raw]:
@@ -197,7 +200,8 @@ class Schedule:
                     return []
                 continue
             first = {"first_run_s": first_run_s, "peak_memory_bytes": peak} if place == 0 else {}
-            raw.processes.append(Process.model_validate({"round": number, "load_s": load_s, **first}))
+            start = {"start_s": worker.start_s} if number == 0 else {}
+            raw.processes.append(Process.model_validate({"round": number, "load_s": load_s, **start, **first}))
             opened.append(raw)
         return opened
 
@@ -239,15 +243,37 @@ class Schedule:
             if worker in dead:
                 continue
             start, seconds, slower = time.monotonic(), share * self.settings.slice_s, raw.cell.subject.slower
+            energy_uj = read_uj(self.packages)
             try:
-                found = worker.slice(raw.cell.slot, seconds, self.settings.slice_runs, slower)
+                latencies, facts = worker.slice(raw.cell.slot, seconds, self.settings.slice_runs, slower)
             except WorkerError as error:
                 raw.error = str(error)
                 if not error.alive:
                     dead.add(worker)
                 continue
-            taken.append((raw, start, *found))
+            # Of a GPU's cell, what the CPU took meanwhile is not the energy of its runs.
+            if raw.cell.backend.on_cpu or facts.get("gpu_j") is not None:
+                facts = {**facts, "package_j": spent_j(self.packages, energy_uj, read_uj(self.packages))}
+            taken.append((raw, start, latencies, facts))
         return taken, dead
+
+
+def _greet(raws: Sequence[Raw], worker: Worker) -> None:
+    """Waits until the process has started."""
+    try:
+        versions = worker.hello()
+    except WorkerError as error:
+        _failed(raws, error)
+        return
+    for raw in raws:
+        raw.versions = versions
+
+
+def _weigh(ready: Ready) -> None:
+    """Writes down the memory of processes that are done; one that fails at it has measured all the same."""
+    for raw, worker in ready:
+        with contextlib.suppress(WorkerError):
+            raw.processes[-1] = raw.processes[-1].model_copy(update=worker.memory())
 
 
 def _settled(ready: Ready, precision: float | None) -> bool:

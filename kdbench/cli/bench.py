@@ -78,6 +78,17 @@ from kdbench.progress import bars
     metavar="N",
     help="Sessions side by side in a --scenario. May be repeated.  [default: 1]",
 )
+@click.option(
+    "--price",
+    callback=options.price,
+    metavar="PRICE/h",
+    help="Of the machine, such as 0.08/h or $0.08/h: adds what a million inferences cost.",
+)
+@click.option(
+    "--reference",
+    metavar="RUNG[@BACKEND]",
+    help="Also compare each cell with this one, of the same batch on the first --threads.  [default backend: cpu]",
+)
 @click.option("--pack", type=options.FILE, help="Measure accuracy on this .npz too.  [default: the run's]")
 @options.sweep
 @options.pairs(
@@ -113,6 +124,8 @@ def bench(
     scenarios: tuple[str, ...],
     bound: float | None,
     sessions: tuple[int, ...],
+    price: tuple[float, str] | None,
+    reference: str | None,
     pack: Path | None,
     dims: dict[str, tuple[int, ...]],
     inputs: dict[str, str],
@@ -140,13 +153,15 @@ def bench(
     kdbench bench bert.onnx --dim sequence=64,128,256 --budget 60 --precision 1%
     kdbench bench digits.kdbench.zip --threads 4
     kdbench bench --self-test                  whether this machine is quiet enough to be believed
+    kdbench bench runs/digits --backend cpu --backend cuda --price 0.08/h --reference teacher@cpu
     kdbench bench runs/digits --scenario server --bound 10ms --scenario offline --sessions 2
     """
     from kdbench import pipeline
     from kdbench.cli.show import remark, show_report, show_self_test
 
     if self_test:
-        for name in ("baseline", "pack", "out", "publish", "strict", "scenarios", "bound", "sessions", "inputs"):
+        useless = ("baseline", "pack", "out", "publish", "strict", "scenarios", "bound", "sessions", "inputs")
+        for name in (*useless, "price", "reference"):
             if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--self-test has no use for --{name}", ctx)
         from kdbench.pipeline.self_test import self_test as tested
@@ -186,6 +201,9 @@ def bench(
             scenarios=options.given("scenarios", scenarios),
             bound_s=bound,
             sessions=options.given("sessions", sessions),
+            price_per_h=price and price[0],
+            currency=price and price[1],
+            reference=reference,
             pack=pack,
             dims=dims,
             inputs=inputs,

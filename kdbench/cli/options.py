@@ -103,6 +103,20 @@ def seconds(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
     return value
 
 
+_PRICE = re.compile(r"([^\W\d_]{0,3}|[^\w\s.,+/-]) ?(\d+(?:\.\d*)?|\.\d+) ?/ ?h(?:our)?")
+
+
+def price(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[float, str] | None:
+    """Of a price such as `0.08/h` or `$0.08/hour`: its amount an hour, and its currency."""
+    if text is None:
+        return None
+    found = _PRICE.fullmatch(text.strip())
+    amount = float(found[2]) if found else 0.0
+    if found is None or not 0 < amount < float("inf"):
+        raise click.BadParameter(f"'{text}' should be a price of an hour, such as 0.08/h or $0.08/h", ctx, parameter)
+    return amount, found[1]
+
+
 def cpus(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
     """Of `0-3,6`: 0, 1, 2, 3, 6."""
     found: list[int] = []

@@ -126,6 +126,9 @@ def bench(
     scenarios: Sequence[str] | None = None,
     bound_s: float | None = None,
     sessions: Sequence[int] | None = None,
+    price_per_h: float | None = None,
+    currency: str | None = None,
+    reference: str | None = None,
     pack: str | Path | None = None,
     dims: Sweep | None = None,
     inputs: Mapping[str, str] | None = None,
@@ -150,6 +153,9 @@ def bench(
 
     `scenarios` (single_stream, multi_stream, server, offline) are measured by MLPerf's loadgen instead of latencies,
     the server's p99 against `bound_s`, with so many `sessions` side by side.
+
+    `price_per_h`, of the machine in `currency`, tells what a million inferences cost. `reference`, as RUNG[@BACKEND],
+    is a fixed cell that all others are compared with too: that of the same batch on the first thread count.
     """
     given = {
         "backends": backends,
@@ -162,6 +168,9 @@ def bench(
         "scenarios": scenarios,
         "bound_s": bound_s,
         "sessions": sessions,
+        "price_per_h": price_per_h,
+        "currency": currency,
+        "reference": reference,
     }
     wanted = {field: value for field, value in given.items() if value is not None}
     if len(models) > 1 and any(map(is_packed, models)):
@@ -182,15 +191,14 @@ def bench(
         found = known_artifact(Path(baseline))
         if all(subject.artifact.sha256 != found.sha256 for subject in subjects):
             subjects = _named_apart([Subject(found, Path(baseline)), *subjects])
-        reference = next(s.artifact.rung for s in subjects if s.artifact.sha256 == found.sha256)
+        against = next(s.artifact.rung for s in subjects if s.artifact.sha256 == found.sha256)
     else:
-        rungs = [subject.artifact.rung for subject in subjects]
-        reference = rungs[0]
+        against = subjects[0].artifact.rung
     out = Path(out)
     with RunFolder(out).lock():
         report = measured(
             subjects,
-            reference,
+            against,
             options,
             load_pack(Path(pack)) if pack else None,
             out,

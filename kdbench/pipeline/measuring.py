@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdbench import __version__
 from kdbench.backends.available import rivals, survey
-from kdbench.benchmark.cells import Cell, Subject, inputs, plan
+from kdbench.benchmark.cells import Cell, Subject, inputs, plan, reference_cell
 from kdbench.benchmark.loads import Load, library, plan_loads
 from kdbench.benchmark.scenarios import Loads
 from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
@@ -90,6 +90,9 @@ def measured(
         slice_s=SLICE_S,
         slice_runs=SLICE_RUNS,
         affinity=options.affinity,
+        price_per_h=options.price_per_h,
+        currency=options.currency,
+        reference=reference_cell(cells, options),
     )
     machine = describe()
     result = ResultFile(
@@ -119,7 +122,8 @@ def measured(
                 m.model_copy(update={"error": hint(m.error, fed[m.rung])}) if m.error else m for m in measurements
             ]
         kind = "scenarios" if loads else "measurements"
-        found = {kind: tuple(measurements), "evaluations": tuple(evaluations), "complete": complete}
+        energy = tuple(package.name for package in schedule.packages) if isinstance(schedule, Schedule) else None
+        found = {kind: tuple(measurements), "evaluations": tuple(evaluations), "complete": complete, "energy": energy}
         arrays = raw | answers
         return save_results(target, result.model_copy(update=found), arrays), arrays
 

@@ -239,6 +239,13 @@ class Bench(Record):
     """What the server scenario's p99 has to stay under."""
     sessions: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     """Of a scenario: sessions that answer side by side in one process."""
+    price_per_h: Positive | None = None
+    """What an hour of the machine costs: it turns throughput into the cost of a million inferences."""
+    currency: Annotated[str, Field(pattern=r"^(\p{Sc}|\p{L}{1,3})?$")] = ""
+    """Of the price, as it is written in front of a number: a sign, or up to three letters."""
+    reference: Annotated[str, Field(min_length=1)] | None = None
+    """As RUNG[@BACKEND], `cpu` without: the fixed cell that every other one is compared with too, whatever it runs on.
+    """
 
 
 class Recipe(Versioned):

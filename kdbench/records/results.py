@@ -25,11 +25,18 @@ class Process(Record):
     """One fresh worker process: what it cost before it was warm."""
 
     round: int
+    start_s: float | None = None
+    """Until it has imported its runtime; told of those that were started with no other beside them."""
     load_s: float
+    """With the optimising of the graph; of a backend that compiles, with that too."""
     first_run_s: float | None = None
     """Of the batch that this process ran first; None for its later ones, which find it warm."""
     peak_memory_bytes: int | None = None
     """After load and first run, likewise."""
+    steady_memory_bytes: int | None = None
+    """Resident after the last timed run; of the process, whose batches share it. None where that can't be read."""
+    device_memory_bytes: int | None = None
+    """The most that lay on the device at a time, where the runtime tells."""
     warm_up_runs: int | None = None
     """Before the first run that counts."""
     warm: bool | None = None
@@ -129,6 +136,18 @@ class RawFile(Record):
     sha256: str
 
 
+class ReferenceCell(Record):
+    """What every cell of the same batch is compared with, whatever it runs on."""
+
+    rung: str
+    backend: str
+    threads: Count
+
+    @property
+    def label(self) -> str:
+        return f"{self.rung}@{self.backend}"
+
+
 class BenchSettings(Record):
     seed: int
     processes: int
@@ -142,6 +161,10 @@ class BenchSettings(Record):
     """CPUs that the workers were pinned to; empty for all that they could run on."""
     slice_runs: int
     """A slice ends after `slice_s` or `slice_runs`, whichever comes first: the cap on raw values."""
+    price_per_h: Positive | None = None
+    """Of the machine."""
+    currency: str = ""
+    reference: ReferenceCell | None = None
 
 
 class ResultFile(Versioned):
@@ -157,6 +180,8 @@ class ResultFile(Versioned):
     inputs: Literal["data", "generated"]
     inputs_sha256: str | None = None
     """Of the pack."""
+    energy: tuple[str, ...] | None = None
+    """Packages of the CPU whose energy could be read; None in files from before that was tried, and for scenarios."""
     artifacts: tuple[Artifact, ...]
     evaluations: tuple[Evaluation, ...] = ()
     measurements: tuple[Measurement, ...] = ()

@@ -49,6 +49,8 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
             "environments": {
                 m.backend: m.versions for m in ladder.result.measurements if "@" in m.backend and m.versions
             },
+            "energy": _energy(ladder),
+            "cold": any(row.cold_start_s is not None for row in ladder.rows),
             "again": _again(ladder.result.recipe),
         }
         for ladder, plot in zip_longest(ladders, plots)
@@ -73,6 +75,17 @@ def comparison_to_markdown(comparison: Comparison, arrays: Arrays) -> str:
     )
     table = comparison_table(comparison, arrays)
     return template.render(c=comparison, table_=table, recipe=comparison.recipe).strip() + "\n"
+
+
+def _energy(ladder: Ladder) -> str | None:
+    """Where energy was read; None in files from before that was tried."""
+    names, told = ladder.result.energy, any(row.energy_j is not None for row in ladder.rows)
+    if names is None:
+        return None
+    if not names and not told:
+        return "not readable"
+    read = f"RAPL, {', '.join(names)}; for GPUs NVML's beside it" if names else "NVML, the GPU alone"
+    return f"{read}; of all that ran there, idle power not subtracted"
 
 
 def _again(recipe: Recipe | None) -> str | None:

@@ -1,7 +1,7 @@
 """The table model: one row a cell, computed from raw values on reading."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from kdbench import stats
 from kdbench.data.sizes import written
-from kdbench.records import Artifact, Measurement, ResultFile, ScenarioMeasurement
+from kdbench.records import Artifact, BenchSettings, Measurement, ResultFile, ScenarioMeasurement
 from kdbench.report.claims import proven
+from kdbench.report.costs import costs
 from kdbench.report.doubts import disturbances, doubts
 from kdbench.report.flags import flags
 from kdbench.report.scenarios import ScenarioRow, scenario_rows
@@ -88,6 +89,27 @@ class Row:
     """Those of the flags that say that a claim of the cell does not hold."""
     dims: str = ""
     """Sizes of symbolic dimensions, such as `height=32 width=32`."""
+    cost_per_million: float | None = None
+    """Of inferences, at the price of the plan."""
+    reference_speedup: float | None = None
+    """Against the fixed reference cell in the same batch and sizes."""
+    reference_speedup_low: float | None = None
+    reference_speedup_high: float | None = None
+    start_s: float | None = None
+    """Of the worker's process, until its runtime is imported."""
+    steady_memory_bytes: int | None = None
+    """Of the worker's process after its timed runs."""
+    device_memory_bytes: int | None = None
+    """The most at a time, where the runtime tells."""
+    energy_j: float | None = None
+    """An inference, of all that runs on the CPU's packages and the GPU, idle power included."""
+
+    @property
+    def cold_start_s(self) -> float | None:
+        """From nothing to the first answer: process, load and first run."""
+        if self.start_s is None or self.load_s is None or self.first_run_s is None:
+            return None
+        return self.start_s + self.load_s + self.first_run_s
 
     @property
     def difference(self) -> Interval | None:
@@ -173,7 +195,8 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         parent_rung = rungs.get(artifact.parent_sha256 or "", "")
         parent = measurements.get(_key(parent_rung, m))
         evaluation = evaluations.get((m.rung, m.backend, m.threads))
-        row = _timed(_row(artifact, m), m, baseline, arrays, level)
+        row = _timed(_row(artifact, m), m, baseline, arrays, result.settings, level)
+        row = _referred(row, m, measurements, result.settings, arrays, level)
         row = _judged(row, answers, labels, result.baseline)
         against_parent = (parent_rung, _ratio(parent, m, arrays, level)) if parent else None
         row = replace(row, **proven(artifact, m, evaluation, arrays))
@@ -217,35 +240,52 @@ def _row(artifact: Artifact, m: Measurement) -> Row:
     )
 
 
-def _timed(row: Row, m: Measurement, baseline: Measurement | None, arrays: Arrays, level: float) -> Row:
+def _timed(
+    row: Row, m: Measurement, baseline: Measurement | None, arrays: Arrays, settings: BenchSettings, level: float
+) -> Row:
     """The row with its latencies. A cell that failed has none, however far it came."""
     if m.error is not None or m.raw is None:
         return row
     latencies = arrays[f"latencies.{m.raw}"].astype(np.float64)
-    peak = _median([process.peak_memory_bytes for process in m.processes])
     pairs = _paired(baseline, m, arrays) if baseline and baseline.rung != m.rung else None
     ratio = pairs and stats.speedup(*pairs, level)
     far = stats.outliers(latencies, arrays[f"rounds.{m.raw}"])
+    throughput_per_s = m.batch / float(latencies.mean())
     return replace(
         row,
+        **costs(m, arrays, settings, throughput_per_s),
         latency_p50_s=stats.percentile(latencies, 50.0),
         latency_p99_s=stats.percentile(latencies, 99.0),
-        throughput_per_s=m.batch / float(latencies.mean()),
+        throughput_per_s=throughput_per_s,
         speedup=ratio.value if ratio else None,
         speedup_low=ratio.low if ratio else None,
         speedup_high=ratio.high if ratio else None,
-        load_s=_median([process.load_s for process in m.processes]),
-        first_run_s=_median([process.first_run_s for process in m.processes]),
-        peak_memory_bytes=None if peak is None else int(peak),
         rounds=len(_medians(m, arrays)),
         smallest_difference=stats.smallest_difference(*pairs, level) if pairs else None,
         outlier_share=far.count / far.runs,
     )
 
 
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
+def _referred(
+    row: Row,
+    m: Measurement,
+    measurements: Mapping[tuple[str, str, int, int, str], Measurement],
+    settings: BenchSettings,
+    arrays: Arrays,
+    level: float,
+) -> Row:
+    """The row with its ratio to the reference cell in the same batch; that cell itself has none."""
+    wanted = settings.reference
+    reference = wanted and measurements.get((wanted.rung, wanted.backend, wanted.threads, m.batch, written(m.dims)))
+    ratio = _ratio(reference, m, arrays, level) if reference and reference is not m else None
+    if ratio is None:
+        return row
+    return replace(
+        row,
+        reference_speedup=ratio.value,
+        reference_speedup_low=ratio.low,
+        reference_speedup_high=ratio.high,
+    )
 
 
 def _judged(row: Row, answers: Answers, labels: NDArray[Any] | None, baseline: str) -> Row:

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import groupby
 
+from kdbench.records import BenchSettings, ReferenceCell
 from kdbench.report.claims import proofs_in
 from kdbench.report.scenarios import ScenarioRow
 from kdbench.report.table import Ladder, Metric, Row, place
@@ -24,12 +26,21 @@ class TextTable:
 
 def seconds(value: float | None) -> str:
     """`135 µs`, `3.36 ms`, `1.20 s`; a dash where there is no number."""
+    return _small(value, "s")
+
+
+def joules(value: float | None) -> str:
+    """`135 µJ`, `3.36 mJ`."""
+    return _small(value, "J")
+
+
+def _small(value: float | None, unit: str) -> str:
     if value is None:
         return "–"
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+    for prefix, size in (("", 1.0), ("m", 1e-3), ("µ", 1e-6)):
         if value >= size:
-            return f"{three_digits(value / size)} {unit}"
-    return f"{value * 1e9:.0f} ns"
+            return f"{three_digits(value / size)} {prefix}{unit}"
+    return f"{value * 1e9:.0f} n{unit}"
 
 
 def size(value: float | None, units: tuple[str, ...] = ("B", "kB", "MB", "GB")) -> str:
@@ -47,6 +58,13 @@ def size(value: float | None, units: tuple[str, ...] = ("B", "kB", "MB", "GB")) 
 def count(value: float | None) -> str:
     """`174 k`, `1.71 M`."""
     return size(value, ("", "k", "M", "G"))
+
+
+def money(value: float | None, currency: str = "") -> str:
+    """Three digits that count, however small: `$0.00222`, `EUR 12.4`."""
+    if value is None:
+        return "–"
+    return f"{currency}{' ' * currency.isalpha()}{Decimal(f'{value:.3g}'):f}"
 
 
 def three_digits(value: float) -> str:
@@ -74,12 +92,16 @@ def _point(share: float) -> str:
 
 def speedup(row: Row | ScenarioRow, brief: bool = False) -> str:
     """`3.86× [3.74, 3.98]`; where the interval covers 1 `no difference [0.98, 1.02]`, without the interval if brief."""
-    if row.speedup is None or row.speedup_low is None or row.speedup_high is None:
+    return _ratio(row.speedup, row.speedup_low, row.speedup_high, brief)
+
+
+def _ratio(value: float | None, low: float | None, high: float | None, brief: bool) -> str:
+    if value is None or low is None or high is None:
         return "–"
-    interval = f"[{three_digits(row.speedup_low)}, {three_digits(row.speedup_high)}]"
-    if row.speedup_low <= 1 <= row.speedup_high:
+    interval = f"[{three_digits(low)}, {three_digits(high)}]"
+    if low <= 1 <= high:
         return "no difference" if brief else f"no difference {interval}"
-    return f"{three_digits(row.speedup)}× {interval}"
+    return f"{three_digits(value)}× {interval}"
 
 
 def mark(number: int) -> str:
@@ -91,10 +113,12 @@ def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
     """One table for each backend, thread count, batch and sizes; backends without any number are left to `unmeasured`.
 
     Differences are in points; they and speed-ups are against the baseline, with 95 % intervals. A brief table leaves
-    out those of “no difference”.
+    out those of “no difference”, and what a price and a reference take the place of.
     """
-    tables = []
+    tables, more = [], _legends(ladder, brief)
     columns = _columns(ladder, brief)
+    if brief:
+        columns = [column for column in columns if column[0] not in _left_out(ladder.result.settings)]
     for (backend, threads, batch, dims), group in groupby(ladder.rows, key=place):
         rows = list(group)
         if all(row.error for row in rows):
@@ -104,8 +128,9 @@ def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
         where = f"{backend}, {threads} thread{'s' if threads > 1 else ''}, batch {batch}{f', {dims}' if dims else ''}"
         title = f"{where}, against {ladder.result.baseline}"
         header = (*(name for name, _ in columns), "")
-        legend = LEGENDS[ladder.metric].format(baseline=ladder.result.baseline)
+        legend = " ".join(filter(None, (LEGENDS[ladder.metric].format(baseline=ladder.result.baseline), *more)))
         tables.append(TextTable(title, header, cells, tuple(notes), legend))
+        more = []  # said once, below the first table
     return tables
 
 
@@ -122,6 +147,31 @@ LEGENDS: dict[Metric, str] = {
 }
 
 
+def _left_out(settings: BenchSettings) -> list[str]:
+    """Of a brief table: what a price and a reference take the place of."""
+    return ["per s"] * (settings.price_per_h is not None) + ["p99"] * (settings.reference is not None)
+
+
+def _legends(ladder: Ladder, brief: bool) -> list[str]:
+    """What price and reference mean, where there are any."""
+    settings, found = ladder.result.settings, []
+    if settings.price_per_h is not None:
+        price = money(settings.price_per_h, settings.currency)
+        found.append(f"per 1M: what a million inferences cost at {price} an hour, one batch after the other.")
+    if settings.reference:
+        threads, no_difference = settings.reference.threads, ", ≈ 1× where the interval covers 1" if brief else ""
+        found.append(
+            f"{_reference_heading(settings.reference, brief)}: how many times faster than {settings.reference.label} "
+            f"with {threads} thread{'s' if threads > 1 else ''} in the same batch, paired by round{no_difference}; "
+            "cells of different backends or thread counts were measured one after the other, not in turns."
+        )
+    return found
+
+
+def _reference_heading(reference: ReferenceCell, brief: bool) -> str:
+    return "× ref." if brief else f"× {reference.label}"
+
+
 def _columns(ladder: Ladder, brief: bool) -> list[tuple[str, Callable[[Row], str]]]:
     """Headings, and what stands below them."""
     metric: dict[Metric, list[tuple[str, Callable[[Row], str]]]] = {
@@ -136,6 +186,13 @@ def _columns(ladder: Ladder, brief: bool) -> list[tuple[str, Callable[[Row], str
         ],
         "agreement": [("agree %", lambda row: _hundredths(row.agreement))],
     }
+    settings = ladder.result.settings
+    cost: list[tuple[str, Callable[[Row], str]]] = []
+    if settings.price_per_h is not None:
+        cost = [("per 1M", lambda row: money(row.cost_per_million, settings.currency))]
+    referred: list[tuple[str, Callable[[Row], str]]] = []
+    if reference := settings.reference:
+        referred = [(_reference_heading(reference, brief), lambda row: _referred(row, reference, brief))]
     return [
         ("rung", lambda row: row.rung),
         *metric[ladder.metric],
@@ -143,8 +200,18 @@ def _columns(ladder: Ladder, brief: bool) -> list[tuple[str, Callable[[Row], str
         ("p50", lambda row: seconds(row.latency_p50_s)),
         ("p99", lambda row: seconds(row.latency_p99_s)),
         ("per s", lambda row: count(row.throughput_per_s)),
+        *cost,
         ("speed-up", lambda row: "1" if row.rung == ladder.result.baseline else speedup(row, brief)),
+        *referred,
     ]
+
+
+def _referred(row: Row, reference: ReferenceCell, brief: bool) -> str:
+    """A brief one without its interval, as `≈ 1×` where that covers 1."""
+    if (row.rung, row.backend, row.threads) == (reference.rung, reference.backend, reference.threads):
+        return "1"
+    shown = _ratio(row.reference_speedup, row.reference_speedup_low, row.reference_speedup_high, brief)
+    return "≈ 1×" if brief and shown == "no difference" else shown.partition(" [")[0] if brief else shown
 
 
 def _hundredths(share: float | None) -> str:
@@ -155,6 +222,18 @@ def _marks(row: Row, notes: dict[str, int]) -> str:
     """The numbers of the row's footnotes, which are added to `notes` where they are new."""
     said = (*row.flags, f"error: {row.error}") if row.error else row.flags
     return " ".join(mark(notes.setdefault(text, len(notes) + 1)) for text in said)
+
+
+_COSTS: tuple[tuple[str, Callable[[Row], str], str | None], ...] = (
+    ("cold start", lambda row: seconds(row.cold_start_s), "start_s"),
+    ("load", lambda row: seconds(row.load_s), None),
+    ("first run", lambda row: seconds(row.first_run_s), None),
+    ("peak memory", lambda row: size(row.peak_memory_bytes), None),
+    ("steady memory", lambda row: size(row.steady_memory_bytes), "steady_memory_bytes"),
+    ("device memory", lambda row: size(row.device_memory_bytes), "device_memory_bytes"),
+    ("energy", lambda row: joules(row.energy_j), "energy_j"),
+)
+"""What a process costs: headings, what stands below them, and the field without which a column is left out."""
 
 
 def details_table(ladder: Ladder) -> TextTable:
@@ -169,9 +248,11 @@ def details_table(ladder: Ladder) -> TextTable:
         ("MACs", lambda row: count(row.macs)),
         ("all labels agree" if ladder.metric == "f1" else "agreement", lambda row: percent(row.agreement)),
         ("McNemar p", lambda row: _p(ladder.mcnemar.get((row.rung, row.backend, row.threads)))),
-        ("load", lambda row: seconds(row.load_s)),
-        ("first run", lambda row: seconds(row.first_run_s)),
-        ("peak memory", lambda row: size(row.peak_memory_bytes)),
+        *(
+            (name, show)
+            for name, show, told in _COSTS
+            if told is None or any(getattr(row, told) is not None for row in ladder.rows)
+        ),
     ]
     if ladder.result.settings.precision is not None:
         columns += [

@@ -59,6 +59,14 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def resident_memory_bytes() -> int | None:
+    """Resident memory of this process at this moment; None where that can't be read."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
 def _machine_state() -> dict[str, float]:
     """Of this moment: wall and CPU seconds of this process, on Linux also CPU seconds that all processes have used and
     the clock of this CPU in Hz."""
@@ -104,6 +112,8 @@ class Server:
         self.samples: Arrays = {}
         self.sessions: list[Server] = [self]
         self.loaded: dict[str, Any] = {}
+        self.energy_j: Callable[[], float | None] = lambda: None
+        """Of the device."""
 
     def hello(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         runtime = {"python": platform.python_version(), "numpy": np.__version__, **self.runner.versions()}
@@ -117,7 +127,9 @@ class Server:
 
     def load(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Opens the model; with arrays, they are run once, and what that compiles counts as loading."""
-        self.loaded = request
+        self.loaded, provider = request, request["provider"]
+        if provider["binds"] == "cuda" or provider["options"].get("device") == "cuda":
+            self.energy_j = importlib.import_module("gpu").energy_j
         start = time.perf_counter()
         plain = {"plain": True} if request.get("plain") else {}
         self.runner.load(
@@ -144,7 +156,7 @@ class Server:
         """
         run, clock = self.feeds[request["slot"]], time.perf_counter
         slower = request.get("slower", 0.0)
-        before = _machine_state()
+        before, energy_j = _machine_state(), self.energy_j()
         run()  # not counted: it finds the caches as another cell has left them
         latencies: list[float] = []
         end = clock() + request["seconds"]
@@ -159,7 +171,13 @@ class Server:
             latencies.append(now - start)
             if now >= end:
                 break
-        return _between(before, _machine_state()), {"latencies_s": np.asarray(latencies, dtype=np.float32)}
+        facts, spent_j = _between(before, _machine_state()), self.energy_j()
+        facts["gpu_j"] = None if energy_j is None or spent_j is None else spent_j - energy_j
+        return facts, {"latencies_s": np.asarray(latencies, dtype=np.float32)}
+
+    def memory(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        on_device = self.runner.device_memory_bytes() if hasattr(self.runner, "device_memory_bytes") else None
+        return {"steady_memory_bytes": resident_memory_bytes(), "device_memory_bytes": on_device}, {}
 
     def profile(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Where the time of a model's runs goes, in a session opened for that."""

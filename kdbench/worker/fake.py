@@ -2,7 +2,7 @@
 
 `latency_s` (default 0.0002), `latencies_s` (of the first runs, one after the other), `fail_load`,
 `crash_at_batch`, `hang_at_batch`, `fail_at_batch`, `classes`, `profile` (what is answered when asked for it),
-`placement`.
+`placement`, `device_memory_bytes`.
 """
 
 import json
@@ -61,6 +61,11 @@ def run(feed: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 def bind(feed: dict[str, np.ndarray]) -> Callable[[], object]:
     return lambda: run(feed)
+
+
+def device_memory_bytes() -> int | None:
+    found: int | None = _behaviour.get("device_memory_bytes")
+    return found
 
 
 def output_names() -> list[str]:

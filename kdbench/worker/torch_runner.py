@@ -89,6 +89,11 @@ def bind(feed: dict[str, np.ndarray]) -> Callable[[], object]:
     return bound
 
 
+def device_memory_bytes() -> int | None:
+    """The most that tensors took at a time on a GPU."""
+    return int(torch.cuda.max_memory_allocated()) if _device == "cuda" else None
+
+
 def output_names() -> list[str]:
     return ["logits"]
 
