@@ -100,14 +100,14 @@ def test_results_are_kept_for_the_same_data_recipe_and_settings_alone(tiny_run):
     cells = [
         Cell(Subject(artifacts[m.rung], path), pick_backend(m.backend), m.threads, m.batch) for m in result.measurements
     ]
-    assert _same_results(path, result, cells) is not None
+    assert _same_results(path, result, cells, []) is not None
     for change in (
         {"inputs_sha256": "other data"},
         {"recipe": result.recipe.model_copy(update={"seed": 1})},
         {"settings": result.settings.model_copy(update={"budget_s": 9.0})},
     ):
-        assert _same_results(path, result.model_copy(update=change), cells) is None
-    assert _same_results(path, result, cells[1:]) is None
+        assert _same_results(path, result.model_copy(update=change), cells, []) is None
+    assert _same_results(path, result, cells[1:], []) is None
 
 
 KILLED_WHEN = [

@@ -283,7 +283,7 @@ def test_a_failure_in_the_middle_of_a_run_ends_it(tmp_path):
 def test_real_sessions_with_free_and_fixed_batches(batch, tmp_path):
     path = save_mlp(tmp_path / "m.onnx", batch=batch)
     known = known_artifact(path)
-    cell = Cell(Subject(known, path), "cpu", 1, 3)
+    cell = Cell(Subject(known, path), pick_backend("cpu"), 1, 3)
     (m,), _ = loaded([Load(cell, "multi_stream", 2, None)], lambda _: library(known, None, {}))
     assert m.error is None
     assert m.tests[0].valid
@@ -308,7 +308,7 @@ def test_the_digits_student_under_load(scenario, tiny_run):
     path = tiny_run / "student.onnx"
     known = known_artifact(path)
     packed = library(known, load_pack(tiny_run / "pack.npz"), {})
-    cell = Cell(Subject(known, path), "cpu", 1, 1)
+    cell = Cell(Subject(known, path), pick_backend("cpu"), 1, 1)
     (m,), _ = loaded([Load(cell, scenario, 1, 0.2 if scenario == "server" else None)], lambda _: packed)
     assert m.error is None
     assert m.tests[-1].valid

@@ -186,7 +186,7 @@ def simulated(monkeypatch):
 
     class Simulated:
         def __init__(self, backend, threads, patience_s):
-            self.threads, self.runs = threads, 0
+            self.backend, self.threads, self.runs = backend, threads, 0
 
         def __enter__(self):
             return self
@@ -196,8 +196,9 @@ def simulated(monkeypatch):
 
         def hello(self):
             world.now_s += 0.08
+            return {}
 
-        def load(self, model):
+        def load(self, model, first):
             self.rung = model.stem
             self.process = world.started[self.rung, self.threads] = world.started.get((self.rung, self.threads), -1) + 1
             world.now_s += 0.02
@@ -297,7 +298,7 @@ def test_only_groups_that_are_not_known_well_enough_go_on(tmp_path, simulated):
     noisy = spread_by(0.3)
     simulated.latency_s = lambda rung, threads, *rest: noisy(rung, threads, *rest) if threads == 2 else 0.001
     subjects = [subject(tmp_path, "a"), subject(tmp_path, "b")]
-    cells = [Cell(s, "fake", threads, 1) for threads in (1, 2) for s in subjects]
+    cells = [Cell(s, pick_backend("fake"), threads, 1) for threads in (1, 2) for s in subjects]
     rounds, measurements, _ = measured(cells, baseline="a", **USUAL | {"budget_s": 60.0})
     assert {(m.threads, m.processes[-1].round) for m in measurements} == {(1, 4), (2, rounds[-1])}
     assert rounds[-1] > 4
@@ -337,7 +338,7 @@ def test_an_error_of_the_baseline_leaves_the_others_measured(tmp_path):
     cells = cells_of([subject(tmp_path, "a", fail_load="no"), subject(tmp_path, "b", latency_s=0.001)])
     rounds, measurements, _ = measured(cells, baseline="a", precision=0.9)
     assert rounds == [0, 1, 2, 3, 4]
-    assert [m.error for m in measurements] == ["RuntimeError: no", None]
+    assert [m.error for m in measurements] == ["no", None]
 
 
 def test_each_slice_has_its_time_and_what_the_worker_said(tmp_path):

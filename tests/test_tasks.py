@@ -361,7 +361,7 @@ def test_models_whose_answers_are_of_unlike_shapes_have_no_agreement():
 # --- tables from results by hand --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", ["f1", "agreement"])
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "agreement"])
 def test_wide_tables_fit_the_terminal(metric, capsys):
     generator = np.random.default_rng(0)
     names = ("teacher-of-many-1", "student-slim-int8")
@@ -371,9 +371,10 @@ def test_wide_tables_fit_the_terminal(metric, capsys):
         measurements=tuple(cell(name, str(number)) for number, name in enumerate(names)),
         evaluations=tuple(evaluation(name, str(number)) for number, name in enumerate(names)),
     )
-    raw = arrays(speed=3.98, noise=0.01) | {f"predictions.{n}": generator.integers(0, 2, (50, 6)) for n in (0, 1)}
+    shape = (50,) if metric == "accuracy" else (50, 6)
+    raw = arrays(speed=3.98, noise=0.01) | {f"predictions.{n}": generator.integers(0, 2, shape) for n in (0, 1)}
     del raw["labels"]
-    if metric == "f1":
+    if metric != "agreement":
         raw["labels"] = raw["predictions.0"]
     print_ladder(ladder(made, raw))
     shown = capsys.readouterr().out

@@ -97,14 +97,13 @@ def server(monkeypatch):
     now = itertools.count()
     state = SimpleNamespace(run_s=0.0)
 
-    def run(feed):
+    def run():
         state.run_s += 0.1
-        return []
 
     clock = SimpleNamespace(perf_counter=lambda: state.run_s + 0.001 * next(now), process_time=lambda: state.run_s / 2)
     monkeypatch.setattr(module, "time", clock)
-    made = module.Server(SimpleNamespace(run=run))
-    made.feeds["1"] = {}
+    made = module.Server(SimpleNamespace())
+    made.feeds["1"] = run
     return made
 
 

@@ -2,6 +2,7 @@
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
@@ -10,6 +11,8 @@ from kdbench.report.text import TextTable, ladder_tables, mark, unmeasured
 
 WIDTH = 100
 LONGEST_NAME = 16
+SPARE = ("p99", "per s", "size")
+"""Columns that a table which is too wide goes without, in this order; reports have them all."""
 
 
 def print_ladder(ladder: Ladder) -> None:
@@ -32,21 +35,32 @@ def _console() -> Console:
 
 def _print(console: Console, content: TextTable) -> None:
     console.print(content.title, style="bold")  # of its own: a table's is broken where the table is narrower
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for name in content.header:
-        left = name in ("rung", "method", "")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="fold")
-    for row in content.rows:
-        table.add_row(_shortened(row[0]), *row[1:])
+    table, spare = _table(content, ()), 0
+    while (
+        spare < len(SPARE) and Measurement.get(console, console.options.update(max_width=1000), table).maximum > WIDTH
+    ):
+        spare += 1
+        table = _table(content, SPARE[:spare])
     console.print(table)
     if content.legend:
         console.print(content.legend)
     for number, note in enumerate(content.notes, 1):
         console.print(f"{mark(number)} {note}")
+
+
+def _table(content: TextTable, without: tuple[str, ...]) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    kept = [number for number, name in enumerate(content.header) if name not in without]
+    for name in (content.header[number] for number in kept):
+        left = name in ("rung", "method", "")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="fold")
+    for row in content.rows:
+        table.add_row(*([_shortened(row[0]), *row[1:]][number] for number in kept))
+    return table
 
 
 def _shortened(name: str) -> str:

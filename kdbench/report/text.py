@@ -91,10 +91,10 @@ def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
     """One table for each backend, thread count, batch and sizes; backends without any number are left to `unmeasured`.
 
     Differences are in points; they and speed-ups are against the baseline, with 95 % intervals. A brief table leaves
-    out what makes it wider than a terminal.
+    out those of “no difference”.
     """
     tables = []
-    columns = [column for column in _columns(ladder, brief) if not (brief and column[0] in _LEFT_OUT[ladder.metric])]
+    columns = _columns(ladder, brief)
     for (backend, threads, batch, dims), group in groupby(ladder.rows, key=place):
         rows = list(group)
         if all(row.error for row in rows):
@@ -120,9 +120,6 @@ LEGENDS: dict[Metric, str] = {
         "several; the evaluation samples have no labels, so this is no accuracy."
     ),
 }
-
-_LEFT_OUT: dict[Metric, tuple[str, ...]] = {"accuracy": (), "f1": ("p99", "per s"), "agreement": ()}
-"""Of a brief table, which would not fit a terminal of 100 columns with them."""
 
 
 def _columns(ladder: Ladder, brief: bool) -> list[tuple[str, Callable[[Row], str]]]:
