@@ -178,8 +178,7 @@ class Schedule:
         """
         opened: list[Raw] = []
         model = raws[0].cell.subject.model
-        backend = raws[0].cell.backend
-        file = backend.file(model)
+        file = worker.backend.file(model)
         if identity(file) != self._files[file]:
             for raw in raws:
                 raw.error = f"{file} was changed while it was measured: bench again"
@@ -187,7 +186,7 @@ class Schedule:
         raws = sorted(raws, key=lambda raw: (raw.cell.batch, *raw.cell.dims.values()))
         turned = number % len(raws)
         try:
-            load_s = worker.load(model, first=self.feeds(raws[turned].cell) if backend.row.builds else None)
+            load_s = worker.load(model, first=self.feeds(raws[turned].cell) if worker.backend.row.builds else None)
         except WorkerError as error:
             _failed(raws, error)
             return []
