@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from kdbench import evaluate, parity
+from kdbench.backends import pick_backend
 from kdbench.benchmark.cells import Cell, Subject, inputs
 from kdbench.data.pack import load_pack, save_pack
 from kdbench.evaluation import answer
@@ -227,7 +228,7 @@ def test_calibration_comparison_and_timing_feed_a_model_by_its_own_preprocessing
     save_linear(tmp_path / "box.onnx")
     artifact = inspect(tmp_path / "box.onnx", preprocessing=Preprocessing(scale=0.5))
     subject = Subject(artifact, tmp_path / "box.onnx")
-    timed = inputs(Cell(subject, "cpu", 1, 3), pack, {})["x"]
+    timed = inputs(Cell(subject, pick_backend("cpu"), 1, 3), pack)["x"]
     np.testing.assert_array_equal(timed, digits.x_test[:3] * np.float32(0.5))
     compared, _ = comparison_inputs(artifact, pack, {})
     np.testing.assert_array_equal(compared["x"], pack.x_calibration * np.float32(0.5))

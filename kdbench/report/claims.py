@@ -12,6 +12,8 @@ from kdbench.proofs.precision import implied
 from kdbench.records import Artifact, Evaluation, Measurement
 from kdbench.store import Arrays
 
+ENOUGH_S = 0.5
+"""Of slices: in less, what a process does of its own accord, such as tidying up after loading, looks like a thread."""
 MORE_THREADS = 1.25
 """Times the threads asked for: CPU time above it is that of threads that nobody asked for."""
 
@@ -123,9 +125,9 @@ def _implied(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _threads(m: Measurement, arrays: Arrays) -> float | None:
-    """CPU time by wall time of all slices: so many threads computed on average; None where that wasn't measured."""
+    """CPU time by wall time of all slices: so many threads computed on average; None where that isn't known."""
     cpu_s, wall_s = (arrays.get(f"{name}.{m.raw}") for name in ("cpu_s", "wall_s"))
-    if cpu_s is None or wall_s is None or not np.nansum(wall_s):
+    if cpu_s is None or wall_s is None or np.nansum(wall_s) < ENOUGH_S:
         return None
     return float(np.nansum(cpu_s) / np.nansum(wall_s))
 
