@@ -170,6 +170,10 @@ def test_int8_that_is_slower_says_so_and_what_runs():
     )
     assert "2× slower than teacher" in found
     assert "all of its 6" in found
+    recurrent = evaluation("student", "1", optimized_operators=graph | {"GRU": 1})
+    said = flags_of(cell("student", "1", "int8"), artifact("student", "teacher", "int8"), recurrent, arrays(speed=0.5))
+    assert "2× slower than teacher" in said
+    assert "in int8" not in said  # what takes the time stays in float
     assert "3 conversions" in found
 
 

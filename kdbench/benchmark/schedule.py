@@ -23,7 +23,7 @@ from kdbench.benchmark.energy import packages, read_uj, spent_j
 from kdbench.benchmark.raw import Raw, common_rounds
 from kdbench.machine import throttled_s
 from kdbench.progress import Progress, silent
-from kdbench.records import BenchSettings, Measurement, Process
+from kdbench.records import Bench, BenchSettings, Measurement, Process
 from kdbench.store import Arrays
 
 SLICE_S = 0.1
@@ -37,6 +37,14 @@ WARM_UP = 0.2
 """The share of a round's part of the budget after which warming up ends in any case."""
 WARM_UP_SLICE = 0.25
 """How long a slice of warming up is, in slices."""
+
+
+def settings_of(options: Bench, seed: int) -> BenchSettings:
+    """How a plan is measured, as a result file keeps it; but for its reference cell, which the cells tell."""
+    kept = BenchSettings.model_fields.keys() & Bench.model_fields.keys() - {"reference"}
+    fields = {name: getattr(options, name) for name in kept}
+    return BenchSettings(seed=seed, slice_s=SLICE_S, slice_runs=SLICE_RUNS, **fields)
+
 
 Ready = list[tuple[Raw, Worker]]
 Slice = tuple[Raw, float, NDArray[np.float32], dict[str, float | None]]

@@ -11,7 +11,7 @@ from kdbench.backends.available import rivals, survey
 from kdbench.benchmark.cells import Cell, Subject, inputs, plan, reference_cell
 from kdbench.benchmark.loads import Load, library, plan_loads
 from kdbench.benchmark.scenarios import Loads
-from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
+from kdbench.benchmark.schedule import Schedule, settings_of
 from kdbench.data.generated import described, hint
 from kdbench.data.pack import EvalPack
 from kdbench.data.sizes import Sizes, Sweep
@@ -82,18 +82,7 @@ def measured(
     for remark in rivals(cell.backend for cell in cells):
         say(remark)
     loads = plan_loads(cells, options) if options.scenarios else []
-    settings = BenchSettings(
-        seed=seed,
-        processes=options.processes,
-        precision=options.precision,
-        budget_s=options.budget_s,
-        slice_s=SLICE_S,
-        slice_runs=SLICE_RUNS,
-        affinity=options.affinity,
-        price_per_h=options.price_per_h,
-        currency=options.currency,
-        reference=reference_cell(cells, options),
-    )
+    settings = settings_of(options, seed).model_copy(update={"reference": reference_cell(cells, options)})
     machine = describe()
     result = ResultFile(
         kdbench=__version__,

@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from kdbench import stats
 from kdbench.benchmark.cells import Subject, inputs, plan
 from kdbench.benchmark.raw import Raw, common_rounds
-from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
+from kdbench.benchmark.schedule import Schedule, settings_of
 from kdbench.data.sizes import Sweep
 from kdbench.onnxfile import MAX_IR, known_artifact
 from kdbench.progress import Progress, silent
-from kdbench.records import Bench, BenchSettings, parse
+from kdbench.records import Bench, parse
 from kdbench.stats import Interval
 
 SLOWER = 0.05
@@ -96,18 +96,9 @@ def against_itself(
     subjects = [Subject(artifact.model_copy(update={"rung": "itself"}), path)]
     for number, share in enumerate(shares):
         subjects.append(Subject(artifact.model_copy(update={"rung": f"copy-{number}"}), path, share))
-    settings = BenchSettings(
-        seed=seed,
-        processes=options.processes,
-        precision=options.precision,
-        budget_s=options.budget_s,
-        slice_s=SLICE_S,
-        slice_runs=SLICE_RUNS,
-        affinity=options.affinity,
-    )
     cells = plan(subjects, options, dims)
     feeds = {cell.slot: inputs(cell, None) for cell in cells if cell.error is None}
-    schedule = Schedule(cells, settings, lambda cell: feeds[cell.slot], baseline="itself")
+    schedule = Schedule(cells, settings_of(options, seed), lambda cell: feeds[cell.slot], baseline="itself")
     for _ in schedule.rounds(progress):
         pass
     return [_judged(path.stem, base, copy, level) for base, copy in schedule.pairs()]
