@@ -21,6 +21,7 @@ from kdbench.records.base import (
     read_text,
     slug,
 )
+from kdbench.records.compression import Quantize
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
     Augment,
@@ -30,7 +31,6 @@ from kdbench.records.recipe import (
     Distill,
     Loss,
     Network,
-    Quantize,
     Recipe,
     ScenarioName,
     Schedule,

@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 from kdbench.errors import UserError
 from kdbench.records.artifacts import Preprocessing
 from kdbench.records.base import Count, Name, NotNegative, Positive, Record, Versioned, parse
+from kdbench.records.compression import Quantize
 
 
 def _is_number(value: Any) -> bool:
@@ -203,16 +204,6 @@ class Distill(Record):
     cache: bool = True
     """Keep the teachers' answers where views of a sample come again and no loss reads features: see data.augment.views.
     """
-
-
-class Quantize(Record):
-    """Static int8, weights always signed and symmetric; the defaults are the fastest on x86 CPUs."""
-
-    activations: Literal["uint8", "int8"] = "uint8"
-    per_channel: bool = True
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
-    operators: tuple[str, ...] = ()
-    """Operators to quantize, such as Conv and MatMul; all that onnxruntime can where none is named."""
 
 
 ScenarioName = Literal["single_stream", "multi_stream", "server", "offline"]

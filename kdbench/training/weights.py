@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line, nearest
 from kdbench.losses.outputs import below
+from kdbench.pruning.changes import Change, replay
 from kdbench.records import Count, Preprocessing, Task, Versioned, from_json
 from kdbench.store import write_atomic
 from kdbench.teachers import architecture
@@ -56,6 +57,8 @@ class Trained(Versioned):
     """It was trained in."""
     processes: Count = 1
     """That trained it together; no part of the fingerprint, so that one process goes on from what several made."""
+    changes: tuple[Change, ...] = ()
+    """Of its structure since it was built: pruning, factorising."""
     bf16_speedup: float | None = None
     """How many times faster bf16 was, where the precision was chosen by a measurement."""
 
@@ -124,11 +127,18 @@ def model_of(path: Path, folder: Path | None = None) -> tuple[nn.Module, Trained
     )
     with torch.random.fork_rng():
         model = architecture(trained.source, wanted)
+        replay(model, trained.changes, example(trained), str(path))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise UserError(f"{path}: its tensors don't fit its model: {first_line(error, 200)}") from None
     return model.eval(), trained
+
+
+def example(trained: Trained) -> Tensor:
+    """Two samples that its model can take; what they are made of means nothing."""
+    dtype = torch.int64 if trained.input_dtype == "int64" else torch.float32
+    return torch.zeros(2, *trained.input_shape, dtype=dtype)
 
 
 def start_from(student: nn.Module, teacher: Callable[..., Any], layers: Mapping[str, str]) -> None:

@@ -1,0 +1,1 @@
+"""Smaller networks from trained ones: channels, blocks, single weights, ranks."""
