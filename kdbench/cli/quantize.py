@@ -87,7 +87,7 @@ def quantize(model: Path, pack: Path | None, out: Path, backend: str | None, dim
 
     \b
     kdbench quantize model.onnx --calibration pack.npz --out int8.onnx
-    kdbench quantize model.onnx --calibration pack.npz --method mse --exclude /head/Gemm --out int8.onnx
+    kdbench quantize model.onnx --calibration pack.npz --method mse --exclude head --out int8.onnx
     kdbench quantize model.onnx --calibration pack.npz --for tensorrt --out int8.onnx
     """
     from kdbench.cli.show import show_artifact
