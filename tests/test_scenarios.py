@@ -411,6 +411,18 @@ def test_latencies_are_compared_the_other_way_round():
     assert table.rows[1][2] == "1 ms"
 
 
+def test_sizes_stand_in_title_and_csv():
+    sized = {"dims": {"height": 8, "width": 4}}
+    _, _, made = under_load(
+        measurement("teacher", "0", "single_stream", streams(0.004), **sized),
+        measurement("student", "1", "single_stream", streams(0.001), **sized),
+    )
+    (table,) = scenario_tables(made)
+    assert table.title == "single stream: cpu, 1 thread, height=8 width=4, against teacher"
+    assert made.scenarios[1].speedup == pytest.approx(4.0)
+    assert to_csv(made.scenarios, COLUMNS).splitlines()[2].endswith(",height=8 width=4")
+
+
 def test_what_loadgen_calls_invalid_is_flagged():
     few = tuple(
         LoadTest(round=number, queries=63, valid=False, reasons=("Only processed 63 queries.",)) for number in range(5)
@@ -443,7 +455,7 @@ def test_scenarios_have_files_of_their_own(tmp_path):
     header, line = (tmp_path / "scenarios.csv").read_text().splitlines()
     assert header == (
         "rung,parent,backend,precision,scenario,batch,threads,sessions,bound_s,score,latency_s,rate_per_s,speedup,"
-        "speedup_low,speedup_high,queries,processes,flags,error"
+        "speedup_low,speedup_high,queries,processes,flags,error,dims"
     )
     assert line.startswith("teacher,,cpu,fp32,server,1,1,1,0.01,0.75,")
     assert to_csv(made.scenarios, COLUMNS).splitlines()[1] == line

@@ -31,7 +31,7 @@ SHORT = " By MLPerf's loadgen, in shorter runs than MLPerf's rules ask for: no M
 
 
 def scenario_tables(ladder: Ladder) -> list[TextTable]:
-    """A table for each scenario, backend, thread count, batch and number of sessions.
+    """A table for each scenario, backend, thread count, batch, sizes and number of sessions.
 
     Those of which no cell has a number, all for the same reason, are left to `unmeasured_loads`.
     """
@@ -72,8 +72,8 @@ def _title(row: ScenarioRow, baseline: str) -> str:
     batch = {"single_stream": "", "server": f", batch up to {row.batch}"}.get(row.scenario, f", batch {row.batch}")
     sessions = f", {row.sessions} sessions" if row.sessions > 1 else ""
     threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
-    name = row.scenario.replace("_", " ")
-    return f"{name}{bound}: {row.backend}, {threads}{sessions}{batch}, against {baseline}"
+    name, sizes = row.scenario.replace("_", " "), f", {row.dims}" if row.dims else ""
+    return f"{name}{bound}: {row.backend}, {threads}{sessions}{batch}{sizes}, against {baseline}"
 
 
 def _legend(rows: list[ScenarioRow]) -> str:
