@@ -160,7 +160,7 @@ def bench(
     from kdbench.cli.show import remark, show_report, show_self_test
 
     if self_test:
-        useless = ("baseline", "pack", "out", "publish", "strict", "scenarios", "bound", "sessions", "inputs")
+        useless = ("baseline", "pack", "out", "publish", "strict", "scenarios", "bound", "sessions")
         for name in (*useless, "price", "reference"):
             if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--self-test has no use for --{name}", ctx)
@@ -177,6 +177,7 @@ def bench(
                 precision=precision,
                 affinity=affinity,
                 dims=dims,
+                inputs=inputs,
                 progress=progress,
             )
         show_self_test(found)
