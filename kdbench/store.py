@@ -59,6 +59,12 @@ def part_of(path: Path, kind: str = "") -> Path:
     return path.with_name(f".kdbench-{path.name}{kind}.{os.getpid()}.part")
 
 
+def whole_name(path: Path) -> Path:
+    """Where a file that is being made will lie when it is done, for messages; any other path as it is."""
+    found = re.fullmatch(r"\.kdbench-(.+?)(?:-unproven)?\.\d+\.part", path.name)
+    return path.with_name(found[1]) if found else path
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Writes a whole file or nothing: a reader never sees a part of it, also after a kill or a power cut."""
     with _atomic(path) as file:

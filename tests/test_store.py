@@ -44,6 +44,13 @@ def test_pickled_objects_are_refused(tmp_path):
         store.read_npz(tmp_path / "evil.npz")
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "v1.2-unproven.onnx", "a b.onnx"])
+def test_a_file_that_is_being_made_is_called_what_it_will_be(tmp_path, name):
+    for kind in ("", "-unproven"):
+        assert store.whole_name(store.part_of(tmp_path / name, kind)) == tmp_path / name
+    assert store.whole_name(tmp_path / name) == tmp_path / name
+
+
 def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")
