@@ -20,7 +20,17 @@ from numpy.typing import NDArray
 
 from kdbench import archive
 from kdbench.errors import UserError, first_line, nearest
-from kdbench.records import Artifact, Comparison, RawFile, Recipe, ResultFile, from_json, read_text, recipe_from_toml
+from kdbench.records import (
+    Artifact,
+    Comparison,
+    RawFile,
+    Recipe,
+    ResultFile,
+    from_json,
+    placeless,
+    read_text,
+    recipe_from_toml,
+)
 
 Arrays = dict[str, NDArray[Any]]
 Raw = TypeVar("Raw", ResultFile, Comparison)
@@ -306,10 +316,10 @@ def remove_results(path: Path) -> None:
 
 
 def save_returned(results: Path, out: Path) -> Path:
-    """Writes a result file and its raw arrays as one file `out`, which is read like the two."""
+    """Writes a result file and its raw arrays as one file `out`, which is read like the two; without absolute paths."""
     result, _ = load_result(results)
-    raw = result.raw.file
-    write_archive(out, {RESULTS_FILE: results.read_bytes(), raw: results.with_name(raw)})
+    raw, text = result.raw.file, placeless(ResultFile, result).to_json()
+    write_archive(out, {RESULTS_FILE: text.encode(), raw: results.with_name(raw)})
     return out
 
 
@@ -391,7 +401,7 @@ def _may_be_result(path: Path) -> bool:
 
 
 def publish(path: Path, results_folder: Path | None = None) -> Path:
-    """Copies a run's result pair to `results/<machine>/<date>-<name>.json`; its path.
+    """Copies a run's result pair to `results/<machine>/<date>-<name>.json`, without absolute paths; its path.
 
     Never overwrites an earlier one; results that are published already stay where they are.
     """
@@ -409,5 +419,6 @@ def publish(path: Path, results_folder: Path | None = None) -> Path:
         stem = f"{day}-{result.name}-{number}"
     raw = result.raw.model_copy(update={"file": f"{stem}.npz"})
     write_atomic(folder / raw.file, _raw_content(path, result.raw))
-    write_atomic(folder / f"{stem}.json", result.model_copy(update={"raw": raw}).to_json())
+    published = placeless(ResultFile, result.model_copy(update={"raw": raw}))
+    write_atomic(folder / f"{stem}.json", published.to_json())
     return folder / f"{stem}.json"

@@ -1,5 +1,6 @@
 """Writes are whole or absent, archives are safe to read, results fit their raw values."""
 
+import json
 import subprocess
 import sys
 import time
@@ -9,7 +10,9 @@ import pytest
 
 from kdbench import store
 from kdbench.errors import UserError
+from kdbench.records import recipe_from_toml
 from tests.conftest import environment
+from tests.test_report import arrays, artifact, cell, result
 
 
 def test_equal_arrays_give_equal_bytes():
@@ -129,6 +132,47 @@ def test_published_results_are_never_overwritten(tiny_run, tmp_path):
     assert second.name == first.name.replace(".json", "-2.json")
     for path in (first, second):
         assert set(store.load_result(path)[1]) == set(arrays)
+
+
+PLACES = ("/home/someone", "~/someone", "C:\\\\Users\\\\someone", "file:///home/someone")
+
+
+def test_no_absolute_path_is_published(tmp_path):
+    text = f"""
+        name = "mine"
+        description = "either/or, as /home/page has it"
+        data = {{ source = "arrays", options = {{ path = "{PLACES[0]}/some where/x.npz", classes = ["/", "b"] }} }}
+        student = {{ model = "mine.py:net", training = {{ epochs = 1, learning_rate = 1.0 }} }}
+        distill = {{ losses = {{ kd = 1.0 }} }}
+        bench = {{ options = {{ openvino = {{ cache_dir = "{PLACES[1]}/cache" }} }} }}
+        [[teacher]]
+        model = "{PLACES[2]}\\\\net.onnx"
+        [[teacher]]
+        model = "{PLACES[3]}/net.onnx"
+    """
+    failed = cell("student", None, error="student: [Errno 2] '/home/someone/deep/net.so' and/or https://a.b/c/d")
+    passed = {"load_config": '{"CPU":{"CACHE_DIR":"/home/someone/cache"}}', "device_id": "0"}
+    made = result(
+        recipe=recipe_from_toml(text, "mine"),
+        artifacts=(artifact("teacher", options={"weights": "/home/someone/a.pth"}), artifact("student", "teacher")),
+        measurements=(cell("teacher", "0", provider_options=passed), failed),
+    )
+    store.save_results(tmp_path / "results.json", made, arrays())
+    path = store.publish(tmp_path / "results.json", tmp_path / "results")
+    assert "someone" not in path.read_text()
+    found, _ = store.load_result(path)
+    assert found.recipe.description == "either/or, as /home/page has it"
+    assert found.recipe.data.options == {"path": "x.npz", "classes": ["/", "b"]}
+    assert [teacher.model for teacher in found.recipe.teachers] == ["net.onnx", "net.onnx"]
+    assert found.measurements[1].error == "student: [Errno 2] 'net.so' and/or https://a.b/c/d"
+    assert json.loads(found.measurements[0].provider_options["load_config"]) == {"CPU": {"CACHE_DIR": "cache"}}
+    assert "someone" in (tmp_path / "results.json").read_text()  # at home it may stay
+
+
+def test_what_has_no_path_is_published_as_it_is(tiny_run, tmp_path):
+    found, _ = store.load_result(store.publish(tiny_run / "results.json", tmp_path))
+    measured, _ = store.load_result(tiny_run / "results.json")
+    assert found.model_copy(update={"raw": measured.raw}) == measured
 
 
 def test_results_with_other_raw_values_are_refused(tiny_run, tmp_path):

@@ -190,7 +190,7 @@ class Loads:
         model = cell.subject.model
         file = cell.backend.file(model)
         if identity(file) != self._files[file]:
-            raise WorkerError(f"{file} was changed while it was measured: bench again", alive=True)
+            raise WorkerError(f"{file.name} was changed while it was measured: bench again", alive=True)
         samples = self.libraries(cell)
         record.versions = worker.hello()
         load_s = worker.load(model, first=samples.batch(cell.batch) if worker.backend.row.builds else None)
