@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kdbench import __version__
-from kdbench.backends.available import rivals, survey
+from kdbench.backends.available import rivals
 from kdbench.benchmark.cells import Cell, Subject, inputs, plan, reference_cell
 from kdbench.benchmark.loads import Load, library, plan_loads
 from kdbench.benchmark.scenarios import Loads
@@ -18,6 +18,7 @@ from kdbench.data.sizes import Sizes, Sweep
 from kdbench.errors import UserError
 from kdbench.evaluation import judge
 from kdbench.machine import describe
+from kdbench.pipeline.keeping import same_results
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.proofs.precision import Reference, reference
 from kdbench.proofs.prove import compared_inputs, prove
@@ -28,7 +29,6 @@ from kdbench.store import (
     PARTIAL_FILE,
     RESULTS_FILE,
     Arrays,
-    load_result,
     prepare_folder,
     remove_results,
     save_results,
@@ -98,8 +98,8 @@ def measured(
         artifacts=tuple(subject.artifact for subject in subjects),
         raw=RawFile(file="", sha256=""),
     )
-    if keep and (earlier := _same_results(path, result, cells, loads)):
-        return _report(path, *earlier)
+    if keep and (earlier := same_results(path, result, cells, loads)):
+        return _read_again(path, *earlier, result)
     schedule = _loads(loads, settings, pack) if loads else _schedule(cells, settings, pack, baseline)
     evaluations, answers = _evaluations(subjects, cells, pack, progress)
 
@@ -203,50 +203,12 @@ def _evaluations(
     return evaluations, arrays
 
 
-def _same_results(
-    path: Path, wanted: ResultFile, cells: Sequence[Cell], loads: Sequence[Load]
-) -> tuple[ResultFile, Arrays] | None:
-    """The results in the folder, if they are complete and of the same files, cells, settings and machine."""
-    if not path.is_file():
-        return None
-    try:
-        found, arrays = load_result(path)
-    except UserError:
-        return None
-    facts = {"kdbench", "name", "machine", "recipe", "baseline", "settings", "inputs", "inputs_sha256"}
-    same = found.complete and found.model_dump(include=facts) == wanted.model_dump(include=facts)
-    measured = [
-        (
-            m.artifact_sha256,
-            m.backend,
-            m.provider_options,
-            m.threads,
-            m.batch,
-            m.dims,
-            m.versions if "@" in m.backend else {},
-        )
-        for m in found.scenarios or found.measurements
-    ]
-    planned = [
-        (
-            c.subject.artifact.sha256,
-            str(c.backend),
-            c.backend.options(c.threads),
-            c.threads,
-            c.batch,
-            c.dims,
-            _elsewhere(c),
-        )
-        for c in [load.cell for load in loads] or cells
-    ]
-    under = [(m.scenario, m.sessions, m.bound_s) for m in found.scenarios]
-    same = same and under == [(load.scenario, load.sessions, load.bound_s) for load in loads]
-    return (found, arrays) if same and measured == planned else None
-
-
-def _elsewhere(cell: Cell) -> dict[str, str]:
-    """Versions in another environment under whose interpreter the cell runs: the machine's own are not these."""
-    return survey(cell.backend.python).versions if cell.backend.python and not cell.error else {}
+def _read_again(path: Path, found: ResultFile, arrays: Arrays, wanted: ResultFile) -> Report:
+    """The report of what was measured before, by what is `wanted` of its tables."""
+    changed = {"settings": wanted.settings, "recipe": wanted.recipe}
+    if changed != {name: getattr(found, name) for name in changed}:
+        found = save_results(path, found.model_copy(update=changed), arrays)
+    return _report(path, found, arrays)
 
 
 def _report(path: Path, result: ResultFile, arrays: Arrays) -> Report:
