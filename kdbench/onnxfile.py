@@ -158,10 +158,10 @@ def count_parameters(model: "onnx.ModelProto") -> int:
     return total
 
 
-def count_macs(model: "onnx.ModelProto") -> int | None:
+def count_macs(model: "onnx.ModelProto", sizes: Mapping[str, int] | None = None) -> int | None:
     """Multiply-accumulates of one sample in convolutions, matrix products and recurrent nodes.
 
-    None where a shape can't be inferred, or where an operator does such work in a way that is not counted here.
+    `sizes` are those of symbolic dimensions. None where a shape can't be inferred, or where an operator does such work in a way that is not counted here.
     """
     import onnx
 
@@ -175,6 +175,9 @@ def count_macs(model: "onnx.ModelProto") -> int | None:
         dims = value.type.tensor_type.shape.dim
         if dims and not dims[0].dim_value:
             dims[0].dim_value = 1
+        for dim in dims:
+            if dim.dim_param in (sizes or {}):
+                dim.dim_value = (sizes or {})[dim.dim_param]
     del fixed.graph.value_info[:]
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")

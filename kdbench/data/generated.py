@@ -22,6 +22,19 @@ def batch_size(inputs: Sequence[TensorSpec]) -> int | None:
     return fixed[0] if fixed and len(fixed) == len(sizes) else None
 
 
+def shared_inputs(inputs: Sequence[TensorSpec]) -> set[str]:
+    """Names of inputs whose first dimension is not the batch: all samples share them."""
+    fixed = batch_size(inputs)
+    found = {
+        spec.name
+        for spec in inputs
+        if not spec.shape
+        or (isinstance(spec.shape[0], int) and spec.shape[0] != fixed)
+        or (isinstance(spec.shape[0], str) and why_not_a_size(inputs, spec.shape[0]) is None)
+    }
+    return found if len(found) < len(inputs) else set()
+
+
 def why_not_a_size(inputs: Sequence[TensorSpec], name: str) -> str | None:
     """Why the dimension `name` can't be given a size, or None where it can: a first dimension is the batch, unless
     another one, further back, has its name."""

@@ -14,15 +14,13 @@ from kdbench.benchmark.scenarios import Loads
 from kdbench.benchmark.schedule import Schedule, settings_of
 from kdbench.data.generated import described, hint
 from kdbench.data.pack import EvalPack
-from kdbench.data.sizes import Sizes, Sweep
+from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
-from kdbench.evaluation import judge
 from kdbench.machine import describe
+from kdbench.pipeline.judging import judged
 from kdbench.pipeline.keeping import same_results
 from kdbench.progress import Progress, silent, unsaid
-from kdbench.proofs.precision import Reference, reference
-from kdbench.proofs.prove import compared_inputs, prove
-from kdbench.records import Bench, BenchSettings, Evaluation, RawFile, Recipe, ResultFile
+from kdbench.records import Bench, BenchSettings, RawFile, Recipe, ResultFile
 from kdbench.report.files import save_report
 from kdbench.report.table import Ladder, ladder
 from kdbench.store import (
@@ -101,7 +99,7 @@ def measured(
     if keep and (earlier := same_results(path, result, cells, loads)):
         return _read_again(path, *earlier, result)
     schedule = _loads(loads, settings, pack) if loads else _schedule(cells, settings, pack, baseline)
-    evaluations, answers = _evaluations(subjects, cells, pack, progress)
+    evaluations, answers = judged(subjects, cells, [load.cell for load in loads] or cells, pack, progress)
 
     def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
         measurements, raw = schedule.records()
@@ -162,45 +160,6 @@ def _without_paths(recipe: Recipe, cells: Sequence[Cell]) -> Recipe:
     labels = tuple(dict.fromkeys(cell.backend.label for cell in cells))
     changed = labels if any(cell.backend.python for cell in cells) else recipe.bench.backends
     return recipe.model_copy(update={"bench": recipe.bench.model_copy(update={"backends": changed})})
-
-
-def _evaluations(
-    subjects: Sequence[Subject],
-    cells: Sequence[Cell],
-    pack: EvalPack | None,
-    progress: Progress,
-) -> tuple[list[Evaluation], Arrays]:
-    """Every subject's answers through each backend and thread count of which a cell can run, proven.
-
-    Of several sizes, the proof is of the first that can run.
-    """
-    batch = max(cell.batch for cell in cells)
-    wanted = list(dict.fromkeys((c.subject.artifact.rung, c.backend, c.threads) for c in cells if c.error is None))
-    dims: dict[str, Sizes] = {}
-    for cell in cells:
-        if cell.error is None:
-            dims.setdefault(cell.subject.artifact.rung, cell.dims)
-    by_rung = {subject.artifact.rung: subject for subject in subjects}
-    evaluations: list[Evaluation] = []
-    arrays = Arrays()
-    expected: dict[str, tuple[Arrays, Reference | None]] = {}
-    for number, (rung, backend, threads) in enumerate(wanted):
-        progress("evaluate", number, len(wanted))
-        subject = by_rung[rung]
-        record, predicted = judge(subject.artifact, subject.model, pack, batch, backend, threads)
-        if pack is not None and predicted is not None:
-            arrays[f"predictions.{number}"] = predicted.astype("int32")
-            if pack.y_test is not None:
-                arrays["labels"] = pack.y_test.astype("int32")
-            record = record.model_copy(update={"raw": str(number)})
-        if record.error is None:
-            if rung not in expected:
-                feed = compared_inputs(subject.artifact, pack, dims[rung])
-                expected[rung] = feed, reference(subject.artifact, subject.model, feed)
-            record = prove(record, backend, subject.artifact, subject.model, *expected[rung])
-        evaluations.append(record)
-    progress("evaluate", len(wanted), len(wanted))
-    return evaluations, arrays
 
 
 def _read_again(path: Path, found: ResultFile, arrays: Arrays, wanted: ResultFile) -> Report:

@@ -6,7 +6,7 @@ of the same model with its layers' operands rounded to each precision (`rounding
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker, WorkerError
-from kdbench.data.generated import batch_size
+from kdbench.data.generated import batch_size, shared_inputs
 from kdbench.onnxfile import load_model
 from kdbench.proofs.rounding import PRECISIONS, SIGNIFICAND_BITS, rounded
 from kdbench.records import Artifact
@@ -52,6 +52,9 @@ class Error:
     largest: float
 
 
+Outputs = Sequence[NDArray[Any] | None]
+"""In the file's order; None for one that can't be told apart by sample."""
+
 Bands = Mapping[str, tuple[float, float]]
 """RMS errors by precision, from least to most: rounding the operands of layers only, and all tensors."""
 
@@ -60,7 +63,7 @@ Bands = Mapping[str, tuple[float, float]]
 class Reference:
     """What a model should answer, and how far off the rounded ones are."""
 
-    outputs: list[NDArray[Any]]
+    outputs: "Outputs"
     bands: Bands
     """Of an fp32 model, without those that can't be told."""
 
@@ -116,21 +119,43 @@ def _fp32_band(noise: float | None, bands: Bands) -> dict[str, tuple[float, floa
     return {"fp32": (least, max(least, min(noise, WIDEST_FP32 * bands[finest][0])))}
 
 
-def answers(worker: Worker, artifact: Artifact, feed: Arrays) -> list[NDArray[Any]]:
-    """Outputs of a loaded model, in the batches that it takes."""
-    samples = len(next(iter(feed.values())))
-    batch = batch_size(artifact.inputs) or samples
-    parts = [
-        list(worker.predict({name: values[start : start + batch] for name, values in feed.items()}).values())
-        for start in range(0, samples, batch)
+def sample_count(artifact: Artifact, feed: Arrays) -> int:
+    """How many samples a feed has."""
+    shared = shared_inputs(artifact.inputs)
+    return next((len(values) for name, values in feed.items() if name not in shared), 1)
+
+
+def in_batches(artifact: Artifact, feed: Arrays, batch: int) -> Iterator[Arrays]:
+    """The samples of a feed in whole batches, of which the last is filled up with the first samples."""
+    shared, samples = shared_inputs(artifact.inputs), sample_count(artifact, feed)
+    rows = np.arange(math.ceil(samples / batch) * batch) % samples
+    for start in range(0, len(rows), batch):
+        own = rows[start : start + batch]
+        yield {name: values if name in shared else values[own] for name, values in feed.items()}
+
+
+def answers(worker: Worker, artifact: Artifact, feed: Arrays, batch: int | None = None) -> Outputs:
+    """Outputs of a loaded model for all samples, in batches of `batch` or all at once; in those of its own if it has a
+    fixed one."""
+    samples = sample_count(artifact, feed)
+    batch = batch_size(artifact.inputs) or batch or samples
+    parts = [list(worker.predict(part).values()) for part in in_batches(artifact, feed, batch)]
+    if batch == samples:
+        return parts[0]
+    return [
+        np.concatenate([part[number] for part in parts])[:samples]
+        if all(part[number].ndim and len(part[number]) == batch for part in parts)
+        else None
+        for number in range(len(parts[0]))
     ]
-    return [np.concatenate([np.atleast_1d(part[number]) for part in parts]) for number in range(len(parts[0]))]
 
 
-def error(outputs: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> Error | None:
+def error(outputs: Outputs, expected: Outputs) -> Error | None:
     """Of the outputs that are numbers; None where none of them is, or the expected ones are not finite."""
     found = []
     for ours, theirs in zip(outputs, expected, strict=True):
+        if ours is None or theirs is None:
+            continue
         if not np.issubdtype(theirs.dtype, np.floating) or not np.isfinite(theirs).all() or not theirs.any():
             continue
         a, b = ours.astype(np.float64), theirs.astype(np.float64)
