@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from onnxruntime.quantization import QuantFormat
 
 from kdbench import bench
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
 from kdbench.data.generated import generate, shared_inputs
 from kdbench.onnxfile import count_macs, inspect
+from kdbench.proofs.dequantizing import dequantized
 from kdbench.proofs.precision import Error, Reference, answers, error, implied, reference, samples_of
 from kdbench.proofs.prove import Sized, compared_inputs, prove
 from kdbench.proofs.rounding import PRECISIONS, rounded
@@ -239,6 +241,50 @@ def test_outputs_are_compared(tmp_path):
     assert "more than int8 would" in broken_claims(artifact("t"), cell("t", None), found, None)[0]
 
 
+@pytest.mark.parametrize(("layers", "seed"), [(2, 0), (6, 1)])
+def test_an_int8_file_is_told_from_its_weights_in_float(tmp_path, layers, seed):
+    path = models.int8(models.cnn(tmp_path / "m.onnx", layers=layers, seed=seed), tmp_path / "int8.onnx")
+    feed, copy = {"x": models.images(16, seed)}, dequantized(onnx.load(path))
+    known = inspect(path)
+    expected = reference(known, path, feed)
+    assert set(expected.bands) == {"fp32", *PRECISIONS}
+    onnx.save(copy, tmp_path / "float.onnx")
+    onnx.save(rounded(copy, "bf16"), tmp_path / "bf16.onnx")
+    told = {}
+    with Worker(pick_backend("cpu"), 1) as worker:
+        for name, file, plain in (
+            ("int8 kernels", path, False),
+            ("int8 emulated", path, True),
+            ("fp32", tmp_path / "float.onnx", False),
+            ("bf16", tmp_path / "bf16.onnx", True),
+        ):
+            worker.load(file, plain=plain)
+            told[name] = implied(error(answers(worker, known, feed), expected.outputs).rms, expected.bands)
+    assert "int8" in told["int8 kernels"]
+    assert "int8" in told["int8 emulated"]
+    assert told["fp32"] == ("fp32",)
+    assert "bf16" in told["bf16"]
+
+
+def test_activations_that_are_not_rounded_keep_their_range(tmp_path):
+    """The quantizer drops a Relu where the range of its output does the same."""
+    fp32 = models.cnn(tmp_path / "m.onnx")
+    int8 = onnx.load(models.int8(fp32, tmp_path / "int8.onnx"))
+    assert "Relu" not in {node.op_type for node in int8.graph.node}
+    copy, feed = dequantized(int8), {"x": models.images(8)}
+    assert "QuantizeLinear" not in {node.op_type for node in copy.graph.node}
+    found = run_plain(copy, tmp_path / "float.onnx", feed)
+    assert error(found, run_plain(onnx.load(fp32), tmp_path / "again.onnx", feed)).rms < 0.05
+
+
+def test_what_has_no_activations_to_leave_unrounded(tmp_path):
+    assert dequantized(onnx.load(models.cnn(tmp_path / "m.onnx"))) is None
+    operators = models.int8(tmp_path / "m.onnx", tmp_path / "q.onnx", quant_format=QuantFormat.QOperator)
+    assert dequantized(onnx.load(operators)) is None
+    known = inspect(operators)
+    assert reference(known, operators, {"x": models.images(4)}).bands == {}
+
+
 # --- of each batch and size ------------------------------------------------------------------------------------------
 
 
@@ -293,7 +339,7 @@ def test_a_batch_that_the_backend_refuses_costs_its_own_proof(tmp_path):
 def test_samples_of_a_larger_size_are_fewer(tmp_path):
     model = onnx.load(free_cnn(tmp_path / "m.onnx"))
     assert count_macs(model) is None
-    small, large = (count_macs(model, {"height": size, "width": size}) for size in (16, 1024))
+    small, large = (count_macs(model, {"height": size, "width": size}) for size in (16, 512))
     assert small == inspect(models.cnn(tmp_path / "fixed.onnx")).macs
     assert samples_of(artifact("m", macs=small)) > samples_of(artifact("m", macs=large)) == 5
 
@@ -353,6 +399,7 @@ def test_claims_that_hold_are_not_flagged():
         ({"rms_error": 3e-4}, "“fp32” ran as tf32 or fp16: outputs differ by 0.03 % from the fp32 CPU reference"),
         ({"precision": "fp16"}, "“fp16” ran as fp32: outputs differ by 1e-05 % from the fp32 CPU reference"),
         ({"m": cell("teacher", "0", backend="openvino:bf16@py")}, "“bf16” ran as fp32: outputs differ by 1e-05 %"),
+        ({"m": cell("teacher", "0", "int8", backend="openvino:bf16")}, "“int8” ran as fp32: outputs differ by 1e-05 %"),
         ({"rms_error": None}, "outputs are NaN or infinite where those of the fp32 reference are not"),
         ({"rms_error": None, "bands": {}}, "outputs are NaN or infinite"),
         ({"threads_used": 1.9}, "1.9 threads computed, 1 asked for: the backend has a pool of its own"),

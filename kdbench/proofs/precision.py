@@ -1,7 +1,8 @@
 """In which precision a backend computes, whatever it was asked for: told from how far its outputs are off.
 
-The reference is the same file on onnxruntime's CPU provider in fp32, without any optimization. The bands are the errors
-of the same model with its layers' operands rounded to each precision (`rounding`), on the same samples.
+The reference is the same file on onnxruntime's CPU provider in fp32, without any optimization; of an int8 file, its
+weights with activations that are not rounded. The bands are the errors of the same model with its layers' operands
+rounded to each precision (`rounding`), on the same samples.
 """
 
 import math
@@ -18,6 +19,7 @@ from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.data.generated import batch_size, shared_inputs
 from kdbench.onnxfile import load_model
+from kdbench.proofs.dequantizing import dequantized
 from kdbench.proofs.rounding import PRECISIONS, SIGNIFICAND_BITS, rounded
 from kdbench.records import Artifact
 from kdbench.store import Arrays
@@ -65,7 +67,7 @@ class Reference:
 
     outputs: "Outputs"
     bands: Bands
-    """Of an fp32 model, without those that can't be told."""
+    """Of an fp32 or int8 model, without those that can't be told."""
 
 
 def samples_of(artifact: Artifact) -> int:
@@ -75,36 +77,53 @@ def samples_of(artifact: Artifact) -> int:
 
 
 def reference(artifact: Artifact, model: Path, feed: Arrays) -> Reference | None:
-    """The model's answers to all samples (first axis of each input), and its bands; None where the CPU can't tell."""
-    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(pick_backend("cpu"), threads=1) as worker:
-        try:
-            worker.load(model, plain=True)
-            outputs = answers(worker, artifact, feed)
-        except WorkerError:
-            return None
-        if artifact.precision != "fp32" or artifact.size_bytes > LARGEST_BYTES:
-            return Reference(outputs, {})
-        graph, path = load_model(model), Path(scratch, "rounded.onnx")
+    """The model's answers to all samples (first axis of each input), and its bands; None where the CPU can't tell.
 
-        def off(copy: "onnx.ModelProto | None") -> float | None:
-            """How far the answers of a copy are off; of the model's own, optimized, without one."""
-            if copy is not None:
-                path.write_bytes(copy.SerializeToString())
+    Of an int8 file they are those of its weights with activations that are not rounded (`dequantized`), where it has
+    such: its own error against these is the band of int8.
+    """
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(pick_backend("cpu"), threads=1) as worker:
+
+        def run(path: Path, plain: bool = True) -> Outputs:
+            worker.load(path, plain=plain)
+            return answers(worker, artifact, feed)
+
+        def off(path: Path, plain: bool = True) -> float | None:
+            """How far a model's answers are from the expected ones; None where it refuses."""
             try:
-                worker.load(path if copy is not None else model, plain=copy is not None)
-                found = error(answers(worker, artifact, feed), outputs)
+                found = error(run(path, plain), outputs)
             except WorkerError:
                 return None
             return found.rms if found is not None and math.isfinite(found.rms) else None
 
+        def copied(copy: "onnx.ModelProto", name: str) -> Path:
+            path = Path(scratch, name)
+            path.write_bytes(copy.SerializeToString())
+            return path
+
+        try:
+            outputs = run(model)
+            told = artifact.precision in ("fp32", "int8") and artifact.size_bytes <= LARGEST_BYTES
+            graph = load_model(model) if told else None
+            if graph is not None and artifact.precision == "int8" and (graph := dequantized(graph)) is not None:
+                outputs = run(copied(graph, "dequantized.onnx"))
+        except WorkerError:
+            return None
+        if graph is None:
+            return Reference(outputs, {})
         bands: dict[str, tuple[float, float]] = {}
-        for precision in PRECISIONS:
+        for precision in PRECISIONS if artifact.precision == "fp32" else SIGNIFICAND_BITS:
             ways = (False, True) if precision in SIGNIFICAND_BITS else (False,)
             copies = [rounded(graph, precision, everywhere) for everywhere in ways]
-            errors = [rms for copy in copies if copy is not None and (rms := off(copy)) is not None]
+            paths = [copied(copy, "rounded.onnx") for copy in copies if copy is not None]
+            errors = [rms for path in paths if (rms := off(path)) is not None]
             if errors:
                 bands[precision] = min(errors), max(errors)
-        return Reference(outputs, bands | _fp32_band(off(None), bands))
+        if artifact.precision == "int8":
+            if own := off(model):
+                bands["int8"] = own, own
+            model = Path(scratch, "dequantized.onnx")
+        return Reference(outputs, bands | _fp32_band(off(model, plain=False), bands))
 
 
 def _fp32_band(noise: float | None, bands: Bands) -> dict[str, tuple[float, float]]:

@@ -117,16 +117,20 @@ def _precision(m: Measurement, evaluation: Evaluation | None) -> str | None:
         return "outputs are NaN or infinite where those of the fp32 reference are not: don't use this backend for it"
     if not proof.bands:
         return None
+    against = "the CPU's with activations left in fp32" if m.precision == "int8" else "the fp32 CPU reference"
     names, off = _implied(proof), f"{100 * proof.rms_error:.2g} %"
     if not names:
-        return f"outputs differ by {off} from the fp32 CPU reference, more than int8 would: something else is computed"
+        return f"outputs differ by {off} from {against}, more than int8 would: something else is computed"
     if _asked(m) in names:
         return None
-    return f"“{_asked(m)}” ran as {' or '.join(names)}: outputs differ by {off} from the fp32 CPU reference"
+    return f"“{_asked(m)}” ran as {' or '.join(names)}: outputs differ by {off} from {against}"
 
 
 def _asked(m: Measurement) -> str:
-    """The precision asked for: that of the backend's name, as in `openvino:bf16`, else the model's own."""
+    """The precision asked for: int8 of an int8 model, whose other layers alone follow the backend's; else that of the
+    backend's name, as in `openvino:bf16`, or the model's own."""
+    if m.precision == "int8":
+        return "int8"
     return m.backend.partition("@")[0].partition(":")[2] or m.precision
 
 
