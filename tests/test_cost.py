@@ -26,7 +26,7 @@ from kdbench.report.markdown import to_markdown
 from kdbench.report.table import ladder
 from kdbench.report.terminal import WIDTH, print_ladder
 from kdbench.store import load_result
-from tests.test_report import ROUNDS, arrays, artifact, cell, result
+from tests.test_report import ROUNDS, arrays, artifact, cell, evaluation, result
 from tests.test_schedule import cells_of, measured, subject
 
 PLAIN = {
@@ -257,6 +257,24 @@ def test_a_cold_start_is_process_load_and_first_run():
     assert "device memory" not in table.header
     assert "cold start" not in text.details_table(ladder(result(), arrays())).header
     assert "load includes optimising" in to_markdown([found])
+
+
+@pytest.mark.parametrize(("optimized_load_s", "optimize_s"), [(0.01, 0.02), (0.04, 0.0), (None, None)])
+def test_optimizing_is_what_an_optimized_graph_loads_faster(optimized_load_s, optimize_s):
+    found = evaluation("teacher", "0", optimized_load_s=optimized_load_s)
+    made = ladder(result(evaluations=(found, evaluation("student", "1"))), arrays())
+    assert made.rows[0].optimize_s == (None if optimize_s is None else pytest.approx(optimize_s))
+    assert made.rows[1].optimize_s is None
+    assert ("optimize" in text.details_table(made).header) == (optimize_s is not None)
+
+
+def test_the_optimized_graph_is_loaded_by_itself(small_model, tmp_path):
+    report = pipeline.bench([small_model], budget_s=0.1, out=tmp_path / "out")
+    (found,) = report.ladder.result.evaluations
+    assert found.optimized_load_s > 0
+    (row,) = report.ladder.rows
+    assert row.optimize_s == max(0.0, row.load_s - found.optimized_load_s)
+    assert "“optimize” is how much less" in report.report.read_text()
 
 
 # --- energy -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,14 +66,17 @@ def prove(
 
     One has no proof where the backend refuses to tell.
     """
-    found: dict[str, Any] = {}
+    target, found = pick_backend(backend), dict[str, Any]()
     proofs: dict[int, Proof] = {}
     shares = dict.fromkeys(evaluation.placement, 1.0)
-    with contextlib.suppress(WorkerError), Worker(pick_backend(backend), evaluation.threads) as worker:
+    with (
+        contextlib.suppress(WorkerError),
+        tempfile.TemporaryDirectory(prefix="kdbench-") as scratch,
+        Worker(target, evaluation.threads) as worker,
+    ):
         cpus = worker.ask("hello")[0].get("affinity")
         found["affinity"] = None if cpus is None else tuple(cpus)
-        first = [_first(artifact, sized.feed, batch) for sized, batch in slots]
-        worker.load(model, first=first[0])
+        worker.load(model, first=_first(artifact, *slots[0]))
         for place, (sized, batch) in enumerate(slots):
             with _unless_dead():
                 proofs[place] = _compared(worker, artifact, sized, batch).model_copy(update={"time_share": shares})
@@ -81,8 +85,13 @@ def prove(
             for place, proof in proofs.items():
                 proofs[place] = proof.model_copy(update={"time_share": {}})
                 with _unless_dead():
-                    kernels = worker.profile(model, first[place], PROFILE_S, PROFILE_RUNS)["kernels"]
+                    kernels = worker.profile(model, _first(artifact, *slots[place]), PROFILE_S, PROFILE_RUNS)["kernels"]
                     proofs[place] = proof.model_copy(update={"time_share": _shares(kernels)})
+        if target.row.saves_optimized:
+            optimized = Path(scratch, "optimized.onnx")
+            worker.load(model, optimized=optimized)
+            with Worker(target, evaluation.threads) as fresh:
+                found["optimized_load_s"] = fresh.load(optimized, plain=True)
     return evaluation.model_copy(update={**found, "proofs": tuple(proofs.values())})
 
 
@@ -96,8 +105,8 @@ def _unless_dead() -> Iterator[None]:
             raise
 
 
-def _first(artifact: Artifact, feed: Arrays, batch: int) -> Arrays:
-    return next(in_batches(artifact, feed, batch_size(artifact.inputs) or batch))
+def _first(artifact: Artifact, sized: Sized, batch: int) -> Arrays:
+    return next(in_batches(artifact, sized.feed, batch_size(artifact.inputs) or batch))
 
 
 def _compared(worker: Worker, artifact: Artifact, sized: Sized, batch: int) -> Proof:

@@ -135,6 +135,9 @@ class Evaluation(Record):
     """Operators of the graph that runs, where the runtime tells."""
     affinity: tuple[int, ...] | None = None
     """CPUs that the process could run on; None where that can't be read."""
+    optimized_load_s: float | None = None
+    """Of the graph that runs, written down and opened again without optimizing it, in a process of its own; None where
+    the runtime doesn't write it."""
     proofs: tuple[Proof, ...] = ()
     """Of each batch and size that is timed; one is missing where the backend refuses to tell."""
     time_share: dict[str, float] = {}

@@ -13,7 +13,7 @@ from kdbench import stats
 from kdbench.data.sizes import written
 from kdbench.records import Artifact, BenchSettings, Measurement, ResultFile, ScenarioMeasurement
 from kdbench.report.claims import proven
-from kdbench.report.costs import costs
+from kdbench.report.costs import costs, optimize_s
 from kdbench.report.doubts import disturbances, doubts
 from kdbench.report.flags import flags
 from kdbench.report.scenarios import ScenarioRow, scenario_rows
@@ -103,6 +103,8 @@ class Row:
     """The most at a time, where the runtime tells."""
     energy_j: float | None = None
     """An inference, of all that runs on the CPU's packages and the GPU, idle power included."""
+    optimize_s: float | None = None
+    """Of the load, what it takes less where the graph is optimized already."""
 
     @property
     def cold_start_s(self) -> float | None:
@@ -199,7 +201,7 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         row = _referred(row, m, measurements, result.settings, arrays, level)
         row = _judged(row, answers, labels, result.baseline)
         against_parent = (parent_rung, _ratio(parent, m, arrays, level)) if parent else None
-        row = replace(row, **proven(artifact, m, evaluation, arrays))
+        row = replace(row, **proven(artifact, m, evaluation, arrays), optimize_s=optimize_s(row.load_s, evaluation))
         said = flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays), row.broken_claims)
         rows.append(replace(row, flags=(*said, *doubts(result, row, m, arrays), *around[m.backend, m.threads])))
     metric: Metric = "accuracy" if labels is None or labels.ndim == 1 else "f1"

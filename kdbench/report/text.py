@@ -227,6 +227,7 @@ def _marks(row: Row, notes: dict[str, int]) -> str:
 _COSTS: tuple[tuple[str, Callable[[Row], str], str | None], ...] = (
     ("cold start", lambda row: seconds(row.cold_start_s), "start_s"),
     ("load", lambda row: seconds(row.load_s), None),
+    ("optimize", lambda row: seconds(row.optimize_s), "optimize_s"),
     ("first run", lambda row: seconds(row.first_run_s), None),
     ("peak memory", lambda row: size(row.peak_memory_bytes), None),
     ("steady memory", lambda row: size(row.steady_memory_bytes), "steady_memory_bytes"),
