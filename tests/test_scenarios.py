@@ -279,6 +279,20 @@ def test_a_failure_in_the_middle_of_a_run_ends_it(tmp_path):
 
 
 @needs_loadgen
+def test_a_model_that_is_too_slow_for_the_budget_says_how_much_it_takes(tmp_path):
+    loads = [load(tmp_path, "multi_stream", rung=rung, latency_s=latency_s) for rung, latency_s in (("a", 0.0), ("b", 0.05))]
+    fast, slow = loaded(loads, budget_s=1.0)[0]
+    assert fast.error is None
+    assert fast.spent_s > 0
+    # One process of 662 queries, of eight samples and 0.05 s each, and ten times half of the budget for it.
+    assert slow.error.startswith("p99 takes 662 queries of 8 samples, in each of 1 processes: about 4 min, and its part")
+    assert "of --budget is 1 s: raise it to " in slow.error
+    assert slow.error.endswith(", or leave multi_stream out")
+    assert 53 <= int(slow.error.partition("raise it to ")[2].partition(",")[0]) < 70
+    assert slow.tests == ()
+
+
+@needs_loadgen
 @pytest.mark.parametrize("batch", ["batch", 3])
 def test_real_sessions_with_free_and_fixed_batches(batch, tmp_path):
     path = save_mlp(tmp_path / "m.onnx", batch=batch)
@@ -420,7 +434,20 @@ def test_sizes_stand_in_title_and_csv():
     (table,) = scenario_tables(made)
     assert table.title == "single stream: cpu, 1 thread, height=8 width=4, against teacher"
     assert made.scenarios[1].speedup == pytest.approx(4.0)
-    assert to_csv(made.scenarios, COLUMNS).splitlines()[2].endswith(",height=8 width=4")
+    assert to_csv(made.scenarios, COLUMNS).splitlines()[2].endswith(",height=8 width=4,")
+
+
+def test_a_table_that_took_longer_than_its_part_of_the_budget_says_so():
+    slow, quick = (
+        under_load(
+            measurement("teacher", "0", "single_stream", streams(0.004), spent_s=spent_s),
+            measurement("student", "1", "single_stream", streams(0.001), spent_s=spent_s),
+        )[2]
+        for spent_s in (60.0, 0.4)
+    )
+    (table,) = scenario_tables(slow)
+    assert "The runs took 2 min, their part of the budget was 1 s: fewer queries would tell nothing." in table.legend
+    assert "The runs took" not in scenario_tables(quick)[0].legend
 
 
 def test_what_loadgen_calls_invalid_is_flagged():
@@ -455,7 +482,7 @@ def test_scenarios_have_files_of_their_own(tmp_path):
     header, line = (tmp_path / "scenarios.csv").read_text().splitlines()
     assert header == (
         "rung,parent,backend,precision,scenario,batch,threads,sessions,bound_s,score,latency_s,rate_per_s,speedup,"
-        "speedup_low,speedup_high,queries,processes,flags,error,dims"
+        "speedup_low,speedup_high,queries,processes,flags,error,dims,spent_s"
     )
     assert line.startswith("teacher,,cpu,fp32,server,1,1,1,0.01,0.75,")
     assert to_csv(made.scenarios, COLUMNS).splitlines()[1] == line

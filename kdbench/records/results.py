@@ -98,6 +98,8 @@ class ScenarioMeasurement(Measurement):
     """Each with a thread and `threads` threads of its own."""
     bound_s: Positive | None = None
     """Of the server scenario's p99."""
+    spent_s: float | None = None
+    """In loadgen's runs, of all processes together; None in files from before that was written down."""
     tests: tuple[LoadTest, ...] = ()
 
 

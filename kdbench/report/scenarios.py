@@ -45,6 +45,8 @@ class ScenarioRow:
     error: str | None = None
     dims: str = ""
     """Sizes of symbolic dimensions, such as `height=32 width=32`."""
+    spent_s: float | None = None
+    """In loadgen's runs, of all processes together."""
 
 
 COLUMNS = tuple(field.name for field in fields(ScenarioRow))
@@ -115,6 +117,7 @@ def _row(
         flags=(*flags(result, artifact, met, evaluation, None, times), *_flags(m)),
         error=m.error,
         dims=written(m.dims),
+        spent_s=m.spent_s,
     )
 
 
