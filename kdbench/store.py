@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -135,37 +133,20 @@ def output_file(out: str | Path, *sources: Path) -> Path:
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Writes arrays compressed, equal arrays as equal bytes; returns the bytes."""
-    content = npz_bytes(arrays)
+    content = archive.npz_bytes(arrays)
     write_atomic(path, content)
     return content
-
-
-def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    named: dict[str, Any] = dict(arrays)
-    np.savez_compressed(buffer, **named)
-    return buffer.getvalue()
 
 
 def read_npz(path: Path) -> Arrays:
     """All arrays of the file; raises UserError where it is missing, damaged or holds pickled objects."""
     try:
         with path.open("rb") as file:  # numpy itself leaves a damaged file open
-            return _arrays_of(file, str(path))
+            return archive.arrays_of(file, str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: not a readable .npz archive ({first_line(error, 100)})") from None
-
-
-def _arrays_of(file: IO[bytes], where: str) -> Arrays:
-    try:
-        found = np.load(file, allow_pickle=False)
-        if not isinstance(found, np.lib.npyio.NpzFile):
-            raise UserError(f"{where}: a single array, not an .npz archive: save it with numpy.savez")
-        return {name: found[name] for name in found.files}
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{where}: not a readable .npz archive ({first_line(error, 100)})") from None
 
 
 def sha256(content: bytes) -> str:
@@ -290,7 +271,7 @@ def save_artifact(folder: Path, artifact: Artifact) -> Artifact:
 
 def save_results(path: Path, result: Raw, arrays: Arrays) -> Raw:
     """Writes the raw arrays under a name that holds their hash, then the JSON that names it: the pair always fits."""
-    content = npz_bytes(arrays)
+    content = archive.npz_bytes(arrays)
     digest = sha256(content)
     raw = path.with_name(f"{path.stem}.{digest[:8]}.npz")
     earlier = raw.exists()
@@ -356,7 +337,7 @@ def load_comparison(path: Path) -> tuple[Comparison, Arrays]:
 def _raw_arrays(path: Path, named: RawFile) -> Arrays:
     """The arrays beside the record at `path`, or in one file with it."""
     content, raw = _raw_content(path, named), path.with_name(Path(named.file).name)
-    arrays = _arrays_of(io.BytesIO(content), str(raw))
+    arrays = archive.arrays_of(io.BytesIO(content), str(raw))
     if sha256(content) != named.sha256:
         raise UserError(f"{raw}: not the file that {path.name} was written with (sha256 differs): restore both")
     return arrays

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from kdbench import store
+from kdbench import archive, store
 from kdbench.errors import UserError
 from kdbench.records import recipe_from_toml
 from tests.conftest import environment
@@ -17,9 +17,9 @@ from tests.test_report import arrays, artifact, cell, result
 
 def test_equal_arrays_give_equal_bytes():
     arrays = {"a": np.arange(5), "b": np.ones((2, 2))}
-    first = store.npz_bytes(arrays)
+    first = archive.npz_bytes(arrays)
     time.sleep(2.1)  # a zip's clock ticks every two seconds
-    assert store.npz_bytes(arrays) == first
+    assert archive.npz_bytes(arrays) == first
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not an archive", b"\x93NUMPY\x01\x00"])
@@ -31,7 +31,7 @@ def test_damaged_archives_are_user_errors(tmp_path, content):
 
 
 def test_an_archive_with_flipped_bytes_is_a_user_error(tmp_path):
-    good = store.npz_bytes({"a": np.random.default_rng(0).random(500), "b": np.arange(300)})
+    good = archive.npz_bytes({"a": np.random.default_rng(0).random(500), "b": np.arange(300)})
     path = tmp_path / "x.npz"
     for start in range(30, len(good) - 60, 97):
         content = bytearray(good)
@@ -180,7 +180,7 @@ def test_results_with_other_raw_values_are_refused(tiny_run, tmp_path):
     raw = path.with_suffix(".npz")
     arrays = store.read_npz(raw)
     arrays["latencies.0"] = arrays["latencies.0"] / 2
-    raw.write_bytes(store.npz_bytes(arrays))
+    raw.write_bytes(archive.npz_bytes(arrays))
     with pytest.raises(UserError, match="sha256 differs"):
         store.load_result(path)
 

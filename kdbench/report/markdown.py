@@ -6,6 +6,7 @@ from itertools import zip_longest
 
 import jinja2
 
+from kdbench.errors import printable
 from kdbench.records import Comparison, Recipe
 from kdbench.report.claims import proofs_in
 from kdbench.report.comparison import comparison_table
@@ -110,7 +111,7 @@ def template_environment() -> jinja2.Environment:
 
 def _cell(text: object) -> str:
     """Text that Markdown shows as it is, on one line."""
-    line = " ".join(str(text).split())
+    line = printable(" ".join(str(text).split()))
     for sign in "\\`*_|<>[]":
         line = line.replace(sign, "\\" + sign)
     return line
