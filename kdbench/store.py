@@ -18,17 +18,8 @@ from numpy.typing import NDArray
 
 from kdbench import archive
 from kdbench.errors import UserError, first_line, nearest
-from kdbench.records import (
-    Artifact,
-    Comparison,
-    RawFile,
-    Recipe,
-    ResultFile,
-    from_json,
-    placeless,
-    read_text,
-    recipe_from_toml,
-)
+from kdbench.records import Artifact, Comparison, RawFile, Recipe, ResultFile, recipe_from_toml
+from kdbench.records.base import from_json, placeless, read_text
 
 Arrays = dict[str, NDArray[Any]]
 Raw = TypeVar("Raw", ResultFile, Comparison)

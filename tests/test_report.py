@@ -23,7 +23,8 @@ from kdbench.report import text
 from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
 from kdbench.report.plot import save_plot
-from kdbench.report.table import COLUMNS, ladder
+from kdbench.report.rows import COLUMNS
+from kdbench.report.table import ladder
 from kdbench.store import save_results
 
 SPEC = (

@@ -70,24 +70,18 @@ def measured(
     by name: see `described`.
     """
     path = prepare_folder(out) / RESULTS_FILE
-    partial = out / PARTIAL_FILE
-    if given:
-        if pack is not None:
-            raise UserError(f"--input: for generated inputs, and {pack.name} has samples: leave it out")
-        artifacts = described([subject.artifact for subject in subjects], given)
-        subjects = [replace(subject, artifact=artifact) for subject, artifact in zip(subjects, artifacts, strict=True)]
+    subjects = _described(subjects, given or {}, pack)
     cells = plan(subjects, options, dims, pack)
     for remark in rivals(cell.backend for cell in cells):
         say(remark)
     loads = plan_loads(cells, options) if options.scenarios else []
     settings = settings_of(options, seed).model_copy(update={"reference": reference_cell(cells, options)})
-    machine = describe()
-    result = ResultFile(
+    empty = ResultFile(
         kdbench=__version__,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         name=name,
         complete=False,
-        machine=machine,
+        machine=describe(),
         recipe=recipe and _without_paths(recipe, cells),
         baseline=baseline,
         settings=settings,
@@ -96,25 +90,37 @@ def measured(
         artifacts=tuple(subject.artifact for subject in subjects),
         raw=RawFile(file="", sha256=""),
     )
-    if keep and (earlier := same_results(path, result, cells, loads)):
-        return _read_again(path, *earlier, result)
+    if keep and (earlier := same_results(path, empty, cells, loads)):
+        return _read_again(path, *earlier, empty)
     schedule = _loads(loads, settings, pack) if loads else _schedule(cells, settings, pack, baseline)
     evaluations, answers = judged(subjects, cells, [load.cell for load in loads] or cells, pack, progress)
+    empty = empty.model_copy(update={"evaluations": tuple(evaluations)})
+    whole = _measure(schedule, empty, answers, path, progress)
+    with _saying(lambda: f"the measurement is whole: 'kdbench report {path}' shows it"):
+        return _report(path, *whole)
+
+
+def _described(subjects: Sequence[Subject], given: Mapping[str, str], pack: EvalPack | None) -> list[Subject]:
+    """The subjects with inputs as they are `given`."""
+    if given and pack is not None:
+        raise UserError(f"--input: for generated inputs, and {pack.name} has samples: leave it out")
+    artifacts = described([subject.artifact for subject in subjects], given)
+    return [replace(subject, artifact=artifact) for subject, artifact in zip(subjects, artifacts, strict=True)]
+
+
+def _measure(
+    schedule: Schedule | Loads, empty: ResultFile, answers: Arrays, path: Path, progress: Progress
+) -> tuple[ResultFile, Arrays]:
+    """Measures round by round; what is known after each lies beside `path`, and in the end there.
+
+    What was measured before an interruption, or before a disk was full, stays.
+    """
+    partial, rounds = path.with_name(PARTIAL_FILE), 0
 
     def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
-        measurements, raw = schedule.records()
-        if pack is None:
-            fed = {subject.artifact.rung: subject.artifact.inputs for subject in subjects}
-            measurements = [
-                m.model_copy(update={"error": hint(m.error, fed[m.rung])}) if m.error else m for m in measurements
-            ]
-        kind = "scenarios" if loads else "measurements"
-        energy = tuple(package.name for package in schedule.packages) if isinstance(schedule, Schedule) else None
-        found = {kind: tuple(measurements), "evaluations": tuple(evaluations), "complete": complete, "energy": energy}
+        result, raw = _with_measurements(schedule, empty)
         arrays = raw | answers
-        return save_results(target, result.model_copy(update=found), arrays), arrays
-
-    rounds = 0
+        return save_results(target, result.model_copy(update={"complete": complete}), arrays), arrays
 
     def kept() -> str:
         if not rounds:
@@ -131,8 +137,21 @@ def measured(
             raise
         whole = save(path, complete=True)
     remove_results(partial)
-    with _saying(lambda: f"the measurement is whole: 'kdbench report {path}' shows it"):
-        return _report(path, *whole)
+    return whole
+
+
+def _with_measurements(schedule: Schedule | Loads, empty: ResultFile) -> tuple[ResultFile, Arrays]:
+    """The result with what the schedule knows so far, and its raw arrays."""
+    measurements, raw = schedule.records()
+    if empty.inputs == "generated":
+        fed = {artifact.rung: artifact.inputs for artifact in empty.artifacts}
+        measurements = [
+            m.model_copy(update={"error": hint(m.error, fed[m.rung])}) if m.error else m for m in measurements
+        ]
+    if isinstance(schedule, Loads):
+        return empty.model_copy(update={"scenarios": tuple(measurements)}), raw
+    energy = tuple(package.name for package in schedule.packages)
+    return empty.model_copy(update={"measurements": tuple(measurements), "energy": energy}), raw
 
 
 @contextmanager

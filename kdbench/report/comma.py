@@ -7,7 +7,7 @@ from dataclasses import astuple
 
 from kdbench.errors import printable
 from kdbench.report.scenarios import ScenarioRow
-from kdbench.report.table import COLUMNS, Row
+from kdbench.report.rows import COLUMNS, Row
 
 
 def to_csv(rows: Iterable[Row | ScenarioRow], columns: Sequence[str] = COLUMNS) -> str:

@@ -11,7 +11,8 @@ from kdbench.records import Comparison, Recipe
 from kdbench.report.claims import proofs_in
 from kdbench.report.comparison import comparison_table
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
-from kdbench.report.table import Ladder, Metric
+from kdbench.report.rows import Metric
+from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable, count, details_table, ladder_tables, mark, size, unmeasured
 from kdbench.store import Arrays, load_recipe, zoo_recipes
 

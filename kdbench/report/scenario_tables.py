@@ -5,7 +5,8 @@ from itertools import groupby
 
 from kdbench.progress import duration
 from kdbench.report.scenarios import ScenarioRow, load_of
-from kdbench.report.table import Ladder, Metric
+from kdbench.report.rows import Metric
+from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable, count, mark, percent, seconds, speedup
 
 SCORES: dict[Metric, str] = {"accuracy": "acc. %", "f1": "F1 µ %", "agreement": "agree %"}
