@@ -162,7 +162,8 @@ def arrays_of(file: IO[bytes], where: str) -> dict[str, NDArray[Any]]:
         found = np.load(file, allow_pickle=False)
         if not isinstance(found, np.lib.npyio.NpzFile):
             raise UserError(f"{where}: a single array, not an .npz archive: save it with numpy.savez")
-        needed = sum(info.file_size for info in found.zip.infolist())
+        members: list[zipfile.ZipInfo] = found.zip.infolist() if found.zip else []
+        needed = sum(info.file_size for info in members)
         if needed > most:
             raise UserError(f"{where}: its arrays would take {needed} bytes, this machine has room for {most}")
         return {name: found[name] for name in found.files}

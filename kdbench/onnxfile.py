@@ -178,7 +178,8 @@ def count_parameters(model: "onnx.ModelProto") -> int:
 def count_macs(model: "onnx.ModelProto", sizes: Mapping[str, int] | None = None) -> int | None:
     """Multiply-accumulates of one sample in convolutions, matrix products and recurrent nodes.
 
-    `sizes` are those of symbolic dimensions. None where a shape can't be inferred, or where an operator does such work in a way that is not counted here.
+    `sizes` are those of symbolic dimensions. None where a shape can't be inferred, or where an operator does such work
+    in a way that is not counted here.
     """
     import onnx
 

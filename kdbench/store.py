@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import archive
@@ -391,6 +390,6 @@ def publish(path: Path, results_folder: Path | None = None) -> Path:
         stem = f"{day}-{result.name}-{number}"
     raw = result.raw.model_copy(update={"file": f"{stem}.npz"})
     write_atomic(folder / raw.file, _raw_content(path, result.raw))
-    published = placeless(ResultFile, result.model_copy(update={"raw": raw}))
-    write_atomic(folder / f"{stem}.json", published.to_json())
+    placed = placeless(ResultFile, result.model_copy(update={"raw": raw}))
+    write_atomic(folder / f"{stem}.json", placed.to_json())
     return folder / f"{stem}.json"

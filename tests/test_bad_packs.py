@@ -126,7 +126,7 @@ def bad_pack(kind: str, good: Path, path: Path) -> Path:
         case "interpreter":
             with_files(good, path, {}, plan={**record["plan"], "backends": ["cpu@/bin/sh"]})
         case "library":
-            plan = {**record["plan"], "backends": ["qnn"], "options": {"qnn": {"backend_path": "/tmp/evil.so"}}}
+            plan = {**record["plan"], "backends": ["qnn"], "options": {"qnn": {"backend_path": "/x/evil.so"}}}
             with_files(good, path, {}, plan=plan)
         case "compiled":
             loaded = onnx.load_from_string(model)
@@ -187,7 +187,7 @@ BAD = {
     "escape": "its '\N{REPLACEMENT CHARACTER}]0;owned\N{REPLACEMENT CHARACTER}' leads outside its folder",
     "weights": r"holds weights, 'teacher\.safetensors'",
     "interpreter": "its plan names an interpreter, --backend cpu@/bin/sh: not taken from a packed run",
-    "library": r"its plan sets --option qnn\.backend_path=/tmp/evil\.so: not taken from a packed run",
+    "library": r"its plan sets --option qnn\.backend_path=/x/evil\.so: not taken from a packed run",
     "compiled": r"'teacher\.onnx' was compiled elsewhere",
     "external data in memory": r"its external data '\*/_ORT_MEM_ADDR_/\*' is no file",
     "link": "its 'passwords' is a link",
@@ -270,7 +270,7 @@ def test_options_of_a_plan_that_are_no_paths_are_taken(mlp_run, tmp_path):
 
 def test_arrays_that_claim_more_than_there_is_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "x.npz"
-    header = "{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }" % 2**50
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**50},), }}"
     text = header.ljust(117) + "\n"
     with zipfile.ZipFile(path, "w") as made:
         made.writestr("x_test.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode())

@@ -1,10 +1,8 @@
 """A packed run: what goes along, what a machine without torch makes of it, and what a bad one is answered with."""
 
-import json
 import os
 import resource
 import shutil
-import stat
 import subprocess
 import sys
 import zipfile
@@ -13,17 +11,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kdbench import archive, load_results, pack, pipeline
 from kdbench.cli import main
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
-from kdbench.pipeline.packing import MANIFEST, unpacked
+from kdbench.pipeline.packing import unpacked
 from kdbench.pipeline.rungs import LADDER, run_subjects
-from kdbench.store import RunFolder, load_result, save_artifact, sha256
+from kdbench.store import RunFolder, load_result, save_artifact
 from tests.conftest import REPOSITORY, kdbench, save_mlp
+from tests.packs import rewritten
 
 BLOCKER = """
 import sys

@@ -1,27 +1,11 @@
 """What is said of results under load: tables, CSV, and mistakes in their options."""
 
-import os
-import threading
-import time
-
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from kdbench import stats
-from kdbench.backends import pick_backend
-from kdbench.backends.client import Worker
-from kdbench.benchmark.cells import Cell, Subject
-from kdbench.benchmark.loads import Library, Load, library, plan_loads, why_no_loadgen
-from kdbench.benchmark.peak import COARSE, FINE, highest_rate
-from kdbench.benchmark.scenarios import FEWEST, Loads
 from kdbench.cli import main
-from kdbench.data.pack import load_pack
 from kdbench.errors import UserError
-from kdbench.onnxfile import known_artifact
-from kdbench.pipeline.measuring import measured
-from kdbench.records import Bench, LoadTest, ResultFile, ScenarioMeasurement, from_json
+from kdbench.records import LoadTest, ResultFile, ScenarioMeasurement, from_json
 from kdbench.report.comma import to_csv
 from kdbench.report.files import save_report
 from kdbench.report.markdown import to_markdown
@@ -29,11 +13,8 @@ from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.scenarios import COLUMNS
 from kdbench.report.table import ladder
 from kdbench.store import load_result, save_results
-from kdbench.worker import scenarios
 from tests.conftest import save_mlp
 from tests.test_report import result
-from tests.test_schedule import cells_of, settings, subject
-
 from tests.test_scenarios import needs_loadgen
 
 

@@ -21,17 +21,9 @@ from kdbench.data.pack import load_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.measuring import measured
-from kdbench.records import Bench, LoadTest, ResultFile, ScenarioMeasurement, from_json
-from kdbench.report.comma import to_csv
-from kdbench.report.files import save_report
-from kdbench.report.markdown import to_markdown
-from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
-from kdbench.report.scenarios import COLUMNS
-from kdbench.report.table import ladder
-from kdbench.store import load_result, save_results
+from kdbench.records import Bench
 from kdbench.worker import scenarios
 from tests.conftest import save_mlp
-from tests.test_report import result
 from tests.test_schedule import cells_of, settings, subject
 
 MISSING = why_no_loadgen(pick_backend("fake"))
@@ -280,12 +272,16 @@ def test_a_failure_in_the_middle_of_a_run_ends_it(tmp_path):
 
 @needs_loadgen
 def test_a_model_that_is_too_slow_for_the_budget_says_how_much_it_takes(tmp_path):
-    loads = [load(tmp_path, "multi_stream", rung=rung, latency_s=latency_s) for rung, latency_s in (("a", 0.0), ("b", 0.05))]
+    loads = [
+        load(tmp_path, "multi_stream", rung=rung, latency_s=latency_s) for rung, latency_s in (("a", 0.0), ("b", 0.05))
+    ]
     fast, slow = loaded(loads, budget_s=1.0)[0]
     assert fast.error is None
     assert fast.spent_s > 0
     # One process of 662 queries, of eight samples and 0.05 s each, and ten times half of the budget for it.
-    assert slow.error.startswith("p99 takes 662 queries of 8 samples, in each of 1 processes: about 4 min, and its part")
+    assert slow.error.startswith(
+        "p99 takes 662 queries of 8 samples, in each of 1 processes: about 4 min, and its part"
+    )
     assert "of --budget is 1 s: raise it to " in slow.error
     assert slow.error.endswith(", or leave multi_stream out")
     assert 53 <= int(slow.error.partition("raise it to ")[2].partition(",")[0]) < 70

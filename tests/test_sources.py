@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from kdbench import data
-from kdbench.data import idx, pixels, tables
+from kdbench.data import idx, pixels
 from kdbench.data.dataset import Dataset
 from kdbench.data.remarks import remarks, repeats
 from kdbench.errors import UserError

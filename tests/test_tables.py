@@ -1,24 +1,13 @@
 """Tables as data, ARFF and CSV: what is in the files is in the arrays, and every mistake in a file is named."""
 
-import gzip
-import io
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
-
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from kdbench import data
-from kdbench.data import idx, pixels, tables
+from kdbench.data import tables
 from kdbench.data.dataset import Dataset
-from kdbench.data.remarks import remarks, repeats
+from kdbench.data.remarks import remarks
 from kdbench.errors import UserError
-from kdbench.records import Augment, Data
 from tests.test_sources import load, message, write
 
 ARFF = """@relation 'x: -C 2'

@@ -1,33 +1,17 @@
 """Weights of teachers: state_dicts however they were saved, and files that are none, or would run code."""
 
-import json
-import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
 
-from kdbench import data, evaluate
-from kdbench.data.pack import load_pack, save_pack
-from kdbench.errors import UserError
-from kdbench.evaluation import answer
-from kdbench.models import build
-from kdbench.onnxfile import inspect
-from kdbench.records import Preprocessing, recipe_from_toml
-from kdbench.steps import train
-from kdbench.steps.export import export
-from kdbench.steps.teach import at_work, teach
-from kdbench.store import RunFolder
-from kdbench.teachers import TEACHERS, heads, state
-from kdbench.teachers.classes import ClassMap, class_map
+from kdbench import data
+from kdbench.records import Preprocessing
+from kdbench.steps.teach import at_work
+from kdbench.teachers import state
 from kdbench.training import weights
-from tests.conftest import REPOSITORY
 from tests.test_teachers import SMALL, made, network, refused
 
 

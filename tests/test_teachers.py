@@ -3,17 +3,15 @@
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from kdbench import data, evaluate
+from kdbench import evaluate
 from kdbench.data.pack import load_pack, save_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import answer
@@ -24,7 +22,7 @@ from kdbench.steps import train
 from kdbench.steps.export import export
 from kdbench.steps.teach import at_work, teach
 from kdbench.store import RunFolder
-from kdbench.teachers import TEACHERS, heads, state
+from kdbench.teachers import TEACHERS, heads
 from kdbench.teachers.classes import ClassMap, class_map
 from kdbench.training import weights
 from tests.conftest import REPOSITORY

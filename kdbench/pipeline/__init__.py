@@ -180,7 +180,9 @@ def bench(
             raise UserError("--baseline, --pack: a packed run brings its own: leave them out")
         return bench_packed(Path(models[0]), wanted, dims or {}, inputs or {}, Path(out), seed, publish, progress, say)
     options = parse(Bench, wanted, "bench")
-    subjects, against, samples = _subjects([Path(model) for model in models], baseline and Path(baseline))
+    subjects, against, samples = _subjects(
+        [Path(model) for model in models], None if baseline is None else Path(baseline)
+    )
     samples = Path(pack) if pack else samples
     out = Path(out)
     with RunFolder(out).lock():
@@ -201,13 +203,10 @@ def bench(
 
 
 def _subjects(paths: Sequence[Path], baseline: Path | None) -> tuple[list[Subject], str, Path | None]:
-    """What is measured: ONNX files, or the rungs of a run folder; the rung of the baseline; and the run's own samples.
-    """
+    """What is measured: ONNX files, or the rungs of a run folder; the baseline's rung; and the run's own samples."""
     folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
-    if folder:
-        subjects = run_subjects(folder)
-    else:
-        subjects = _named_apart([Subject(known_artifact(path), path) for path in paths])
+    named = [] if folder else [Subject(known_artifact(path), path) for path in paths]
+    subjects = run_subjects(folder) if folder else _named_apart(named)
     against = subjects[0].artifact.rung
     if baseline is not None:
         found = known_artifact(baseline)

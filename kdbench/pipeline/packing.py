@@ -147,7 +147,9 @@ def bench_packed(
             raise UserError(f"{path}: its baseline '{record.baseline}' is none of its rungs: make it again")
         for subject in subjects:
             if holds_compiled_parts(subject.model):
-                raise UserError(f"{path}: '{subject.model.name}' was compiled elsewhere: pack what it was compiled from")
+                raise UserError(
+                    f"{path}: '{subject.model.name}' was compiled elsewhere: pack what it was compiled from"
+                )
         report = measured(
             subjects,
             record.baseline,

@@ -90,7 +90,11 @@ def init(
         "threads": choosing.threads(family),
         "data": {**data_part, "augment": choosing.augmentation(family, dataset)},
         "teacher": part,
-        "student": {"model": chosen, "options": chosen_options, "training": choosing.training(family, len(dataset.x_train))},
+        "student": {
+            "model": chosen,
+            "options": chosen_options,
+            "training": choosing.training(family, len(dataset.x_train)),
+        },
         "distill": distill,
         "bench": _bench(candidate),
     }

@@ -1,7 +1,7 @@
 """An int8 file as it would compute if its activations were not rounded: what a backend runs that ignores them."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,7 @@ def dequantized(model: "onnx.ModelProto") -> "onnx.ModelProto | None":
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if _small(tensor)}
     weights = {tensor.name for tensor in graph.initializer}
     quantized = {
-        node.output[0]: node
-        for node in graph.node
-        if node.op_type == "QuantizeLinear" and node.input[0] not in weights
+        node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] not in weights
     }
     nodes: list[onnx.NodeProto] = []
     left_out = 0
@@ -63,16 +61,16 @@ def _small(tensor: "onnx.TensorProto") -> bool:
 
 
 def _range(
-    node: "onnx.NodeProto", constants: Mapping[str, NDArray[np.generic]]
+    node: "onnx.NodeProto", constants: Mapping[str, NDArray[Any]]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """The lowest and the highest value that a QuantizeLinear can represent; None where they are not constant."""
     scale = constants.get(node.input[1])
     zero = constants.get(node.input[2]) if len(node.input) > 2 else np.zeros((), np.uint8)
     if scale is None or zero is None or zero.dtype.kind not in "iu":
         return None
-    limits, offset = np.iinfo(zero.dtype), int(zero.reshape(()))
-    step = float(scale.reshape(()))
-    return np.float32((limits.min - offset) * step).reshape(()), np.float32((limits.max - offset) * step).reshape(())
+    limits, offset, step = np.iinfo(zero.dtype), int(zero.reshape(())), float(scale.reshape(()))
+    low, high = (np.asarray((end - offset) * step, np.float32) for end in (limits.min, limits.max))
+    return low, high
 
 
 def _clipping(name: str, result: str) -> "Iterator[onnx.NodeProto]":

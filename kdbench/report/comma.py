@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
 from kdbench.errors import printable
-from kdbench.report.scenarios import ScenarioRow
 from kdbench.report.rows import COLUMNS, Row
+from kdbench.report.scenarios import ScenarioRow
 
 
 def to_csv(rows: Iterable[Row | ScenarioRow], columns: Sequence[str] = COLUMNS) -> str:

@@ -10,8 +10,8 @@ from kdbench.errors import printable
 from kdbench.records import Comparison, Recipe, ResultFile
 from kdbench.report.claims import proofs_in
 from kdbench.report.comparison import comparison_table
-from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.rows import Metric
+from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable, count, details_table, ladder_tables, mark, size, unmeasured
 from kdbench.store import Arrays, load_recipe, zoo_recipes

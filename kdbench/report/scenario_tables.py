@@ -4,8 +4,8 @@ from collections.abc import Callable
 from itertools import groupby
 
 from kdbench.progress import duration
-from kdbench.report.scenarios import ScenarioRow, load_of
 from kdbench.report.rows import Metric
+from kdbench.report.scenarios import ScenarioRow, load_of
 from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable, count, mark, percent, seconds, speedup
 
@@ -54,7 +54,9 @@ def scenario_tables(ladder: Ladder) -> list[TextTable]:
         notes: dict[str, int] = {}
         cells = tuple((*(cell(row) for _, cell in columns), _marks(row, notes)) for row in rows)
         header = (*(name for name, _ in columns), "")
-        tables.append(TextTable(_title(first, ladder.result.baseline), header, cells, tuple(notes), _legend(rows, part_s)))
+        tables.append(
+            TextTable(_title(first, ladder.result.baseline), header, cells, tuple(notes), _legend(rows, part_s))
+        )
     return tables
 
 

@@ -7,8 +7,8 @@ from itertools import groupby
 
 from kdbench.records import BenchSettings, ReferenceCell
 from kdbench.report.claims import proofs_in
-from kdbench.report.scenarios import ScenarioRow
 from kdbench.report.rows import Metric, Row, place
+from kdbench.report.scenarios import ScenarioRow
 from kdbench.report.table import Ladder
 from kdbench.stats import Interval
 
