@@ -374,9 +374,12 @@ def test_an_output_without_samples_is_left_out_where_there_are_several_batches(t
     feed = {"x": np.arange(10, dtype=np.float32).reshape(5, 2)}
     with Worker(pick_backend("cpu"), 1) as worker:
         worker.load(path)
-        whole, parts = (answers(worker, inspect(path), feed, batch) for batch in (None, 2))
+        whole, parts = (answers(worker, inspect(path), feed, batch) for batch in (None, 3))
     assert parts[1] is None
     assert error(parts, whole) == Error(0.0, 0.0)
+    slots = [(Sized({}, feed, Reference(whole, {})), batch) for batch in (2, 3, 5)]  # 2 is also the length of the mean
+    found = prove(evaluation("m", None), "cpu", inspect(path), path, slots)
+    assert [proof.rms_error for proof in found.proofs] == [0.0, 0.0, 0.0]
 
 
 def claims(m=None, threads_used=None, precision="fp32", **facts):
