@@ -119,7 +119,7 @@ def unpacked(path: Path) -> Iterator[tuple[PackedRun, RunFolder]]:
     """
     record = _manifest(path)
     for file in record.files:
-        if Path(file.name).suffix == ".safetensors":
+        if Path(file.name).suffix.lower() == ".safetensors":
             raise UserError(f"{path}: holds weights, '{file.name}', which are code's: not made by kdbench")
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
         archive.unpack(path, {file.name: (file.sha256, file.size_bytes) for file in record.files}, Path(scratch))
