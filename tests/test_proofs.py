@@ -156,6 +156,19 @@ def test_the_precision_of_other_implementations_is_told(tmp_path, seed, layers):
         assert not {"fp32", "tf32", "fp16"} & set(told[kind])
 
 
+def test_a_band_reaches_from_rounded_operands_to_all_tensors(tmp_path):
+    path = models.cnn(tmp_path / "m.onnx", layers=4)
+    feed = {"x": models.images(16)}
+    exact, found = run_plain(onnx.load(path), tmp_path / "m2.onnx", feed), reference(inspect(path), path, feed).bands
+    for precision in ("tf32", "bf16"):
+        ends = [
+            error(run_plain(rounded(onnx.load(path), precision, everywhere), tmp_path / "r.onnx", feed), exact).rms
+            for everywhere in (False, True)
+        ]
+        assert found[precision] == (min(ends), max(ends))
+        assert ends[0] != ends[1]
+
+
 @given(st.sampled_from(list(BANDS)), st.floats(0, 1))
 def test_an_error_within_a_band_is_of_it(precision, place):
     low, high = BANDS[precision]

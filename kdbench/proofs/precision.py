@@ -7,7 +7,7 @@ rounded to each precision (`rounding`), on the same samples.
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,11 @@ UNKNOWN_SAMPLES = 16
 """Of a model whose MACs can't be counted."""
 MACS = 2e9
 """Of all samples together: larger models are compared on fewer of them."""
+FLOATS: "Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]]" = {
+    "fp32": lambda model: model,
+    "int8": dequantized,
+}
+"""By the precision of a file: what it is in float32, of which the bands are; None where that can't be told."""
 LARGEST_BYTES = 2**30
 """Of a model of which rounded copies are written."""
 
@@ -103,27 +108,30 @@ def reference(artifact: Artifact, model: Path, feed: Arrays) -> Reference | None
 
         try:
             outputs = run(model)
-            told = artifact.precision in ("fp32", "int8") and artifact.size_bytes <= LARGEST_BYTES
-            graph = load_model(model) if told else None
-            if graph is not None and artifact.precision == "int8" and (graph := dequantized(graph)) is not None:
-                outputs = run(copied(graph, "dequantized.onnx"))
         except WorkerError:
             return None
+        in_float = FLOATS.get(artifact.precision) if artifact.size_bytes <= LARGEST_BYTES else None
+        graph, whole = in_float and in_float(load_model(model)), model
         if graph is None:
             return Reference(outputs, {})
+        if artifact.precision != "fp32":
+            try:
+                whole = copied(graph, "float.onnx")
+                outputs = run(whole)
+            except WorkerError:
+                return Reference(outputs, {})
         bands: dict[str, tuple[float, float]] = {}
-        for precision in PRECISIONS if artifact.precision == "fp32" else SIGNIFICAND_BITS:
-            ways = (False, True) if precision in SIGNIFICAND_BITS else (False,)
-            copies = [rounded(graph, precision, everywhere) for everywhere in ways]
-            paths = [copied(copy, "rounded.onnx") for copy in copies if copy is not None]
-            errors = [rms for path in paths if (rms := off(path)) is not None]
+        for precision in PRECISIONS:
+            if precision == "int8" and artifact.precision == "int8":
+                errors = [rms for rms in [off(model)] if rms]
+            else:
+                ways = (False, True) if precision in SIGNIFICAND_BITS else (False,)
+                copies = [rounded(graph, precision, everywhere) for everywhere in ways]
+                found = [off(copied(copy, "rounded.onnx")) for copy in copies if copy is not None]
+                errors = [rms for rms in found if rms is not None]
             if errors:
                 bands[precision] = min(errors), max(errors)
-        if artifact.precision == "int8":
-            if own := off(model):
-                bands["int8"] = own, own
-            model = Path(scratch, "dequantized.onnx")
-        return Reference(outputs, bands | _fp32_band(off(model, plain=False), bands))
+        return Reference(outputs, bands | _fp32_band(off(whole, plain=False), bands))
 
 
 def _fp32_band(noise: float | None, bands: Bands) -> dict[str, tuple[float, float]]:
