@@ -1,6 +1,7 @@
 """Scenarios: the search on simulated servers, and loadgen on fake and real workers."""
 
 import os
+import re
 import threading
 import time
 
@@ -278,13 +279,13 @@ def test_a_model_that_is_too_slow_for_the_budget_says_how_much_it_takes(tmp_path
     fast, slow = loaded(loads, budget_s=1.0)[0]
     assert fast.error is None
     assert fast.spent_s > 0
-    # One process of 662 queries, of eight samples and 0.05 s each, and ten times half of the budget for it.
-    assert slow.error.startswith(
-        "p99 takes 662 queries of 8 samples, in each of 1 processes: about 4 min, and its part"
+    # One process of 662 queries, of eight samples and 0.05 s each or a little more, and ten times half of the budget.
+    said = re.fullmatch(
+        r"p99 takes 662 queries of 8 samples, in each of 1 processes: about \d+ min, and its part of --budget is 1 s: "
+        r"raise it to (\d+), or leave multi_stream out",
+        slow.error,
     )
-    assert "of --budget is 1 s: raise it to " in slow.error
-    assert slow.error.endswith(", or leave multi_stream out")
-    assert 53 <= int(slow.error.partition("raise it to ")[2].partition(",")[0]) < 70
+    assert int(said[1]) >= 662 * 8 * 0.05 / 10 / 0.5
     assert slow.tests == ()
 
 
