@@ -97,7 +97,7 @@ def _busy(wanted: bool) -> Iterator[None]:
 
 def _compared(path: Path, share: float, batch: int, budget_s: float, seed: int, precision: float) -> SelfTest:
     options = Bench(batches=(batch,), budget_s=budget_s, precision=precision)
-    (found,) = against_itself(path, (share,), options, {}, seed)
+    (found,) = against_itself(Subject(known_artifact(path), path), (share,), options, {}, seed)
     if found.ratio is None:
         raise SystemExit(f"{path}: {found.error}")
     return found

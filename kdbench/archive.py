@@ -1,9 +1,12 @@
 """Zip archives that go from machine to machine: equal contents as equal bytes, and read as if a stranger had made them.
 
-Members are stored uncompressed: weights hardly shrink, and so no version of a compressor changes the bytes.
+Members are stored uncompressed: weights hardly shrink, and so no version of a compressor changes the bytes. Archives of
+arrays, numpy's `.npz`, are compressed.
 """
 
 import hashlib
+import io
+import os
 import shutil
 import stat
 import struct
@@ -12,12 +15,20 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kdbench.errors import UserError, first_line
 
 MOST_READ_BYTES = 2**30
 """Of a member that is read into memory."""
+
+MOST_TIMES = 100
+"""How many times larger than an archive what is unpacked of it may be."""
+MOST_OF_MEMORY = 0.5
+"""The share of this machine's that arrays of one file may take."""
 
 CHUNK_BYTES = 2**20
 
@@ -40,13 +51,16 @@ def write(file: IO[bytes], members: Mapping[str, bytes | Path]) -> None:
                         shutil.copyfileobj(source, target, CHUNK_BYTES)
 
 
-def read(path: Path, name: str) -> bytes | None:
-    """The content of one member, None where there is no such; raises UserError for an archive that is not sound."""
+def read(path: Path, name: str, most: int = MOST_READ_BYTES) -> bytes | None:
+    """The content of one member of at most so many bytes, None where there is no such.
+
+    Raises UserError for a larger one, and for an archive that is not sound.
+    """
     with _opened(path) as (archive, members):
         info = members.get(name)
         if info is None:
             return None
-        if info.file_size > MOST_READ_BYTES:
+        if info.file_size > most:
             raise UserError(f"{path}: its '{name}' would be {info.file_size} bytes: not made by kdbench")
         with archive.open(info) as source:
             return source.read()
@@ -63,6 +77,9 @@ def unpack(path: Path, files: Mapping[str, tuple[str, int]], folder: Path) -> No
     if needed > free:
         raise UserError(f"{folder}: {needed} bytes are needed to unpack {path}, {free} are free: set TMPDIR elsewhere")
     with _opened(path) as (archive, members):
+        packed = path.stat().st_size
+        if needed > MOST_TIMES * packed:
+            raise UserError(f"{path}: would be {needed} bytes, {needed // packed} times its size: not made by kdbench")
         for name, (sha256, size_bytes) in files.items():
             if name not in members:
                 raise UserError(f"{path}: its '{name}' is missing: copy or make it again")
@@ -122,7 +139,35 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
 
 
 def _check_name(path: Path, name: str) -> None:
-    """Raises UserError for a name that leads, or on some system would lead, out of the folder."""
+    """Raises UserError for a name that leads, or on some system would lead, out of the folder, or is no file's."""
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:\0"):
+    strange = any(sign in '\\:*?"<>|' or not sign.isprintable() for sign in name)
+    if not parts or name.startswith("/") or ".." in parts or strange:
         raise UserError(f"{path}: its '{name}' leads outside its folder: not made by kdbench")
+
+
+def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """Arrays as a compressed archive, equal ones as equal bytes."""
+    buffer = io.BytesIO()
+    named: dict[str, Any] = dict(arrays)
+    np.savez_compressed(buffer, **named)
+    return buffer.getvalue()
+
+
+def arrays_of(file: IO[bytes], where: str) -> dict[str, NDArray[Any]]:
+    """All arrays of an `.npz`; raises UserError naming `where` for one that is damaged, holds pickled objects, or is
+    too large for this machine's memory."""
+    most = int(MOST_OF_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    try:
+        found = np.load(file, allow_pickle=False)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise UserError(f"{where}: a single array, not an .npz archive: save it with numpy.savez")
+        members: list[zipfile.ZipInfo] = found.zip.infolist() if found.zip else []
+        needed = sum(info.file_size for info in members)
+        if needed > most:
+            raise UserError(f"{where}: its arrays would take {needed} bytes, this machine has room for {most}")
+        return {name: found[name] for name in found.files}
+    except MemoryError:
+        raise UserError(f"{where}: not a readable .npz archive: its arrays claim more memory than there is") from None
+    except (OSError, KeyError, *DAMAGED) as error:
+        raise UserError(f"{where}: not a readable .npz archive ({first_line(error, 100)})") from None

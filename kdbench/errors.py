@@ -1,5 +1,6 @@
 """The one error that users see, and the way unknown names are answered."""
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
@@ -11,7 +12,12 @@ class UserError(Exception):
     """A mistake that the user can mend: one line that names the field or file and the next step."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
+
+
+def printable(text: str) -> str:
+    """The text without signs that a terminal would obey: what it says may be a stranger's, such as a file's names."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

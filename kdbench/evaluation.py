@@ -19,7 +19,7 @@ from kdbench.onnxfile import input_names, known_artifact, operators_of
 from kdbench.progress import Progress, silent
 from kdbench.records import Artifact, Evaluation, Task
 from kdbench.stats import f1
-from kdbench.store import Arrays
+from kdbench.store import Arrays, whole_name
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def answer(
     names = input_names(model)
     inputs = {name: values for name, values in inputs.items() if name in names}
     if not inputs:
-        raise UserError(f"{model}: takes no input, so there is nothing to compare or to evaluate")
+        raise UserError(f"{whole_name(model)}: takes no input, so there is nothing to compare or to evaluate")
     samples = len(next(iter(inputs.values())))
     collected: dict[str, list[NDArray[Any]]] = {}
     first = {name: values[np.arange(batch) % samples] for name, values in inputs.items()}
@@ -124,7 +124,8 @@ def answer(
             kept = min(batch, samples - start)
             for name, output in worker.predict({name: values[index] for name, values in inputs.items()}).items():
                 if not output.ndim or len(output) != batch:
-                    raise UserError(f"{model}: output '{name}' of shape {output.shape} has no batch axis first")
+                    shape = output.shape
+                    raise UserError(f"{whole_name(model)}: output '{name}' of shape {shape} has no batch axis first")
                 collected.setdefault(name, []).append(output[:kept])
             progress("answering", start + kept, samples)
     return Answers({name: np.concatenate(parts) for name, parts in collected.items()}, placement, operators)
@@ -247,15 +248,17 @@ def parity_on(
     Raises UserError where they have other outputs, or where either can't run.
     """
     try:
-        ours, theirs = (
+        # The other one first, which the model was made from: what neither can do is said of it.
+        theirs, ours = (
             list(answer(path, fed, batch, backend).outputs.values())
-            for path, fed in ((model, inputs), (other, others or inputs))
+            for path, fed in ((other, others or inputs), (model, inputs))
         )
     except WorkerError as error:
-        raise UserError(f"{model} against {other}: {error}") from None
+        raise UserError(f"{whole_name(model)} against {whole_name(other)}: {error}") from None
     if [output.shape for output in ours] != [output.shape for output in theirs]:
         raise UserError(
-            f"{other}: outputs of shapes {[o.shape for o in theirs]}, {model} has {[o.shape for o in ours]}"
+            f"{whole_name(other)}: outputs of shapes {[o.shape for o in theirs]}, {whole_name(model)} has "
+            f"{[o.shape for o in ours]}"
         )
     return compare(ours, theirs, task)
 

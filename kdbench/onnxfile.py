@@ -14,6 +14,7 @@ from kdbench.store import load_artifact, sha256, sidecar
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.message import Message
 
 MAX_IR = 13
 MAX_OPSET = 26
@@ -60,6 +61,8 @@ def _read(path: Path) -> "onnx.ModelProto":
         raise UserError(f"{path}: not an ONNX model, or cut off: it has no graph")
     for location in external_files(model):
         file = path.parent / location
+        if "*" in location:  # onnxruntime's mark of an address in memory
+            raise UserError(f"{path}: its external data '{location}' is no file: export the model again")
         if not file.resolve().is_relative_to(path.parent.resolve()):
             raise UserError(f"{path}: its external data '{location}' leads outside its folder")
         if not file.is_file():
@@ -80,16 +83,30 @@ def _complete(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
 
 
 def external_files(model: "onnx.ModelProto") -> set[str]:
-    """Where the model's external tensors say that they lie: initializers, and values of attributes."""
-    found = set()
-    for nodes, tensors in (
-        *((graph.node, list(graph.initializer)) for graph in _graphs(model.graph)),
-        *((function.node, []) for function in model.functions),
-    ):
-        for node in nodes:
-            tensors += [tensor for attribute in node.attribute for tensor in (attribute.t, *attribute.tensors)]
-        found |= {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return found
+    """Where the model's external tensors say that they lie, wherever in it they are."""
+    tensors = (message for message in _parts(model) if message.DESCRIPTOR.name == "TensorProto")
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+
+
+def holds_compiled_parts(path: Path) -> bool:
+    """Whether a provider has compiled a part of the model elsewhere: what runs is then not told by the file."""
+    nodes = (message for message in _parts(_read(path)) if message.DESCRIPTOR.name == "NodeProto")
+    return any(node.op_type == "EPContext" for node in nodes)
+
+
+_PARTS = ("GraphProto", "FunctionProto", "TrainingInfoProto", "NodeProto", "AttributeProto", "SparseTensorProto",
+          "TensorProto")  # fmt: skip
+
+
+def _parts(message: "Message") -> "Iterator[Any]":
+    """Graphs, nodes, attributes and tensors within a message, at any depth."""
+    from google.protobuf.message import Message
+
+    for field, value in message.ListFields():
+        if field.message_type is not None and field.message_type.name in _PARTS:
+            for part in (value,) if isinstance(value, Message) else value:
+                yield part
+                yield from _parts(part)
 
 
 def external_data(path: Path) -> set[str]:
@@ -158,10 +175,11 @@ def count_parameters(model: "onnx.ModelProto") -> int:
     return total
 
 
-def count_macs(model: "onnx.ModelProto") -> int | None:
+def count_macs(model: "onnx.ModelProto", sizes: Mapping[str, int] | None = None) -> int | None:
     """Multiply-accumulates of one sample in convolutions, matrix products and recurrent nodes.
 
-    None where a shape can't be inferred, or where an operator does such work in a way that is not counted here.
+    `sizes` are those of symbolic dimensions. None where a shape can't be inferred, or where an operator does such work
+    in a way that is not counted here.
     """
     import onnx
 
@@ -175,6 +193,9 @@ def count_macs(model: "onnx.ModelProto") -> int | None:
         dims = value.type.tensor_type.shape.dim
         if dims and not dims[0].dim_value:
             dims[0].dim_value = 1
+        for dim in dims:
+            if dim.dim_param in (sizes or {}):
+                dim.dim_value = (sizes or {})[dim.dim_param]
     del fixed.graph.value_info[:]
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")

@@ -7,20 +7,18 @@ import json
 import os
 import re
 import shutil
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import archive
 from kdbench.errors import UserError, first_line, nearest
-from kdbench.records import Artifact, Comparison, RawFile, Recipe, ResultFile, from_json, read_text, recipe_from_toml
+from kdbench.records import Artifact, Comparison, RawFile, Recipe, ResultFile, recipe_from_toml
+from kdbench.records.base import from_json, placeless, read_text
 
 Arrays = dict[str, NDArray[Any]]
 Raw = TypeVar("Raw", ResultFile, Comparison)
@@ -57,6 +55,12 @@ def prepare_folder(path: Path) -> Path:
 def part_of(path: Path, kind: str = "") -> Path:
     """Where a file is made before it gets its name: beside it, and cleared by the next run if its maker was killed."""
     return path.with_name(f".kdbench-{path.name}{kind}.{os.getpid()}.part")
+
+
+def whole_name(path: Path) -> Path:
+    """Where a file that is being made will lie when it is done, for messages; any other path as it is."""
+    found = re.fullmatch(r"\.kdbench-(.+?)(?:-unproven)?\.\d+\.part", path.name)
+    return path.with_name(found[1]) if found else path
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -119,37 +123,20 @@ def output_file(out: str | Path, *sources: Path) -> Path:
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Writes arrays compressed, equal arrays as equal bytes; returns the bytes."""
-    content = npz_bytes(arrays)
+    content = archive.npz_bytes(arrays)
     write_atomic(path, content)
     return content
-
-
-def npz_bytes(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    buffer = io.BytesIO()
-    named: dict[str, Any] = dict(arrays)
-    np.savez_compressed(buffer, **named)
-    return buffer.getvalue()
 
 
 def read_npz(path: Path) -> Arrays:
     """All arrays of the file; raises UserError where it is missing, damaged or holds pickled objects."""
     try:
         with path.open("rb") as file:  # numpy itself leaves a damaged file open
-            return _arrays_of(file, str(path))
+            return archive.arrays_of(file, str(path))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: not a readable .npz archive ({first_line(error, 100)})") from None
-
-
-def _arrays_of(file: IO[bytes], where: str) -> Arrays:
-    try:
-        found = np.load(file, allow_pickle=False)
-        if not isinstance(found, np.lib.npyio.NpzFile):
-            raise UserError(f"{where}: a single array, not an .npz archive: save it with numpy.savez")
-        return {name: found[name] for name in found.files}
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{where}: not a readable .npz archive ({first_line(error, 100)})") from None
 
 
 def sha256(content: bytes) -> str:
@@ -274,7 +261,7 @@ def save_artifact(folder: Path, artifact: Artifact) -> Artifact:
 
 def save_results(path: Path, result: Raw, arrays: Arrays) -> Raw:
     """Writes the raw arrays under a name that holds their hash, then the JSON that names it: the pair always fits."""
-    content = npz_bytes(arrays)
+    content = archive.npz_bytes(arrays)
     digest = sha256(content)
     raw = path.with_name(f"{path.stem}.{digest[:8]}.npz")
     earlier = raw.exists()
@@ -300,10 +287,10 @@ def remove_results(path: Path) -> None:
 
 
 def save_returned(results: Path, out: Path) -> Path:
-    """Writes a result file and its raw arrays as one file `out`, which is read like the two."""
+    """Writes a result file and its raw arrays as one file `out`, which is read like the two; without absolute paths."""
     result, _ = load_result(results)
-    raw = result.raw.file
-    write_archive(out, {RESULTS_FILE: results.read_bytes(), raw: results.with_name(raw)})
+    raw, text = result.raw.file, placeless(ResultFile, result).to_json()
+    write_archive(out, {RESULTS_FILE: text.encode(), raw: results.with_name(raw)})
     return out
 
 
@@ -340,7 +327,7 @@ def load_comparison(path: Path) -> tuple[Comparison, Arrays]:
 def _raw_arrays(path: Path, named: RawFile) -> Arrays:
     """The arrays beside the record at `path`, or in one file with it."""
     content, raw = _raw_content(path, named), path.with_name(Path(named.file).name)
-    arrays = _arrays_of(io.BytesIO(content), str(raw))
+    arrays = archive.arrays_of(io.BytesIO(content), str(raw))
     if sha256(content) != named.sha256:
         raise UserError(f"{raw}: not the file that {path.name} was written with (sha256 differs): restore both")
     return arrays
@@ -385,7 +372,7 @@ def _may_be_result(path: Path) -> bool:
 
 
 def publish(path: Path, results_folder: Path | None = None) -> Path:
-    """Copies a run's result pair to `results/<machine>/<date>-<name>.json`; its path.
+    """Copies a run's result pair to `results/<machine>/<date>-<name>.json`, without absolute paths; its path.
 
     Never overwrites an earlier one; results that are published already stay where they are.
     """
@@ -403,5 +390,6 @@ def publish(path: Path, results_folder: Path | None = None) -> Path:
         stem = f"{day}-{result.name}-{number}"
     raw = result.raw.model_copy(update={"file": f"{stem}.npz"})
     write_atomic(folder / raw.file, _raw_content(path, result.raw))
-    write_atomic(folder / f"{stem}.json", result.model_copy(update={"raw": raw}).to_json())
+    placed = placeless(ResultFile, result.model_copy(update={"raw": raw}))
+    write_atomic(folder / f"{stem}.json", placed.to_json())
     return folder / f"{stem}.json"

@@ -180,6 +180,25 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "tiny"
 
 
+@pytest.fixture(scope="session")
+def packed(tiny_run, tmp_path_factory):
+    from kdbench import pack
+
+    return pack(tiny_run, tmp_path_factory.mktemp("packed") / "digits.kdbench.zip").path
+
+
+@pytest.fixture
+def mlp_run(tmp_path):
+    """A run folder of one rung without samples, small enough to be spoilt in every way."""
+    from kdbench.onnxfile import inspect
+    from kdbench.store import save_artifact
+
+    folder = tmp_path / "mlp"
+    folder.mkdir()
+    save_artifact(folder, inspect(save_mlp(folder / "teacher.onnx")))
+    return folder
+
+
 @pytest.fixture
 def shared_data() -> Path:
     if not SHARED.is_dir():

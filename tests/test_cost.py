@@ -10,22 +10,32 @@ import click
 import numpy as np
 import pytest
 
-from kdbench import pipeline
+from kdbench import load_results, pipeline
 from kdbench.backends import pick_backend
 from kdbench.backends.client import WORKER
 from kdbench.benchmark import schedule as scheduling
-from kdbench.benchmark.cells import plan, reference_cell
+from kdbench.benchmark.cells import Subject, plan, reference_cell
 from kdbench.benchmark.energy import packages, read_uj, spent_j
 from kdbench.cli import options
 from kdbench.errors import UserError
-from kdbench.records import Bench, Process, ReferenceCell, parse
+from kdbench.onnxfile import known_artifact
+from kdbench.pipeline import measuring
+from kdbench.records import Bench, Process, Recipe, ReferenceCell, parse
 from kdbench.report import text
 from kdbench.report.markdown import to_markdown
 from kdbench.report.table import ladder
 from kdbench.report.terminal import WIDTH, print_ladder
-from tests.test_report import ROUNDS, arrays, artifact, cell, result
+from kdbench.store import load_result
+from tests.test_report import ROUNDS, arrays, artifact, cell, evaluation, result
 from tests.test_schedule import cells_of, measured, subject
 
+PLAIN = {
+    "name": "m",
+    "data": {"source": "digits"},
+    "teacher": {"model": "mlp"},
+    "student": {"model": "mlp", "training": {"epochs": 1, "learning_rate": 1.0}},
+    "distill": {"losses": {"kd": 1.0}},
+}
 TEACHER = ReferenceCell(rung="teacher", backend="cpu", threads=1)
 
 
@@ -188,6 +198,29 @@ def test_a_measurement_remembers_price_and_reference(small_model, tmp_path):
     assert report.ladder.rows[0].cost_per_million > 0
 
 
+def test_another_price_or_reference_makes_the_tables_again_and_measures_nothing(small_model, tmp_path, monkeypatch):
+    subjects = [Subject(known_artifact(small_model), small_model)]
+
+    def again(**plan):
+        recipe = parse(Recipe, PLAIN | {"bench": {"budget_s": 0.1} | plan}, "recipe")
+        options = {"name": "m", "seed": 0, "recipe": recipe, "keep": True}
+        return measuring.measured(subjects, "small", recipe.bench, None, tmp_path / "out", **options)
+
+    first = again()
+    monkeypatch.setattr(measuring.Schedule, "rounds", lambda *_: pytest.fail("measured again"))
+    priced = again(price_per_h=0.08, currency="€", reference="small")
+    assert "at €0.08 an hour" in priced.report.read_text()
+    assert "× small@cpu" in priced.report.read_text()
+    assert priced.ladder.rows[0].latency_p50_s == first.ladder.rows[0].latency_p50_s
+    (row,) = load_results(tmp_path / "out")
+    assert row.cost_per_million == priced.ladder.rows[0].cost_per_million > 0
+    assert load_result(priced.results)[0].recipe.bench.currency == "€"
+    assert again().ladder.rows == first.ladder.rows
+    assert "an hour" not in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        again(price_per_h=0.08, budget_s=0.2)
+
+
 # --- cold start and memory --------------------------------------------------------------------------------------------
 
 
@@ -224,6 +257,24 @@ def test_a_cold_start_is_process_load_and_first_run():
     assert "device memory" not in table.header
     assert "cold start" not in text.details_table(ladder(result(), arrays())).header
     assert "load includes optimising" in to_markdown([found])
+
+
+@pytest.mark.parametrize(("optimized_load_s", "optimize_s"), [(0.01, 0.02), (0.04, 0.0), (None, None)])
+def test_optimizing_is_what_an_optimized_graph_loads_faster(optimized_load_s, optimize_s):
+    found = evaluation("teacher", "0", optimized_load_s=optimized_load_s)
+    made = ladder(result(evaluations=(found, evaluation("student", "1"))), arrays())
+    assert made.rows[0].optimize_s == (None if optimize_s is None else pytest.approx(optimize_s))
+    assert made.rows[1].optimize_s is None
+    assert ("optimize" in text.details_table(made).header) == (optimize_s is not None)
+
+
+def test_the_optimized_graph_is_loaded_by_itself(small_model, tmp_path):
+    report = pipeline.bench([small_model], budget_s=0.1, out=tmp_path / "out")
+    (found,) = report.ladder.result.evaluations
+    assert found.optimized_load_s > 0
+    (row,) = report.ladder.rows
+    assert row.optimize_s == max(0.0, row.load_s - found.optimized_load_s)
+    assert "“optimize” is how much less" in report.report.read_text()
 
 
 # --- energy -----------------------------------------------------------------------------------------------------------

@@ -118,12 +118,22 @@ def test_generated_inputs_have_the_types_and_shapes_that_are_stated(dtype):
         (("n", None), {}, "neither size nor name"),
         (("n", "length"), {"lenght": 3}, "did you mean 'length'"),
         (("n", "length"), {"length": 10**9}, "too many"),
+        (("n", "length"), {"n": 3, "length": 2}, "--dim n: the first dimension is the batch: use --batch"),
     ],
 )
 def test_inputs_that_cannot_be_generated_say_what_to_give(shape, dims, message):
     with pytest.raises(UserError) as error:
         generate([TensorSpec(name="a", dtype="float32", shape=shape)], 2, dims)
     assert message in str(error.value)
+
+
+def test_a_first_dimension_that_stands_elsewhere_too_is_a_size():
+    specs = [TensorSpec(name="x", dtype="float32", shape=("n", "length")),
+             TensorSpec(name="mask", dtype="float32", shape=("length", "length"))]  # fmt: skip
+    assert {name: values.shape for name, values in generate(specs, 4, {"length": 6}).items()} == {
+        "x": (4, 6),
+        "mask": (6, 6),
+    }
 
 
 def pack_with(tmp_path, **arrays):

@@ -93,6 +93,20 @@ def test_outputs_that_are_not_finite_are_refused_by_name(tmp_path):
     assert not (tmp_path / "int8.onnx").exists()
 
 
+def test_a_model_without_a_batch_axis_is_named_itself(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("ReduceMean", ["h"], ["y"], axes=[0], keepdims=0),
+    ]
+    weights = {"w": np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)}
+    path = save(tmp_path / "mean.onnx", nodes, [("x", FLOAT, ["n", 4])], [("y", FLOAT, [3])], weights)
+    for step in (slim, quantize):
+        with pytest.raises(UserError) as error:
+            step(path, tmp_path / "made.onnx")
+        assert str(error.value) == f"{path}: output 'y' of shape (3,) has no batch axis first"
+    assert [file.name for file in tmp_path.iterdir()] == ["mean.onnx"]
+
+
 def test_recurrent_layers_that_stay_in_float_are_said(tmp_path):
     weights = {
         "w": np.ones((1, 15, 4), np.float32), "r": np.ones((1, 15, 5), np.float32) / 9, "axis": np.array([0]),

@@ -34,7 +34,7 @@ def fill():
 def measured(tmp_path, monkeypatch):
     """Measures without proofs; the error that this ends with, and the files that it leaves."""
     monkeypatch.setattr(measuring, "describe", lambda: MACHINE)
-    monkeypatch.setattr(measuring, "_evaluations", lambda *_: ([], {}))
+    monkeypatch.setattr(measuring, "judged", lambda *_: ([], {}))
 
     def measure(progress=lambda *_: None):
         with restored(), pytest.raises(UserError) as error:

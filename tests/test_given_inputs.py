@@ -70,7 +70,7 @@ def test_an_input_is_looked_for_in_all_models(tmp_path):
 
 def test_a_table_that_is_shorter_than_guessed_says_which_range_to_give(tmp_path, monkeypatch):
     monkeypatch.setattr("kdbench.pipeline.measuring.describe", lambda: MACHINE)
-    monkeypatch.setattr("kdbench.pipeline.measuring._evaluations", lambda *_: ([], {}))
+    monkeypatch.setattr("kdbench.pipeline.measuring.judged", lambda *_: ([], {}))
     model = save_tokens(tmp_path / "x.onnx", words=5)
     failed, right = (
         bench([model], dims={"sequence": 64}, inputs=wanted, budget_s=0.1, out=tmp_path / "out").ladder.rows[0]

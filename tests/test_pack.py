@@ -1,10 +1,8 @@
 """A packed run: what goes along, what a machine without torch makes of it, and what a bad one is answered with."""
 
-import json
 import os
 import resource
 import shutil
-import stat
 import subprocess
 import sys
 import zipfile
@@ -13,17 +11,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kdbench import archive, load_results, pack, pipeline
 from kdbench.cli import main
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
-from kdbench.pipeline.packing import MANIFEST, unpacked
+from kdbench.pipeline.packing import unpacked
 from kdbench.pipeline.rungs import LADDER, run_subjects
-from kdbench.store import RunFolder, load_result, save_artifact, sha256
+from kdbench.store import RunFolder, load_result, save_artifact
 from tests.conftest import REPOSITORY, kdbench, save_mlp
+from tests.packs import rewritten
 
 BLOCKER = """
 import sys
@@ -33,35 +30,6 @@ class Blocker:
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 sys.meta_path.insert(0, Blocker())
 """
-
-
-@pytest.fixture(scope="module")
-def packed(tiny_run, tmp_path_factory):
-    return pack(tiny_run, tmp_path_factory.mktemp("packed") / "digits.kdbench.zip").path
-
-
-@pytest.fixture
-def mlp_run(tmp_path):
-    """A run folder of one rung without samples, small enough to be spoilt in every way."""
-    folder = tmp_path / "mlp"
-    folder.mkdir()
-    save_artifact(folder, inspect(save_mlp(folder / "teacher.onnx")))
-    return folder
-
-
-def rewritten(source: Path, target: Path, changed: dict[str, bytes | None]) -> Path:
-    """The archive with other members; None leaves one out."""
-    with zipfile.ZipFile(source) as found:
-        members = {info.filename: found.read(info) for info in found.infolist()} | changed
-    with zipfile.ZipFile(target, "w") as made:
-        for name, content in members.items():
-            if content is not None:
-                made.writestr(name, content)
-    return target
-
-
-def manifest(source: Path) -> dict:
-    return json.loads(archive.read(source, MANIFEST))
 
 
 def without_torch(folder: Path) -> dict[str, str]:
@@ -218,142 +186,6 @@ def test_a_folder_without_rungs_and_one_with_a_changed_file_are_not_packed(mlp_r
     with pytest.raises(UserError, match=r"teacher\.onnx: not the file that its record describes"):
         pack(mlp_run, tmp_path / "x.zip")
     assert not (tmp_path / "x.zip").exists()
-
-
-def bad_pack(kind: str, good: Path, path: Path) -> Path:
-    """A packed run that is wrong in one way."""
-    content, record = good.read_bytes(), manifest(good)
-    model = archive.read(good, "teacher.onnx")
-
-    def with_file(name: str, content: bytes, stored: str | None = None) -> Path:
-        added = {"name": name, "sha256": sha256(content), "size_bytes": len(content)}
-        changed = {**record, "files": [*record["files"], added]}
-        return rewritten(good, path, {MANIFEST: json.dumps(changed).encode(), stored or name: content})
-
-    match kind:
-        case "text":
-            path.write_text("hello")
-        case "empty":
-            path.touch()
-        case "cut":
-            path.write_bytes(content[: len(content) // 2])
-        case "flipped":
-            place = content.index(model) + len(model) // 2
-            path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
-        case "edited":
-            rewritten(good, path, {"teacher.onnx": model[:-1] + bytes([model[-1] ^ 1])})
-        case "missing":
-            rewritten(good, path, {"teacher.onnx": None})
-        case "no manifest":
-            rewritten(good, path, {MANIFEST: None})
-        case "manifest cut":
-            rewritten(good, path, {MANIFEST: json.dumps(record).encode()[:-20]})
-        case "newer schema":
-            rewritten(good, path, {MANIFEST: json.dumps({**record, "schema": 2, "kdbench": "9.1"}).encode()})
-        case "newer version":
-            rewritten(good, path, {MANIFEST: json.dumps({**record, "kdbench": "0.10.0", "power": True}).encode()})
-        case "same version":
-            rewritten(good, path, {MANIFEST: json.dumps({**record, "power": True}).encode()})
-        case "no such baseline":
-            rewritten(good, path, {MANIFEST: json.dumps({**record, "baseline": "boss"}).encode()})
-        case "up" | "up in the manifest":
-            with_file("../evil", b"x", None if kind == "up" else "evil")
-        case "absolute":
-            with_file(str(path.parent / "evil"), b"x")
-        case "windows":
-            with_file("..\\evil", b"x")
-        case "drive":
-            with_file("C:evil", b"x")
-        case "huge":
-            record["files"][0]["size_bytes"] = 2**60
-            rewritten(good, path, {MANIFEST: json.dumps(record).encode()})
-        case "bomb":
-            with_file("zeros", b"0" * 10)
-            with zipfile.ZipFile(path) as found:
-                kept = {info.filename: found.read(info) for info in found.infolist() if info.filename != "zeros"}
-            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
-                for name, part in {**kept, "zeros": bytes(50_000_000)}.items():
-                    made.writestr(name, part)
-        case "link":
-            rewritten(good, path, {})
-            with zipfile.ZipFile(path, "a") as made:
-                info = zipfile.ZipInfo("passwords")
-                info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-                made.writestr(info, "/etc/passwd")
-        case "twice":
-            rewritten(good, path, {})
-            with zipfile.ZipFile(path, "a") as made, pytest.warns(UserWarning, match="Duplicate"):
-                made.writestr("teacher.onnx", b"another")
-        case "external data":
-            loaded = onnx.load_from_string(model)
-            onnx.external_data_helper.set_external_data(loaded.graph.initializer[0], "../../secret")
-            loaded.graph.initializer[0].ClearField("raw_data")
-            changed = loaded.SerializeToString()
-            for file in record["files"]:
-                if file["name"] == "teacher.onnx":
-                    file |= {"sha256": sha256(changed), "size_bytes": len(changed)}
-            rewritten(good, path, {MANIFEST: json.dumps(record).encode(), "teacher.onnx": changed})
-    return path
-
-
-BAD = {
-    "text": "not a sound archive, or cut off",
-    "empty": "not a sound archive, or cut off",
-    "cut": "not a sound archive, or cut off",
-    "flipped": "teacher.onnx",
-    "edited": r"'teacher\.onnx' is not the file that was packed \(sha256 [0-9a-f]{16}… instead of [0-9a-f]{16}…\)",
-    "missing": r"its 'teacher\.onnx' is missing",
-    "no manifest": r"not a packed run, no pack\.json in it: make one with 'kdbench pack RUN_DIR'",
-    "manifest cut": "was it cut off",
-    "newer schema": r"packed by kdbench 9\.1, which is newer than this one \(.*\): install 9\.1 here, or pack",
-    "newer version": r"packed by kdbench 0\.10\.0, which is newer",
-    "same version": "unknown key 'power'",
-    "no such baseline": "its baseline 'boss' is none of its rungs",
-    "up": r"its '\.\./evil' leads outside its folder",
-    "up in the manifest": r"its '\.\./evil' leads outside its folder",
-    "absolute": "leads outside its folder",
-    "windows": "leads outside its folder",
-    "drive": "leads outside its folder",
-    "huge": "bytes are needed to unpack",
-    "bomb": "'zeros' is not the file that was packed",
-    "link": "its 'passwords' is a link",
-    "twice": r"holds 'teacher\.onnx' twice",
-    "external data": r"its external data '\.\./\.\./secret' leads outside its folder",
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_a_bad_pack_is_named_and_leaves_nothing(kind, mlp_run, tmp_path, monkeypatch):
-    good = pack(mlp_run, tmp_path / "good.kdbench.zip").path
-    place = tmp_path / "a" / "b" / "place"
-    place.mkdir(parents=True)
-    monkeypatch.chdir(place)
-    monkeypatch.setattr("tempfile.tempdir", str(place))
-    bad = bad_pack(kind, good, tmp_path / "bad.kdbench.zip")
-    before = {path for path in tmp_path.rglob("*") if path.name != ".lock"}
-    with pytest.raises(UserError, match=BAD[kind]):
-        pipeline.bench([bad], out=tmp_path / "out")
-    left = {path for path in tmp_path.rglob("*") if path.name not in (".lock", "out")} - before
-    assert left == set()
-
-
-@given(st.data())
-def test_bytes_of_a_pack_that_were_changed_never_pass(packed, data):
-    """Whatever is cut or flipped: the run is unpacked as it was packed, or not at all."""
-    content = packed.read_bytes()
-    if data.draw(st.booleans()):
-        changed = content[: data.draw(st.integers(0, len(content) - 1))]
-    else:
-        place = data.draw(st.integers(0, len(content) - 1))
-        changed = content[:place] + bytes([content[place] ^ data.draw(st.integers(1, 255))]) + content[place + 1 :]
-    spoilt = packed.with_name("spoilt.kdbench.zip")
-    spoilt.write_bytes(changed)
-    try:
-        with unpacked(spoilt) as (record, folder):
-            for file in record.files:
-                assert (folder.path / file.name).read_bytes() == archive.read(packed, file.name)
-    except UserError as error:
-        assert str(error).startswith(str(spoilt))
 
 
 def limited() -> None:

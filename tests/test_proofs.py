@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
+from onnxruntime.quantization import QuantFormat
 
+from kdbench import bench
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
-from kdbench.onnxfile import inspect
+from kdbench.data.generated import generate, shared_inputs
+from kdbench.onnxfile import count_macs, inspect
+from kdbench.proofs.dequantizing import dequantized
 from kdbench.proofs.precision import Error, Reference, answers, error, implied, reference, samples_of
-from kdbench.proofs.prove import compared_inputs, prove
+from kdbench.proofs.prove import Sized, compared_inputs, prove
 from kdbench.proofs.rounding import PRECISIONS, rounded
-from kdbench.records import Evaluation
+from kdbench.records import Proof, TensorSpec
 from kdbench.report.claims import broken_claims, proven
 from kdbench.report.table import ladder
 from kdbench.report.text import details_table
@@ -152,6 +156,19 @@ def test_the_precision_of_other_implementations_is_told(tmp_path, seed, layers):
         assert not {"fp32", "tf32", "fp16"} & set(told[kind])
 
 
+def test_a_band_reaches_from_rounded_operands_to_all_tensors(tmp_path):
+    path = models.cnn(tmp_path / "m.onnx", layers=4)
+    feed = {"x": models.images(16)}
+    exact, found = run_plain(onnx.load(path), tmp_path / "m2.onnx", feed), reference(inspect(path), path, feed).bands
+    for precision in ("tf32", "bf16"):
+        ends = [
+            error(run_plain(rounded(onnx.load(path), precision, everywhere), tmp_path / "r.onnx", feed), exact).rms
+            for everywhere in (False, True)
+        ]
+        assert found[precision] == (min(ends), max(ends))
+        assert ends[0] != ends[1]
+
+
 @given(st.sampled_from(list(BANDS)), st.floats(0, 1))
 def test_an_error_within_a_band_is_of_it(precision, place):
     low, high = BANDS[precision]
@@ -209,7 +226,7 @@ def proof(tmp_path, expected=None, **behaviour):
     made = artifact("teacher", macs=10**9)
     record = evaluation("teacher", None, backend="fake", placement=behaviour.get("placement", {}))
     path = fake(tmp_path, **behaviour)
-    return prove(record, "fake", made, path, {"x": np.zeros((3, 4), np.float32)}, expected)
+    return prove(record, "fake", made, path, [(Sized({}, {"x": np.zeros((3, 4), np.float32)}, expected), 4)])
 
 
 def test_the_share_of_time_on_each_provider(tmp_path):
@@ -219,21 +236,163 @@ def test_the_share_of_time_on_each_provider(tmp_path):
         {"name": "b", "operator": "Relu", "provider": "CPUExecutionProvider", "us": 90.0},
     ]
     found = proof(tmp_path, placement=placement, profile={"runs": 5, "kernels": kernels})
-    assert found.time_share == {"FakeExecutionProvider": 0.25, "CPUExecutionProvider": 0.75}
+    assert found.proofs[0].time_share == {"FakeExecutionProvider": 0.25, "CPUExecutionProvider": 0.75}
     cell_ = cell("teacher", None, backend="fake")
     row = proven(artifact("teacher"), cell_, found, {})
     assert (row["node_share"], row["time_share"]) == (0.75, 0.25)
     assert row["broken_claims"] == ("fallback: of 4 nodes 1 on CPUExecutionProvider (Relu) for 75% of the time",)
     alone = proof(tmp_path, placement={"FakeExecutionProvider": {"Conv": 3}})  # no profile needed, and none told
-    assert alone.time_share == {"FakeExecutionProvider": 1.0}
+    assert alone.proofs[0].time_share == {"FakeExecutionProvider": 1.0}
     assert alone.affinity
 
 
 def test_outputs_are_compared(tmp_path):
     expected = Reference([np.ones((3, 2), np.float32)], {"bf16": (1e-3, 1e-3)})
     found = proof(tmp_path, expected)  # the fake answers with zeros
-    assert (found.rms_error, found.largest_error, found.compared) == (1.0, 1.0, 3)
+    (one,) = found.proofs
+    assert (one.rms_error, one.largest_error, one.compared) == (1.0, 1.0, 3)
     assert "more than int8 would" in broken_claims(artifact("t"), cell("t", None), found, None)[0]
+
+
+@pytest.mark.parametrize(("layers", "seed"), [(2, 0), (6, 1)])
+def test_an_int8_file_is_told_from_its_weights_in_float(tmp_path, layers, seed):
+    path = models.int8(models.cnn(tmp_path / "m.onnx", layers=layers, seed=seed), tmp_path / "int8.onnx")
+    feed, copy = {"x": models.images(16, seed)}, dequantized(onnx.load(path))
+    known = inspect(path)
+    expected = reference(known, path, feed)
+    assert set(expected.bands) == {"fp32", *PRECISIONS}
+    onnx.save(copy, tmp_path / "float.onnx")
+    onnx.save(rounded(copy, "bf16"), tmp_path / "bf16.onnx")
+    told = {}
+    with Worker(pick_backend("cpu"), 1) as worker:
+        for name, file, plain in (
+            ("int8 kernels", path, False),
+            ("int8 emulated", path, True),
+            ("fp32", tmp_path / "float.onnx", False),
+            ("bf16", tmp_path / "bf16.onnx", True),
+        ):
+            worker.load(file, plain=plain)
+            told[name] = implied(error(answers(worker, known, feed), expected.outputs).rms, expected.bands)
+    assert "int8" in told["int8 kernels"]
+    assert "int8" in told["int8 emulated"]
+    assert told["fp32"] == ("fp32",)
+    assert "bf16" in told["bf16"]
+
+
+def test_activations_that_are_not_rounded_keep_their_range(tmp_path):
+    """The quantizer drops a Relu where the range of its output does the same."""
+    fp32 = models.cnn(tmp_path / "m.onnx")
+    int8 = onnx.load(models.int8(fp32, tmp_path / "int8.onnx"))
+    assert "Relu" not in {node.op_type for node in int8.graph.node}
+    copy, feed = dequantized(int8), {"x": models.images(8)}
+    assert "QuantizeLinear" not in {node.op_type for node in copy.graph.node}
+    found = run_plain(copy, tmp_path / "float.onnx", feed)
+    assert error(found, run_plain(onnx.load(fp32), tmp_path / "again.onnx", feed)).rms < 0.05
+
+
+def test_what_has_no_activations_to_leave_unrounded(tmp_path):
+    assert dequantized(onnx.load(models.cnn(tmp_path / "m.onnx"))) is None
+    operators = models.int8(tmp_path / "m.onnx", tmp_path / "q.onnx", quant_format=QuantFormat.QOperator)
+    assert dequantized(onnx.load(operators)) is None
+    known = inspect(operators)
+    assert reference(known, operators, {"x": models.images(4)}).bands == {}
+
+
+# --- of each batch and size ------------------------------------------------------------------------------------------
+
+
+def free_cnn(path):
+    """A `models.cnn` that takes images of any size."""
+    model = onnx.load(models.cnn(path))
+    for place, name in ((2, "height"), (3, "width")):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_param = name
+    onnx.save(model, path)
+    return path
+
+
+def test_each_batch_and_size_is_proven_by_itself(tmp_path):
+    path = free_cnn(tmp_path / "m.onnx")
+    report = bench([path], batches=(1, 3), dims={"height,width": [8, 16]}, budget_s=0.1, out=tmp_path / "out")
+    (found,) = report.ladder.result.evaluations
+    slots = [(proof.batch, proof.dims["height"], proof.dims["width"]) for proof in found.proofs]
+    assert slots == [(1, 8, 8), (1, 16, 16), (3, 8, 8), (3, 16, 16)]
+    assert {proof.compared for proof in found.proofs} == {64}
+    assert [row.ran_as for row in report.ladder.rows] == ["fp32"] * 4
+    bands = {proof.dims["height"]: proof.bands["bf16"] for proof in found.proofs}
+    assert bands[8] != bands[16]  # each size has its own
+
+
+def test_a_proof_is_no_other_cells():
+    sound = {"compared": 9, "bands": BANDS, "rms_error": 1e-7}
+    proofs = (
+        Proof(batch=4, dims={"length": 8}, **sound),
+        Proof(batch=4, dims={"length": 16}, **sound | {"rms_error": 3e-3}),
+    )
+    found = evaluation("teacher", "0", proofs=proofs)
+    for changes, ran_as, broken in (
+        ({"dims": {"length": 8}}, "fp32", 0),
+        ({"dims": {"length": 16}}, "bf16", 1),
+        ({"dims": {"length": 32}}, None, 0),  # nothing was proven of it, good or bad
+        ({"dims": {"length": 8}, "batch": 1}, None, 0),
+    ):
+        row = proven(artifact("teacher"), cell("teacher", "0", **changes), found, {})
+        assert (row["ran_as"], len(row["broken_claims"])) == (ran_as, broken)
+
+
+def test_a_batch_that_the_backend_refuses_costs_its_own_proof(tmp_path):
+    feed, expected = {"x": np.zeros((4, 4), np.float32)}, Reference([np.ones((4, 2), np.float32)], {})
+    record = evaluation("teacher", None, backend="fake", placement={"FakeExecutionProvider": {"Conv": 3}})
+    slots = [(Sized({}, feed, expected), batch) for batch in (1, 2, 3)]
+    found = prove(record, "fake", artifact("teacher"), fake(tmp_path, fail_at_batch=2), slots)
+    assert [proof.batch for proof in found.proofs] == [1, 3]
+    found = prove(record, "fake", artifact("teacher"), fake(tmp_path, crash_at_batch=2), slots)
+    assert [proof.batch for proof in found.proofs] == [1]
+
+
+def test_samples_of_a_larger_size_are_fewer(tmp_path):
+    model = onnx.load(free_cnn(tmp_path / "m.onnx"))
+    assert count_macs(model) is None
+    small, large = (count_macs(model, {"height": size, "width": size}) for size in (16, 512))
+    assert small == inspect(models.cnn(tmp_path / "fixed.onnx")).macs
+    assert samples_of(artifact("m", macs=small)) > samples_of(artifact("m", macs=large)) == 5
+
+
+def test_inputs_that_all_samples_share_are_fed_as_they_are(tmp_path):
+    specs = [TensorSpec(name=name, dtype="float32", shape=shape)
+             for name, shape in (("x", ("n", 4)), ("bias", (1, 4)), ("scale", ()), ("mask", (4, 4)))]  # fmt: skip
+    assert shared_inputs(specs) == {"bias", "scale", "mask"}
+    nodes = [
+        helper.make_node("MatMul", ["x", "mask"], ["h"]),
+        helper.make_node("Mul", ["h", "scale"], ["s"]),
+        helper.make_node("Add", ["s", "bias"], ["y"]),
+    ]
+    path = models.save(tmp_path / "m.onnx", nodes, {}, {spec.name: spec.shape for spec in specs}, {"y": ["n", 4]})
+    feed = compared_inputs(inspect(path), None, {})
+    assert feed["bias"].shape == (1, 4)
+    one = generate(inspect(path).inputs, 1, {})
+    with Worker(pick_backend("cpu"), 1) as worker:
+        worker.load(path, plain=True)
+        whole, parts = (answers(worker, inspect(path), feed, batch) for batch in (None, 7))
+    assert whole[0].shape == (len(feed["x"]), 4)
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-5)
+    assert one["scale"].shape == ()
+
+
+def test_an_output_without_samples_is_left_out_where_there_are_several_batches(tmp_path):
+    nodes = [
+        helper.make_node("Relu", ["x"], ["y"]),
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=0),
+    ]
+    path = models.save(tmp_path / "m.onnx", nodes, {}, {"x": ["n", 2]}, {"y": ["n", 2], "mean": [2]})
+    feed = {"x": np.arange(10, dtype=np.float32).reshape(5, 2)}
+    with Worker(pick_backend("cpu"), 1) as worker:
+        worker.load(path)
+        whole, parts = (answers(worker, inspect(path), feed, batch) for batch in (None, 3))
+    assert parts[1] is None
+    assert error(parts, whole) == Error(0.0, 0.0)
+    slots = [(Sized({}, feed, Reference(whole, {})), batch) for batch in (2, 3, 5)]  # 2 is also the length of the mean
+    found = prove(evaluation("m", None), "cpu", inspect(path), path, slots)
+    assert [proof.rms_error for proof in found.proofs] == [0.0, 0.0, 0.0]
 
 
 def claims(m=None, threads_used=None, precision="fp32", **facts):
@@ -256,6 +415,7 @@ def test_claims_that_hold_are_not_flagged():
         ({"rms_error": 3e-4}, "“fp32” ran as tf32 or fp16: outputs differ by 0.03 % from the fp32 CPU reference"),
         ({"precision": "fp16"}, "“fp16” ran as fp32: outputs differ by 1e-05 % from the fp32 CPU reference"),
         ({"m": cell("teacher", "0", backend="openvino:bf16@py")}, "“bf16” ran as fp32: outputs differ by 1e-05 %"),
+        ({"m": cell("teacher", "0", "int8", backend="openvino:bf16")}, "“int8” ran as fp32: outputs differ by 1e-05 %"),
         ({"rms_error": None}, "outputs are NaN or infinite where those of the fp32 reference are not"),
         ({"rms_error": None, "bands": {}}, "outputs are NaN or infinite"),
         ({"threads_used": 1.9}, "1.9 threads computed, 1 asked for: the backend has a pool of its own"),
@@ -302,10 +462,9 @@ def test_strict_makes_a_broken_claim_an_error_after_the_report(tmp_path):
     assert "of 2 cells 1 are not what they claim: partly on cpu (threads 1, batch 1): int8 did not fuse: 3 of 4" in line
     assert (tmp_path / "strict" / "report.md").is_file()
     found, raw = load_result(tmp_path / "strict" / "results.json")
-    proofs: dict[str, Evaluation] = {e.rung: e for e in found.evaluations}
+    proofs: dict[str, Proof] = {e.rung: e.proofs[0] for e in found.evaluations}
     assert proofs["fp32"].rms_error < 1e-5
     assert set(proofs["fp32"].bands) == {"fp32", *PRECISIONS}
-    assert proofs["partly"].bands == {}
     by_rung = {row.rung: row for row in ladder(found, raw).rows}
     assert (by_rung["fp32"].ran_as, by_rung["fp32"].broken_claims) == ("fp32", ())
     assert by_rung["partly"].int8_share == 0.25

@@ -92,7 +92,7 @@ def test_exported_models_take_any_batch(tiny_run):
 def test_results_are_kept_for_the_same_data_recipe_and_settings_alone(tiny_run):
     from kdbench.backends import pick_backend
     from kdbench.benchmark.cells import Cell, Subject
-    from kdbench.pipeline.measuring import _same_results
+    from kdbench.pipeline.keeping import same_results
 
     path = tiny_run / "results.json"
     result, _ = load_result(path)
@@ -100,14 +100,14 @@ def test_results_are_kept_for_the_same_data_recipe_and_settings_alone(tiny_run):
     cells = [
         Cell(Subject(artifacts[m.rung], path), pick_backend(m.backend), m.threads, m.batch) for m in result.measurements
     ]
-    assert _same_results(path, result, cells, []) is not None
+    assert same_results(path, result, cells, []) is not None
     for change in (
         {"inputs_sha256": "other data"},
         {"recipe": result.recipe.model_copy(update={"seed": 1})},
         {"settings": result.settings.model_copy(update={"budget_s": 9.0})},
     ):
-        assert _same_results(path, result.model_copy(update=change), cells, []) is None
-    assert _same_results(path, result, cells[1:], []) is None
+        assert same_results(path, result.model_copy(update=change), cells, []) is None
+    assert same_results(path, result, cells[1:], []) is None
 
 
 KILLED_WHEN = [

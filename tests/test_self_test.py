@@ -6,8 +6,10 @@ import pytest
 
 from kdbench import machine, stats
 from kdbench.cli import main
+from kdbench.errors import UserError
 from kdbench.pipeline.self_test import SelfTest, self_test
 from kdbench.stats import Interval
+from tests.test_sizes import refused, save_tokens
 
 
 def test_a_model_is_compared_with_itself_and_with_a_slower_copy(small_model):
@@ -19,6 +21,19 @@ def test_a_model_is_compared_with_itself_and_with_a_slower_copy(small_model):
         assert check.ratio.low <= check.ratio.value <= check.ratio.high
         assert check.smallest_difference > 0
         assert check.error is None
+
+
+def test_inputs_that_a_file_does_not_tell_are_given(tmp_path, monkeypatch, capfd):
+    words = save_tokens(tmp_path / "words.onnx", words=5, length=None)
+    given = {"inputs": {"tokens": "16:0..4"}, "budget_s": 0.1}
+    assert [check.error for check in self_test([words], **given)] == [None, None]
+    with pytest.raises(UserError, match=r"--input token: the model has no such input: did you mean 'tokens'\?"):
+        self_test([words], inputs={"token": "16:0..4"})
+    too_large = self_test([words], inputs={"tokens": "16:0..9"}, budget_s=0.1)
+    assert "add --input tokens=0..4" in too_large[0].error
+    monkeypatch.chdir(tmp_path)
+    said = refused("bench --self-test words.onnx --budget 0.1 --input tokens=16:9..3", monkeypatch, capfd)
+    assert "--input tokens=16:9..3: not a range of int64" in said
 
 
 @pytest.mark.parametrize(

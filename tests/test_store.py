@@ -1,5 +1,6 @@
 """Writes are whole or absent, archives are safe to read, results fit their raw values."""
 
+import json
 import subprocess
 import sys
 import time
@@ -7,16 +8,18 @@ import time
 import numpy as np
 import pytest
 
-from kdbench import store
+from kdbench import archive, store
 from kdbench.errors import UserError
+from kdbench.records import recipe_from_toml
 from tests.conftest import environment
+from tests.test_report import arrays, artifact, cell, result
 
 
 def test_equal_arrays_give_equal_bytes():
     arrays = {"a": np.arange(5), "b": np.ones((2, 2))}
-    first = store.npz_bytes(arrays)
+    first = archive.npz_bytes(arrays)
     time.sleep(2.1)  # a zip's clock ticks every two seconds
-    assert store.npz_bytes(arrays) == first
+    assert archive.npz_bytes(arrays) == first
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not an archive", b"\x93NUMPY\x01\x00"])
@@ -28,7 +31,7 @@ def test_damaged_archives_are_user_errors(tmp_path, content):
 
 
 def test_an_archive_with_flipped_bytes_is_a_user_error(tmp_path):
-    good = store.npz_bytes({"a": np.random.default_rng(0).random(500), "b": np.arange(300)})
+    good = archive.npz_bytes({"a": np.random.default_rng(0).random(500), "b": np.arange(300)})
     path = tmp_path / "x.npz"
     for start in range(30, len(good) - 60, 97):
         content = bytearray(good)
@@ -42,6 +45,13 @@ def test_pickled_objects_are_refused(tmp_path):
     np.savez(tmp_path / "evil.npz", a=np.array([{"run": "me"}], dtype=object))
     with pytest.raises(UserError, match="not a readable"):
         store.read_npz(tmp_path / "evil.npz")
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "v1.2-unproven.onnx", "a b.onnx"])
+def test_a_file_that_is_being_made_is_called_what_it_will_be(tmp_path, name):
+    for kind in ("", "-unproven"):
+        assert store.whole_name(store.part_of(tmp_path / name, kind)) == tmp_path / name
+    assert store.whole_name(tmp_path / name) == tmp_path / name
 
 
 def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
@@ -124,12 +134,53 @@ def test_published_results_are_never_overwritten(tiny_run, tmp_path):
         assert set(store.load_result(path)[1]) == set(arrays)
 
 
+PLACES = ("/home/someone", "~/someone", "C:\\\\Users\\\\someone", "file:///home/someone")
+
+
+def test_no_absolute_path_is_published(tmp_path):
+    text = f"""
+        name = "mine"
+        description = "either/or, as /home/page has it"
+        data = {{ source = "arrays", options = {{ path = "{PLACES[0]}/some where/x.npz", classes = ["/", "b"] }} }}
+        student = {{ model = "mine.py:net", training = {{ epochs = 1, learning_rate = 1.0 }} }}
+        distill = {{ losses = {{ kd = 1.0 }} }}
+        bench = {{ options = {{ openvino = {{ cache_dir = "{PLACES[1]}/cache" }} }} }}
+        [[teacher]]
+        model = "{PLACES[2]}\\\\net.onnx"
+        [[teacher]]
+        model = "{PLACES[3]}/net.onnx"
+    """
+    failed = cell("student", None, error="student: [Errno 2] '/home/someone/deep/net.so' and/or https://a.b/c/d")
+    passed = {"load_config": '{"CPU":{"CACHE_DIR":"/home/someone/cache"}}', "device_id": "0"}
+    made = result(
+        recipe=recipe_from_toml(text, "mine"),
+        artifacts=(artifact("teacher", options={"weights": "/home/someone/a.pth"}), artifact("student", "teacher")),
+        measurements=(cell("teacher", "0", provider_options=passed), failed),
+    )
+    store.save_results(tmp_path / "results.json", made, arrays())
+    path = store.publish(tmp_path / "results.json", tmp_path / "results")
+    assert "someone" not in path.read_text()
+    found, _ = store.load_result(path)
+    assert found.recipe.description == "either/or, as /home/page has it"
+    assert found.recipe.data.options == {"path": "x.npz", "classes": ["/", "b"]}
+    assert [teacher.model for teacher in found.recipe.teachers] == ["net.onnx", "net.onnx"]
+    assert found.measurements[1].error == "student: [Errno 2] 'net.so' and/or https://a.b/c/d"
+    assert json.loads(found.measurements[0].provider_options["load_config"]) == {"CPU": {"CACHE_DIR": "cache"}}
+    assert "someone" in (tmp_path / "results.json").read_text()  # at home it may stay
+
+
+def test_what_has_no_path_is_published_as_it_is(tiny_run, tmp_path):
+    found, _ = store.load_result(store.publish(tiny_run / "results.json", tmp_path))
+    measured, _ = store.load_result(tiny_run / "results.json")
+    assert found.model_copy(update={"raw": measured.raw}) == measured
+
+
 def test_results_with_other_raw_values_are_refused(tiny_run, tmp_path):
     path = store.publish(tiny_run / "results.json", tmp_path)
     raw = path.with_suffix(".npz")
     arrays = store.read_npz(raw)
     arrays["latencies.0"] = arrays["latencies.0"] / 2
-    raw.write_bytes(store.npz_bytes(arrays))
+    raw.write_bytes(archive.npz_bytes(arrays))
     with pytest.raises(UserError, match="sha256 differs"):
         store.load_result(path)
 

@@ -134,7 +134,7 @@ def _why_not(subject: Subject, target: Target, batch: int, sizes: Sizes, pack: E
     if unavailable:
         return f"{target}: {unavailable}"
     if target.row.runs == "weights":
-        return _why_no_weights(subject, target) or why_not_sized(artifact, sizes, batch, pack)
+        return _why_no_weights(subject, target) or why_not_sized(artifact, sizes, pack)
     if artifact.ir_version > MAX_IR or artifact.opset > MAX_OPSET:
         return (
             f"{artifact.rung} has IR {artifact.ir_version} and opset {artifact.opset}, "
@@ -143,7 +143,7 @@ def _why_not(subject: Subject, target: Target, batch: int, sizes: Sizes, pack: E
     fixed = batch_size(artifact.inputs)
     if fixed is not None and fixed != batch:
         return f"{artifact.rung} has a fixed batch of {fixed}: use --batch {fixed}, or export it with a free one"
-    return why_not_sized(artifact, sizes, batch, pack)
+    return why_not_sized(artifact, sizes, pack)
 
 
 def _why_no_weights(subject: Subject, target: Target) -> str | None:

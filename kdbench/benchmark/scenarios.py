@@ -23,7 +23,7 @@ from kdbench.backends.client import Worker, WorkerError
 from kdbench.benchmark.cells import Cell, identity
 from kdbench.benchmark.loads import Library, Load
 from kdbench.benchmark.peak import Step, highest_rate
-from kdbench.progress import Progress, silent
+from kdbench.progress import Progress, duration, silent
 from kdbench.records import BenchSettings, LoadTest, Process, ScenarioMeasurement, ScenarioName
 from kdbench.stats import SMALLEST_N
 from kdbench.store import Arrays
@@ -34,9 +34,20 @@ SAMPLES_PER_QUERY = 8
 P90, P99 = SMALLEST_N[90.0], SMALLEST_N[99.0]
 FEWEST: dict[ScenarioName, int] = {"single_stream": P90, "multi_stream": P99, "server": P99, "offline": 64}
 """Queries of a run; samples in the offline scenario."""
+NEEDS: dict[ScenarioName, str] = {
+    "single_stream": f"p90 takes {P90} queries",
+    "multi_stream": f"p99 takes {P99} queries of {SAMPLES_PER_QUERY} samples",
+    "server": f"a rate takes a search of {P99} queries a step",
+    "offline": f"throughput takes {FEWEST['offline']} samples",
+}
 MOST: dict[ScenarioName, int] = {"single_stream": 4 * P99, "multi_stream": 4 * P99, "server": 4 * P99, "offline": 24576}
 HOPELESS = 64
 """Queries at a rate that can't pass, as a single run takes longer than the bound."""
+
+OVERRUN = 10
+"""How many times its part of the budget a cell may take for the fewest queries that tell its percentile, or"""
+LEAST_S = 60.0
+"""that long, however small the budget."""
 
 SHORTEST_S = 0.25
 """Of a server's run."""
@@ -69,6 +80,8 @@ class _Record:
     tests: list[LoadTest] = field(default_factory=list)
     latencies: list[NDArray[np.float32]] = field(default_factory=list)
     rounds: list[int] = field(default_factory=list)
+    spent_s: float = 0.0
+    """In loadgen's runs."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,7 @@ class Loads:
         self._records = [_Record(load, load.error) for load in loads]
         self._random = random.Random(settings.seed)  # noqa: S311 — an order, not a secret
         self._queries: dict[object, int] = {}
+        self._groups = len({_group(load) for load in loads if load.error is None})
         self._files = {
             file: identity(file) for load in loads for file in [load.cell.backend.file(load.cell.subject.model)]
         }
@@ -154,6 +168,7 @@ class Loads:
                     scenario=load.scenario,
                     sessions=load.sessions,
                     bound_s=load.bound_s,
+                    spent_s=record.spent_s,
                     tests=tuple(record.tests),
                 )
             )
@@ -171,6 +186,9 @@ class Loads:
                     ready.append(self._open(number, worker, record))
                 except WorkerError as error:
                     record.error = str(error)
+            if number == 0:
+                part_s = self.settings.budget_s / self._groups / max(1, len(ready))
+                ready = [one for one in ready if self._in_reason(one, part_s)]
             if not ready:
                 return
             queries = self._queries.setdefault(_group(group[0].load), affordable(ready, share_s))
@@ -184,13 +202,28 @@ class Loads:
                     one.record.error = str(error)
                 yield place / len(ready)
 
+    def _in_reason(self, one: _Ready, part_s: float) -> bool:
+        """Whether the fewest queries don't overrun a cell's part of the budget beyond reason; it gets an error else."""
+        load, processes = one.record.load, self.settings.processes
+        if load.bound_s is not None and one.alone_s > load.bound_s:
+            return True  # there is no rate to be found, and that takes few queries
+        takes_s = processes * FEWEST[load.scenario] * _query_s([one])
+        if takes_s <= max(OVERRUN * part_s, LEAST_S):
+            return True
+        enough_s = math.ceil(self.settings.budget_s * takes_s / (OVERRUN * part_s))
+        one.record.error = (
+            f"{NEEDS[load.scenario]}, in each of {processes} processes: about {duration(takes_s)}, and its part of "
+            f"--budget is {duration(part_s)}: raise it to {enough_s}, or leave {load.scenario} out"
+        )
+        return False
+
     def _open(self, number: int, worker: Worker, record: _Record) -> _Ready:
         """Loads the model and looks how long it takes; raises WorkerError."""
         cell = record.load.cell
         model = cell.subject.model
         file = cell.backend.file(model)
         if identity(file) != self._files[file]:
-            raise WorkerError(f"{file} was changed while it was measured: bench again", alive=True)
+            raise WorkerError(f"{file.name} was changed while it was measured: bench again", alive=True)
         samples = self.libraries(cell)
         record.versions = worker.hello()
         load_s = worker.load(model, first=samples.batch(cell.batch) if worker.backend.row.builds else None)
@@ -247,7 +280,9 @@ class Loads:
                 "folder": folder,
                 "trace": step != "search",
             }
+            start = time.monotonic()
             said, arrays = one.worker.ask("scenario", settings=settings, extra_s=2 * work_s)
+            record.spent_s += time.monotonic() - start
         kept = {name: said[name] for name in LoadTest.model_fields if name in said}
         if load.scenario == "offline":
             kept["queries"] = queries
@@ -265,17 +300,21 @@ class Loads:
 def affordable(ready: Sequence[_Ready], share_s: float) -> int:
     """How many queries (offline: samples) each model of a group can answer within the share of time of them all."""
     load = ready[0].record.load
-    cost_s = {
-        "single_stream": sum(one.alone_s for one in ready),
-        "multi_stream": sum(SAMPLES_PER_QUERY * one.sample_s for one in ready),
-        "server": sum(one.sample_s for one in ready) * TESTS / BUSY,
-        "offline": sum(one.sample_s for one in ready),
-    }[load.scenario]
-    queries = max(FEWEST[load.scenario], min(MOST[load.scenario], int(share_s / cost_s)))
+    queries = max(FEWEST[load.scenario], min(MOST[load.scenario], int(share_s / _query_s(ready))))
     if load.scenario != "offline":
         return queries
     batch = load.cell.batch
     return batch * max(8 * load.sessions, math.ceil(queries / batch))
+
+
+def _query_s(ready: Sequence[_Ready]) -> float:
+    """What a query (offline: a sample) takes, of all these models together."""
+    return {
+        "single_stream": sum(one.alone_s for one in ready),
+        "multi_stream": sum(SAMPLES_PER_QUERY * one.sample_s for one in ready),
+        "server": sum(one.sample_s for one in ready) * TESTS / BUSY,
+        "offline": sum(one.sample_s for one in ready),
+    }[ready[0].record.load.scenario]
 
 
 def _group(load: Load) -> tuple[str, int, int, int, str]:

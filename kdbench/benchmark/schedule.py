@@ -189,7 +189,7 @@ class Schedule:
         file = worker.backend.file(model)
         if identity(file) != self._files[file]:
             for raw in raws:
-                raw.error = f"{file} was changed while it was measured: bench again"
+                raw.error = f"{file.name} was changed while it was measured: bench again"
             return []
         raws = sorted(raws, key=lambda raw: (raw.cell.batch, *raw.cell.dims.values()))
         turned = number % len(raws)

@@ -1,12 +1,16 @@
 """`kdbench bench`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from kdbench.cli import options
 from kdbench.errors import UserError
 from kdbench.progress import bars
+
+if TYPE_CHECKING:
+    from kdbench.report.table import Ladder
 
 
 @click.command(short_help="Measure ONNX files, or a run, against a baseline.")
@@ -156,37 +160,29 @@ def bench(
     kdbench bench runs/digits --backend cpu --backend cuda --price 0.08/h --reference teacher@cpu
     kdbench bench runs/digits --scenario server --bound 10ms --scenario offline --sessions 2
     """
-    from kdbench import pipeline
-    from kdbench.cli.show import remark, show_report, show_self_test
-
     if self_test:
-        useless = ("baseline", "pack", "out", "publish", "strict", "scenarios", "bound", "sessions", "inputs")
-        for name in (*useless, "price", "reference"):
-            if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"--self-test has no use for --{name}", ctx)
-        from kdbench.pipeline.self_test import self_test as tested
-
-        with bars() as progress:
-            found = tested(
-                models,
-                backends=backends,
-                backend_options=backend_options,
-                batches=batches,
-                threads=threads,
-                budget_s=budget,
-                precision=precision,
-                affinity=affinity,
-                dims=dims,
-                progress=progress,
-            )
-        show_self_test(found)
-        ctx.exit(0 if all(check.right for check in found) else 1)
+        _test_itself(
+            ctx,
+            models,
+            backends=backends,
+            backend_options=backend_options,
+            batches=batches,
+            threads=threads,
+            budget_s=budget,
+            precision=precision,
+            affinity=affinity,
+            dims=dims,
+            inputs=inputs,
+        )
     if not models:
         raise click.UsageError("Missing argument 'MODEL.onnx... | RUN_DIR'.", ctx)
     if bound is not None and "server" not in scenarios:
         raise UserError("--bound is for the server scenario: add --scenario server")
     if sessions and not scenarios:
         raise UserError("--sessions is for scenarios: add --scenario offline, or another one")
+    from kdbench import pipeline
+    from kdbench.cli.show import remark, show_report
+
     with bars() as progress:
         report = pipeline.bench(
             models,
@@ -213,12 +209,32 @@ def bench(
             say=remark,
         )
     show_report(report)
-    errors = [*(row.error for row in report.ladder.rows), *(row.error for row in report.ladder.scenarios)]
+    _end(report.ladder, strict)
+
+
+def _test_itself(ctx: click.Context, models: tuple[Path, ...], **chosen: Any) -> NoReturn:
+    """Compares each model with itself and ends the command: with 1 where that comes out wrong."""
+    useless = ("baseline", "pack", "out", "publish", "strict", "scenarios", "bound", "sessions", "price", "reference")
+    for name in useless:
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--self-test has no use for --{name}", ctx)
+    from kdbench.cli.show import show_self_test
+    from kdbench.pipeline.self_test import self_test
+
+    with bars() as progress:
+        found = self_test(models, **chosen, progress=progress)
+    show_self_test(found)
+    ctx.exit(0 if all(check.right for check in found) else 1)
+
+
+def _end(ladder: "Ladder", strict: bool) -> None:
+    """Raises UserError where nothing was measured, and with `strict` where a claim of a cell does not hold."""
+    errors = [*(row.error for row in ladder.rows), *(row.error for row in ladder.scenarios)]
     if all(errors):
         raise UserError("nothing was measured: every cell failed, each for the reason in the table")
     broken = [
         f"{row.rung} on {row.backend} ({place}): {'; '.join(row.broken_claims)}"
-        for row in report.ladder.rows
+        for row in ladder.rows
         for place in [f"threads {row.threads}, batch {row.batch}{f', {row.dims}' if row.dims else ''}"]
         if row.broken_claims
     ]

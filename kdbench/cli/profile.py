@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kdbench.cli import options
+from kdbench.errors import printable
 
 if TYPE_CHECKING:
     from kdbench.proofs.profile import Profile
@@ -43,7 +44,7 @@ def profile(
         _show_beside(*found)
     sentences = [(one.artifact.rung, sentence) for one in found for sentence in explain(one)]
     for rung, sentence in sentences:
-        click.echo(f"{rung}: {sentence}")
+        click.echo(printable(f"{rung}: {sentence}"))
     if not sentences:
         click.echo("none of the known causes of lost time shows here")
 
@@ -105,7 +106,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> N
             cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        click.echo(f"  {'  '.join(cells)}".rstrip())
+        click.echo(printable(f"  {'  '.join(cells)}".rstrip()))
     click.echo()
 
 

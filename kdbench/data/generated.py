@@ -22,19 +22,42 @@ def batch_size(inputs: Sequence[TensorSpec]) -> int | None:
     return fixed[0] if fixed and len(fixed) == len(sizes) else None
 
 
+def shared_inputs(inputs: Sequence[TensorSpec]) -> set[str]:
+    """Names of inputs whose first dimension is not the batch: all samples share them."""
+    fixed = batch_size(inputs)
+    found = {
+        spec.name
+        for spec in inputs
+        if not spec.shape
+        or (isinstance(spec.shape[0], int) and spec.shape[0] != fixed)
+        or (isinstance(spec.shape[0], str) and why_not_a_size(inputs, spec.shape[0]) is None)
+    }
+    return found if len(found) < len(inputs) else set()
+
+
+def why_not_a_size(inputs: Sequence[TensorSpec], name: str) -> str | None:
+    """Why the dimension `name` can't be given a size, or None where it can: a first dimension is the batch, unless
+    another one, further back, has its name."""
+    if not any(name in spec.shape for spec in inputs):
+        return f"--dim {name}: the model has no such dimension"
+    if not any(name in spec.shape[1:] for spec in inputs):
+        return f"--dim {name}: the first dimension is the batch: use --batch, or leave it out"
+    return None
+
+
 def generate(
     inputs: Sequence[TensorSpec], batch: int, dims: Mapping[str, int], seed: int = 0, below: int = SMALL
 ) -> Arrays:
     """Standard-normal floats, integers from 0 to `below` − 1 and fair booleans, of the shapes that the model states.
 
     The first dimension of each input is the batch unless it is fixed; `dims` gives sizes to the other symbolic ones.
-    Raises UserError for a dimension without a size, and for element types that can't be made up.
+    Raises UserError for a dimension without a size or that is the batch, and for element types that can't be made up.
     """
     symbols = {size for spec in inputs for size in spec.shape if isinstance(size, str)}
     for name in dims:
-        if name not in symbols:
+        if why := why_not_a_size(inputs, name):
             known = nearest(name, symbols) if symbols else "all are fixed"
-            raise UserError(f"--dim {name}: the model has no such dimension: {known}")
+            raise UserError(why if name in symbols else f"{why}: {known}")
     shapes = {spec.name: _shape(spec, batch, dims) for spec in inputs}
     check_elements(shapes)
     generator = np.random.default_rng(seed)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from kdbench.data.generated import why_not_a_size
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError, nearest
 from kdbench.records import Artifact
@@ -39,23 +40,22 @@ def written(sizes: Sizes) -> str:
     return " ".join(f"{name}={size}" for name, size in sizes.items())
 
 
-def why_not_sized(artifact: Artifact, sizes: Sizes, batch: int, pack: EvalPack | None) -> str | None:
-    """Why a model can't be fed with these sizes at this batch, or None where it can.
+def why_not_sized(artifact: Artifact, sizes: Sizes, pack: EvalPack | None) -> str | None:
+    """Why a model can't be fed with these sizes, or None where it can.
 
     Raises UserError where the pack doesn't fit the model.
     """
     symbols = {size for spec in artifact.inputs for size in spec.shape if isinstance(size, str)}
     for name in sizes:
-        if name not in symbols:
-            return f"--dim {name}: the model has no such dimension: {_known(artifact, name, symbols)}"
+        if why := why_not_a_size(artifact.inputs, name):
+            return why if name in symbols else f"{why}: {_known(artifact, name, symbols)}"
     if pack is None or not sizes or pack.x_test is None:
         return None
     one = replace(pack, x_test=pack.x_test[:1], y_test=None).test_inputs(artifact.inputs, artifact.preprocessing)
     for spec in artifact.inputs:
-        for axis, dimension in enumerate(spec.shape):
-            has = batch if axis == 0 else one[spec.name].shape[axis]
+        for dimension, has in zip(spec.shape[1:], one[spec.name].shape[1:], strict=True):
             if isinstance(dimension, str) and sizes.get(dimension, has) != has:
-                instead = "use --batch" if axis == 0 else "give a pack of that size, or measure without one"
+                instead = "give a pack of that size, or measure without one"
                 return f"--dim {dimension}={sizes[dimension]}: it is {has} in {Path(pack.name).name}: {instead}"
     return None
 

@@ -180,27 +180,17 @@ def bench(
             raise UserError("--baseline, --pack: a packed run brings its own: leave them out")
         return bench_packed(Path(models[0]), wanted, dims or {}, inputs or {}, Path(out), seed, publish, progress, say)
     options = parse(Bench, wanted, "bench")
-    paths = [Path(model) for model in models]
-    folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
-    if folder:
-        subjects = run_subjects(folder)
-        pack = pack or (folder.pack if folder.pack.is_file() else None)
-    else:
-        subjects = _named_apart([Subject(known_artifact(path), path) for path in paths])
-    if baseline is not None:
-        found = known_artifact(Path(baseline))
-        if all(subject.artifact.sha256 != found.sha256 for subject in subjects):
-            subjects = _named_apart([Subject(found, Path(baseline)), *subjects])
-        against = next(s.artifact.rung for s in subjects if s.artifact.sha256 == found.sha256)
-    else:
-        against = subjects[0].artifact.rung
+    subjects, against, samples = _subjects(
+        [Path(model) for model in models], None if baseline is None else Path(baseline)
+    )
+    samples = Path(pack) if pack else samples
     out = Path(out)
     with RunFolder(out).lock():
         report = measured(
             subjects,
             against,
             options,
-            load_pack(Path(pack)) if pack else None,
+            load_pack(samples) if samples else None,
             out,
             name=slug(out.resolve().name),
             seed=seed,
@@ -210,6 +200,20 @@ def bench(
             say=say,
         )
     return replace(report, published=publish_results(report.results)) if publish else report
+
+
+def _subjects(paths: Sequence[Path], baseline: Path | None) -> tuple[list[Subject], str, Path | None]:
+    """What is measured: ONNX files, or the rungs of a run folder; the baseline's rung; and the run's own samples."""
+    folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
+    named = [] if folder else [Subject(known_artifact(path), path) for path in paths]
+    subjects = run_subjects(folder) if folder else _named_apart(named)
+    against = subjects[0].artifact.rung
+    if baseline is not None:
+        found = known_artifact(baseline)
+        if all(subject.artifact.sha256 != found.sha256 for subject in subjects):
+            subjects = _named_apart([Subject(found, baseline), *subjects])
+        against = next(s.artifact.rung for s in subjects if s.artifact.sha256 == found.sha256)
+    return subjects, against, folder.pack if folder and folder.pack.is_file() else None
 
 
 def _named_apart(subjects: list[Subject]) -> list[Subject]:

@@ -7,28 +7,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kdbench import __version__
-from kdbench.backends.available import rivals, survey
+from kdbench.backends.available import rivals
 from kdbench.benchmark.cells import Cell, Subject, inputs, plan, reference_cell
 from kdbench.benchmark.loads import Load, library, plan_loads
 from kdbench.benchmark.scenarios import Loads
 from kdbench.benchmark.schedule import Schedule, settings_of
 from kdbench.data.generated import described, hint
 from kdbench.data.pack import EvalPack
-from kdbench.data.sizes import Sizes, Sweep
+from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
-from kdbench.evaluation import judge
 from kdbench.machine import describe
+from kdbench.pipeline.judging import judged
+from kdbench.pipeline.keeping import same_results
 from kdbench.progress import Progress, silent, unsaid
-from kdbench.proofs.precision import Reference, reference
-from kdbench.proofs.prove import compared_inputs, prove
-from kdbench.records import Bench, BenchSettings, Evaluation, RawFile, Recipe, ResultFile
+from kdbench.records import Bench, BenchSettings, RawFile, Recipe, ResultFile
 from kdbench.report.files import save_report
 from kdbench.report.table import Ladder, ladder
 from kdbench.store import (
     PARTIAL_FILE,
     RESULTS_FILE,
     Arrays,
-    load_result,
     prepare_folder,
     remove_results,
     save_results,
@@ -72,24 +70,18 @@ def measured(
     by name: see `described`.
     """
     path = prepare_folder(out) / RESULTS_FILE
-    partial = out / PARTIAL_FILE
-    if given:
-        if pack is not None:
-            raise UserError(f"--input: for generated inputs, and {pack.name} has samples: leave it out")
-        artifacts = described([subject.artifact for subject in subjects], given)
-        subjects = [replace(subject, artifact=artifact) for subject, artifact in zip(subjects, artifacts, strict=True)]
+    subjects = _described(subjects, given or {}, pack)
     cells = plan(subjects, options, dims, pack)
     for remark in rivals(cell.backend for cell in cells):
         say(remark)
     loads = plan_loads(cells, options) if options.scenarios else []
     settings = settings_of(options, seed).model_copy(update={"reference": reference_cell(cells, options)})
-    machine = describe()
-    result = ResultFile(
+    empty = ResultFile(
         kdbench=__version__,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         name=name,
         complete=False,
-        machine=machine,
+        machine=describe(),
         recipe=recipe and _without_paths(recipe, cells),
         baseline=baseline,
         settings=settings,
@@ -98,25 +90,37 @@ def measured(
         artifacts=tuple(subject.artifact for subject in subjects),
         raw=RawFile(file="", sha256=""),
     )
-    if keep and (earlier := _same_results(path, result, cells, loads)):
-        return _report(path, *earlier)
+    if keep and (earlier := same_results(path, empty, cells, loads)):
+        return _read_again(path, *earlier, empty)
     schedule = _loads(loads, settings, pack) if loads else _schedule(cells, settings, pack, baseline)
-    evaluations, answers = _evaluations(subjects, cells, pack, progress)
+    evaluations, answers = judged(subjects, cells, [load.cell for load in loads] or cells, pack, progress)
+    empty = empty.model_copy(update={"evaluations": tuple(evaluations)})
+    whole = _measure(schedule, empty, answers, path, progress)
+    with _saying(lambda: f"the measurement is whole: 'kdbench report {path}' shows it"):
+        return _report(path, *whole)
+
+
+def _described(subjects: Sequence[Subject], given: Mapping[str, str], pack: EvalPack | None) -> list[Subject]:
+    """The subjects with inputs as they are `given`."""
+    if given and pack is not None:
+        raise UserError(f"--input: for generated inputs, and {pack.name} has samples: leave it out")
+    artifacts = described([subject.artifact for subject in subjects], given)
+    return [replace(subject, artifact=artifact) for subject, artifact in zip(subjects, artifacts, strict=True)]
+
+
+def _measure(
+    schedule: Schedule | Loads, empty: ResultFile, answers: Arrays, path: Path, progress: Progress
+) -> tuple[ResultFile, Arrays]:
+    """Measures round by round; what is known after each lies beside `path`, and in the end there.
+
+    What was measured before an interruption, or before a disk was full, stays.
+    """
+    partial, rounds = path.with_name(PARTIAL_FILE), 0
 
     def save(target: Path, complete: bool) -> tuple[ResultFile, Arrays]:
-        measurements, raw = schedule.records()
-        if pack is None:
-            fed = {subject.artifact.rung: subject.artifact.inputs for subject in subjects}
-            measurements = [
-                m.model_copy(update={"error": hint(m.error, fed[m.rung])}) if m.error else m for m in measurements
-            ]
-        kind = "scenarios" if loads else "measurements"
-        energy = tuple(package.name for package in schedule.packages) if isinstance(schedule, Schedule) else None
-        found = {kind: tuple(measurements), "evaluations": tuple(evaluations), "complete": complete, "energy": energy}
+        result, raw = _with_measurements(schedule, empty)
         arrays = raw | answers
-        return save_results(target, result.model_copy(update=found), arrays), arrays
-
-    rounds = 0
+        return save_results(target, result.model_copy(update={"complete": complete}), arrays), arrays
 
     def kept() -> str:
         if not rounds:
@@ -133,8 +137,21 @@ def measured(
             raise
         whole = save(path, complete=True)
     remove_results(partial)
-    with _saying(lambda: f"the measurement is whole: 'kdbench report {path}' shows it"):
-        return _report(path, *whole)
+    return whole
+
+
+def _with_measurements(schedule: Schedule | Loads, empty: ResultFile) -> tuple[ResultFile, Arrays]:
+    """The result with what the schedule knows so far, and its raw arrays."""
+    measurements, raw = schedule.records()
+    if empty.inputs == "generated":
+        fed = {artifact.rung: artifact.inputs for artifact in empty.artifacts}
+        measurements = [
+            m.model_copy(update={"error": hint(m.error, fed[m.rung])}) if m.error else m for m in measurements
+        ]
+    if isinstance(schedule, Loads):
+        return empty.model_copy(update={"scenarios": tuple(measurements)}), raw
+    energy = tuple(package.name for package in schedule.packages)
+    return empty.model_copy(update={"measurements": tuple(measurements), "energy": energy}), raw
 
 
 @contextmanager
@@ -164,89 +181,12 @@ def _without_paths(recipe: Recipe, cells: Sequence[Cell]) -> Recipe:
     return recipe.model_copy(update={"bench": recipe.bench.model_copy(update={"backends": changed})})
 
 
-def _evaluations(
-    subjects: Sequence[Subject],
-    cells: Sequence[Cell],
-    pack: EvalPack | None,
-    progress: Progress,
-) -> tuple[list[Evaluation], Arrays]:
-    """Every subject's answers through each backend and thread count of which a cell can run, proven.
-
-    Of several sizes, the proof is of the first that can run.
-    """
-    batch = max(cell.batch for cell in cells)
-    wanted = list(dict.fromkeys((c.subject.artifact.rung, c.backend, c.threads) for c in cells if c.error is None))
-    dims: dict[str, Sizes] = {}
-    for cell in cells:
-        if cell.error is None:
-            dims.setdefault(cell.subject.artifact.rung, cell.dims)
-    by_rung = {subject.artifact.rung: subject for subject in subjects}
-    evaluations: list[Evaluation] = []
-    arrays = Arrays()
-    expected: dict[str, tuple[Arrays, Reference | None]] = {}
-    for number, (rung, backend, threads) in enumerate(wanted):
-        progress("evaluate", number, len(wanted))
-        subject = by_rung[rung]
-        record, predicted = judge(subject.artifact, subject.model, pack, batch, backend, threads)
-        if pack is not None and predicted is not None:
-            arrays[f"predictions.{number}"] = predicted.astype("int32")
-            if pack.y_test is not None:
-                arrays["labels"] = pack.y_test.astype("int32")
-            record = record.model_copy(update={"raw": str(number)})
-        if record.error is None:
-            if rung not in expected:
-                feed = compared_inputs(subject.artifact, pack, dims[rung])
-                expected[rung] = feed, reference(subject.artifact, subject.model, feed)
-            record = prove(record, backend, subject.artifact, subject.model, *expected[rung])
-        evaluations.append(record)
-    progress("evaluate", len(wanted), len(wanted))
-    return evaluations, arrays
-
-
-def _same_results(
-    path: Path, wanted: ResultFile, cells: Sequence[Cell], loads: Sequence[Load]
-) -> tuple[ResultFile, Arrays] | None:
-    """The results in the folder, if they are complete and of the same files, cells, settings and machine."""
-    if not path.is_file():
-        return None
-    try:
-        found, arrays = load_result(path)
-    except UserError:
-        return None
-    facts = {"kdbench", "name", "machine", "recipe", "baseline", "settings", "inputs", "inputs_sha256"}
-    same = found.complete and found.model_dump(include=facts) == wanted.model_dump(include=facts)
-    measured = [
-        (
-            m.artifact_sha256,
-            m.backend,
-            m.provider_options,
-            m.threads,
-            m.batch,
-            m.dims,
-            m.versions if "@" in m.backend else {},
-        )
-        for m in found.scenarios or found.measurements
-    ]
-    planned = [
-        (
-            c.subject.artifact.sha256,
-            str(c.backend),
-            c.backend.options(c.threads),
-            c.threads,
-            c.batch,
-            c.dims,
-            _elsewhere(c),
-        )
-        for c in [load.cell for load in loads] or cells
-    ]
-    under = [(m.scenario, m.sessions, m.bound_s) for m in found.scenarios]
-    same = same and under == [(load.scenario, load.sessions, load.bound_s) for load in loads]
-    return (found, arrays) if same and measured == planned else None
-
-
-def _elsewhere(cell: Cell) -> dict[str, str]:
-    """Versions in another environment under whose interpreter the cell runs: the machine's own are not these."""
-    return survey(cell.backend.python).versions if cell.backend.python and not cell.error else {}
+def _read_again(path: Path, found: ResultFile, arrays: Arrays, wanted: ResultFile) -> Report:
+    """The report of what was measured before, by what is `wanted` of its tables."""
+    changed = {"settings": wanted.settings, "recipe": wanted.recipe}
+    if changed != {name: getattr(found, name) for name in changed}:
+        found = save_results(path, found.model_copy(update=changed), arrays)
+    return _report(path, found, arrays)
 
 
 def _report(path: Path, result: ResultFile, arrays: Arrays) -> Report:

@@ -2,7 +2,7 @@
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import load_pack
 from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
-from kdbench.onnxfile import external_data
+from kdbench.onnxfile import external_data, holds_compiled_parts
 from kdbench.pipeline.measuring import Report, measured
 from kdbench.pipeline.rungs import run_subjects
 from kdbench.progress import Progress, unsaid
@@ -46,6 +46,7 @@ from kdbench.store import publish as publish_results
 
 SUFFIX = ".kdbench.zip"
 MANIFEST = "pack.json"
+MOST_MANIFEST_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,13 @@ def pack(
         members[folder.pack.name] = folder.pack
     else:
         say(f"no {folder.pack.name} in {folder.path}: the rungs will be timed on generated inputs, without accuracy")
+    chosen_plan = parse(Bench, chosen, "plan")
+    for foreign in _foreign(chosen_plan.backends, chosen_plan.options):
+        say(f"the plan {foreign}: whoever measures it has to give that again, as a packed run may be anybody's")
     record = PackedRun(
         kdbench=__version__,
         name=name,
-        plan=parse(Bench, chosen, "plan"),
+        plan=chosen_plan,
         baseline=measured_before.baseline if measured_before else subjects[0].artifact.rung,
         recipe=placeless(Recipe, recipe) if recipe else None,
         files=tuple(_described(name, members[name]) for name in sorted(members)),
@@ -114,6 +118,9 @@ def unpacked(path: Path) -> Iterator[tuple[PackedRun, RunFolder]]:
     Raises UserError for a file that is none, is cut off, was edited, or comes from a newer kdbench.
     """
     record = _manifest(path)
+    for file in record.files:
+        if Path(file.name).suffix.lower() == ".safetensors":
+            raise UserError(f"{path}: holds weights, '{file.name}', which are code's: not made by kdbench")
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
         archive.unpack(path, {file.name: (file.sha256, file.size_bytes) for file in record.files}, Path(scratch))
         yield record, RunFolder(Path(scratch))
@@ -133,10 +140,16 @@ def bench_packed(
     """Measures a packed run by its plan, over which the fields `given` are laid; beside the results lies one file to
     bring back."""
     with unpacked(path) as (record, folder), RunFolder(out).lock():
+        _check_plan(path, record.plan, given)
         options = parse(Bench, record.plan.model_dump(mode="json") | dict(given), "bench")
         subjects = run_subjects(folder)
         if record.baseline not in (subject.artifact.rung for subject in subjects):
             raise UserError(f"{path}: its baseline '{record.baseline}' is none of its rungs: make it again")
+        for subject in subjects:
+            if holds_compiled_parts(subject.model):
+                raise UserError(
+                    f"{path}: '{subject.model.name}' was compiled elsewhere: pack what it was compiled from"
+                )
         report = measured(
             subjects,
             record.baseline,
@@ -155,6 +168,26 @@ def bench_packed(
     returned = save_returned(report.results, out / f"{record.name}-{machine}{RETURNED}")
     published = publish_results(report.results) if publish else None
     return replace(report, returned=returned, published=published)
+
+
+def _foreign(backends: Sequence[str], options: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a plan says that could run or write something on another machine: interpreters, and options of providers
+    that may be paths."""
+    found = [f"names an interpreter, --backend {name}" for name in backends if "@" in name]
+    return found + [
+        f"sets --option {backend}.{name}={value}"
+        for backend, own in options.items()
+        for name, value in own.items()
+        if name != "precision" and not re.fullmatch(r"-?\d+(\.\d+)?|true|false", str(value), re.IGNORECASE)
+    ]
+
+
+def _check_plan(path: Path, plan: Bench, given: Mapping[str, Any]) -> None:
+    """Raises UserError for what is not taken from a plan that may be a stranger's, and is not given here."""
+    backends = () if "backends" in given else plan.backends
+    options = {} if "options" in given else plan.options
+    for foreign in _foreign(backends, options):
+        raise UserError(f"{path}: its plan {foreign}: not taken from a packed run: give it, or another, yourself")
 
 
 def _earlier(folder: RunFolder, subjects: list[Subject], say: Callable[[str], None]) -> ResultFile | None:
@@ -183,7 +216,7 @@ def _described(name: str, content: bytes | Path) -> PackedFile:
 
 
 def _manifest(path: Path) -> PackedRun:
-    content = archive.read(path, MANIFEST)
+    content = archive.read(path, MANIFEST, MOST_MANIFEST_BYTES)
     if content is None:
         raise UserError(f"{path}: not a packed run, no {MANIFEST} in it: make one with 'kdbench pack RUN_DIR'")
     text = content.decode(errors="replace")

@@ -12,9 +12,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from kdbench import stats
-from kdbench.benchmark.cells import Subject, inputs, plan
+from kdbench.benchmark.cells import Subject, plan
+from kdbench.benchmark.cells import inputs as feed
 from kdbench.benchmark.raw import Raw, common_rounds
 from kdbench.benchmark.schedule import Schedule, settings_of
+from kdbench.data.generated import described, hint
 from kdbench.data.sizes import Sweep
 from kdbench.onnxfile import MAX_IR, known_artifact
 from kdbench.progress import Progress, silent
@@ -61,26 +63,29 @@ def self_test(
     precision: float = 0.02,
     affinity: Sequence[int] = (),
     dims: Sweep | None = None,
+    inputs: Mapping[str, str] | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[SelfTest]:
     """Compares each ONNX file, or a generated one, with itself and with itself made slower by `SLOWER`.
 
-    Each has the budget for its own. Raises UserError where nothing can be measured.
+    Each has the budget for its own. `inputs` say of them what the files don't: see `described`. Raises UserError where
+    nothing can be measured.
     """
     wanted = {"backends": backends, "options": backend_options or {}, "batches": batches, "threads": threads}
     options = parse(Bench, wanted | {"budget_s": budget_s, "precision": precision, "affinity": affinity}, "bench")
     shares = (0.0, SLOWER)
     with _models(models) as paths:
+        artifacts = described([known_artifact(path) for path in paths], inputs or {})
         return [
             check
-            for path in paths
-            for check in against_itself(path, shares, options, dims or {}, seed, LEVEL, progress)
+            for artifact, path in zip(artifacts, paths, strict=True)
+            for check in against_itself(Subject(artifact, path), shares, options, dims or {}, seed, LEVEL, progress)
         ]
 
 
 def against_itself(
-    path: Path,
+    model: Subject,
     shares: Sequence[float],
     options: Bench,
     dims: Sweep,
@@ -92,16 +97,17 @@ def against_itself(
 
     It is the worker that makes a copy slower: it waits busily after each run for that share of the run's time.
     """
-    artifact = known_artifact(path)
-    subjects = [Subject(artifact.model_copy(update={"rung": "itself"}), path)]
-    for number, share in enumerate(shares):
-        subjects.append(Subject(artifact.model_copy(update={"rung": f"copy-{number}"}), path, share))
+
+    def called(rung: str, share: float = 0.0) -> Subject:
+        return Subject(model.artifact.model_copy(update={"rung": rung}), model.model, share)
+
+    subjects = [called("itself"), *(called(f"copy-{number}", share) for number, share in enumerate(shares))]
     cells = plan(subjects, options, dims)
-    feeds = {cell.slot: inputs(cell, None) for cell in cells if cell.error is None}
+    feeds = {cell.slot: feed(cell, None) for cell in cells if cell.error is None}
     schedule = Schedule(cells, settings_of(options, seed), lambda cell: feeds[cell.slot], baseline="itself")
     for _ in schedule.rounds(progress):
         pass
-    return [_judged(path.stem, base, copy, level) for base, copy in schedule.pairs()]
+    return [_judged(model.model.stem, base, copy, level) for base, copy in schedule.pairs()]
 
 
 def _judged(name: str, base: Raw, copy: Raw, level: float) -> SelfTest:
@@ -109,7 +115,7 @@ def _judged(name: str, base: Raw, copy: Raw, level: float) -> SelfTest:
     name = f"{name}, {cell.backend.label}, {cell.threads} thread{'s' if cell.threads > 1 else ''}, batch {cell.slot}"
     error = base.error or copy.error
     if error:
-        return SelfTest(name, cell.subject.slower, None, 0, None, error)
+        return SelfTest(name, cell.subject.slower, None, 0, None, hint(error, cell.subject.artifact.inputs))
     medians = common_rounds(base, copy)
     smallest = stats.smallest_difference(*medians, stats.STOPPED_LEVEL)
     return SelfTest(name, cell.subject.slower, stats.speedup(*medians, level), len(medians[0]), smallest)

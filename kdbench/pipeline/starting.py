@@ -70,7 +70,6 @@ def init(
     from torch import nn
 
     from kdbench.pipeline import choosing
-    from kdbench.pipeline.checking import tried
     from kdbench.steps import train
 
     named = sections.teacher_section(teacher, model, dict(options or {}))
@@ -84,7 +83,7 @@ def init(
         part, look = _looked(part, candidate, named, dataset)
     size = _parameters(candidate)
     chosen, chosen_options = _student(student, dict(student_options or {}), family, dataset, size)
-    losses, temperature, distill_said = _losses(dataset)
+    distill, distill_said = _distill(dataset)
     plain = {
         "name": slug(name),
         "description": f"{_stem(teacher)} to {_stem(chosen)} on {_stem(str(data))}",
@@ -96,7 +95,7 @@ def init(
             "options": chosen_options,
             "training": choosing.training(family, len(dataset.x_train)),
         },
-        "distill": {"losses": losses, "temperature": temperature},
+        "distill": distill,
         "bench": _bench(candidate),
     }
     warnings = _warnings(look, dataset, "training" in part)
@@ -113,15 +112,14 @@ def init(
     }
     draft = recipe_from_toml(written(plain, words, "", []), str(file)).placed(file.parent)
     train.check(draft, dataset)
+    expected = _expected(draft, dataset, progress)
     own = choosing.parameters(chosen, chosen_options, dataset) if ":" not in chosen else 0
     student_said = f"for {family.kind}{_share(own, size)}"
-    if own > size:
-        warnings.append(f"the student {chosen} is larger than its teacher: name a smaller one with --student")
-    times = tried(draft, dataset, progress)
-    expected = f"about {duration(sum(times.values()))} of training on this machine, by a few steps of each"
     text = written(plain, words, student_said, [f"Expect {expected}."])
     recipe = recipe_from_toml(text, str(file)).placed(file.parent)
     write_atomic(file, text)
+    if own > size:
+        warnings.append(f"the student {chosen} is larger than its teacher: name a smaller one with --student")
     facts = (
         *describing.data_facts(recipe, dataset),
         *(("data", line) for line in data_said),
@@ -131,6 +129,14 @@ def init(
         ("time", expected),
     )
     return Start(file, recipe, facts, tuple(warnings))
+
+
+def _expected(draft: Recipe, dataset: Dataset, progress: Progress) -> str:
+    """How long the training of a recipe will take, by a few steps of it."""
+    from kdbench.pipeline.checking import tried
+
+    times = tried(draft, dataset, progress)
+    return f"about {duration(sum(times.values()))} of training on this machine, by a few steps of each"
 
 
 def _student(
@@ -250,13 +256,15 @@ def _parameters(candidate: "Candidate") -> int:
     return sum(t.numel() for t in model.parameters()) if isinstance(model, nn.Module) else model.artifact.parameters
 
 
-def _losses(dataset: Dataset) -> tuple[dict[str, float], float, str]:
-    """Losses, their temperature, and a word on them."""
+def _distill(dataset: Dataset) -> tuple[dict[str, Any], str]:
+    """The section with losses and their temperature, and a word on them."""
     multi = dataset.task == "multi_label"
     soft, hard, temperature = ("multi_label", "binary_cross_entropy", 2.0) if multi else ("kd", "cross_entropy", 4.0)
     if dataset.y_train is None:
-        return {soft: 1.0}, temperature, "by the teacher's answers alone; others: docs/methods.md"
-    return {hard: 0.1, soft: 0.9}, temperature, "mostly by the teacher's answers, a little by labels: docs/methods.md"
+        only = {"losses": {soft: 1.0}, "temperature": temperature}
+        return only, "by the teacher's answers alone; others: docs/methods.md"
+    both = {"losses": {hard: 0.1, soft: 0.9}, "temperature": temperature}
+    return both, "mostly by the teacher's answers, a little by labels: docs/methods.md"
 
 
 def _bench(candidate: "Candidate") -> dict[str, Any]:

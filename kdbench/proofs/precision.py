@@ -1,12 +1,13 @@
 """In which precision a backend computes, whatever it was asked for: told from how far its outputs are off.
 
-The reference is the same file on onnxruntime's CPU provider in fp32, without any optimization. The bands are the errors
-of the same model with its layers' operands rounded to each precision (`rounding`), on the same samples.
+The reference is the same file on onnxruntime's CPU provider in fp32, without any optimization; of an int8 file, its
+weights with activations that are not rounded. The bands are the errors of the same model with its layers' operands
+rounded to each precision (`rounding`), on the same samples.
 """
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker, WorkerError
-from kdbench.data.generated import batch_size
+from kdbench.data.generated import batch_size, shared_inputs
 from kdbench.onnxfile import load_model
+from kdbench.proofs.dequantizing import dequantized
 from kdbench.proofs.rounding import PRECISIONS, SIGNIFICAND_BITS, rounded
 from kdbench.records import Artifact
 from kdbench.store import Arrays
@@ -31,6 +33,11 @@ UNKNOWN_SAMPLES = 16
 """Of a model whose MACs can't be counted."""
 MACS = 2e9
 """Of all samples together: larger models are compared on fewer of them."""
+FLOATS: "Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]]" = {
+    "fp32": lambda model: model,
+    "int8": dequantized,
+}
+"""By the precision of a file: what it is in float32, of which the bands are; None where that can't be told."""
 LARGEST_BYTES = 2**30
 """Of a model of which rounded copies are written."""
 
@@ -52,6 +59,9 @@ class Error:
     largest: float
 
 
+Outputs = Sequence[NDArray[Any] | None]
+"""In the file's order; None for one that can't be told apart by sample."""
+
 Bands = Mapping[str, tuple[float, float]]
 """RMS errors by precision, from least to most: rounding the operands of layers only, and all tensors."""
 
@@ -60,9 +70,9 @@ Bands = Mapping[str, tuple[float, float]]
 class Reference:
     """What a model should answer, and how far off the rounded ones are."""
 
-    outputs: list[NDArray[Any]]
+    outputs: "Outputs"
     bands: Bands
-    """Of an fp32 model, without those that can't be told."""
+    """Of an fp32 or int8 model, without those that can't be told."""
 
 
 def samples_of(artifact: Artifact) -> int:
@@ -72,36 +82,56 @@ def samples_of(artifact: Artifact) -> int:
 
 
 def reference(artifact: Artifact, model: Path, feed: Arrays) -> Reference | None:
-    """The model's answers to all samples (first axis of each input), and its bands; None where the CPU can't tell."""
-    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(pick_backend("cpu"), threads=1) as worker:
-        try:
-            worker.load(model, plain=True)
-            outputs = answers(worker, artifact, feed)
-        except WorkerError:
-            return None
-        if artifact.precision != "fp32" or artifact.size_bytes > LARGEST_BYTES:
-            return Reference(outputs, {})
-        graph, path = load_model(model), Path(scratch, "rounded.onnx")
+    """The model's answers to all samples (first axis of each input), and its bands; None where the CPU can't tell.
 
-        def off(copy: "onnx.ModelProto | None") -> float | None:
-            """How far the answers of a copy are off; of the model's own, optimized, without one."""
-            if copy is not None:
-                path.write_bytes(copy.SerializeToString())
+    Of an int8 file they are those of its weights with activations that are not rounded (`dequantized`), where it has
+    such: its own error against these is the band of int8.
+    """
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(pick_backend("cpu"), threads=1) as worker:
+
+        def run(path: Path, plain: bool = True) -> Outputs:
+            worker.load(path, plain=plain)
+            return answers(worker, artifact, feed)
+
+        def off(path: Path, plain: bool = True) -> float | None:
+            """How far a model's answers are from the expected ones; None where it refuses."""
             try:
-                worker.load(path if copy is not None else model, plain=copy is not None)
-                found = error(answers(worker, artifact, feed), outputs)
+                found = error(run(path, plain), outputs)
             except WorkerError:
                 return None
             return found.rms if found is not None and math.isfinite(found.rms) else None
 
+        def copied(copy: "onnx.ModelProto", name: str) -> Path:
+            path = Path(scratch, name)
+            path.write_bytes(copy.SerializeToString())
+            return path
+
+        try:
+            outputs = run(model)
+        except WorkerError:
+            return None
+        in_float = FLOATS.get(artifact.precision) if artifact.size_bytes <= LARGEST_BYTES else None
+        graph, whole = in_float and in_float(load_model(model)), model
+        if graph is None:
+            return Reference(outputs, {})
+        if artifact.precision != "fp32":
+            try:
+                whole = copied(graph, "float.onnx")
+                outputs = run(whole)
+            except WorkerError:
+                return Reference(outputs, {})
         bands: dict[str, tuple[float, float]] = {}
         for precision in PRECISIONS:
-            ways = (False, True) if precision in SIGNIFICAND_BITS else (False,)
-            copies = [rounded(graph, precision, everywhere) for everywhere in ways]
-            errors = [rms for copy in copies if copy is not None and (rms := off(copy)) is not None]
+            if precision == "int8" and artifact.precision == "int8":
+                errors = [rms for rms in [off(model)] if rms]
+            else:
+                ways = (False, True) if precision in SIGNIFICAND_BITS else (False,)
+                copies = [rounded(graph, precision, everywhere) for everywhere in ways]
+                found = [off(copied(copy, "rounded.onnx")) for copy in copies if copy is not None]
+                errors = [rms for rms in found if rms is not None]
             if errors:
                 bands[precision] = min(errors), max(errors)
-        return Reference(outputs, bands | _fp32_band(off(None), bands))
+        return Reference(outputs, bands | _fp32_band(off(whole, plain=False), bands))
 
 
 def _fp32_band(noise: float | None, bands: Bands) -> dict[str, tuple[float, float]]:
@@ -116,21 +146,43 @@ def _fp32_band(noise: float | None, bands: Bands) -> dict[str, tuple[float, floa
     return {"fp32": (least, max(least, min(noise, WIDEST_FP32 * bands[finest][0])))}
 
 
-def answers(worker: Worker, artifact: Artifact, feed: Arrays) -> list[NDArray[Any]]:
-    """Outputs of a loaded model, in the batches that it takes."""
-    samples = len(next(iter(feed.values())))
-    batch = batch_size(artifact.inputs) or samples
-    parts = [
-        list(worker.predict({name: values[start : start + batch] for name, values in feed.items()}).values())
-        for start in range(0, samples, batch)
+def sample_count(artifact: Artifact, feed: Arrays) -> int:
+    """How many samples a feed has."""
+    shared = shared_inputs(artifact.inputs)
+    return next((len(values) for name, values in feed.items() if name not in shared), 1)
+
+
+def in_batches(artifact: Artifact, feed: Arrays, batch: int) -> Iterator[Arrays]:
+    """The samples of a feed in whole batches, of which the last is filled up with the first samples."""
+    shared, samples = shared_inputs(artifact.inputs), sample_count(artifact, feed)
+    rows = np.arange(math.ceil(samples / batch) * batch) % samples
+    for start in range(0, len(rows), batch):
+        own = rows[start : start + batch]
+        yield {name: values if name in shared else values[own] for name, values in feed.items()}
+
+
+def answers(worker: Worker, artifact: Artifact, feed: Arrays, batch: int | None = None) -> Outputs:
+    """Outputs of a loaded model for all samples, in batches of `batch` or all at once; in those of its own if it has a
+    fixed one."""
+    samples = sample_count(artifact, feed)
+    batch = batch_size(artifact.inputs) or batch or samples
+    parts = [list(worker.predict(part).values()) for part in in_batches(artifact, feed, batch)]
+    if batch == samples:
+        return parts[0]
+    return [
+        np.concatenate([part[number] for part in parts])[:samples]
+        if all(part[number].ndim and len(part[number]) == batch for part in parts)
+        else None
+        for number in range(len(parts[0]))
     ]
-    return [np.concatenate([np.atleast_1d(part[number]) for part in parts]) for number in range(len(parts[0]))]
 
 
-def error(outputs: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> Error | None:
+def error(outputs: Outputs, expected: Outputs) -> Error | None:
     """Of the outputs that are numbers; None where none of them is, or the expected ones are not finite."""
     found = []
     for ours, theirs in zip(outputs, expected, strict=True):
+        if ours is None or theirs is None:
+            continue
         if not np.issubdtype(theirs.dtype, np.floating) or not np.isfinite(theirs).all() or not theirs.any():
             continue
         a, b = ours.astype(np.float64), theirs.astype(np.float64)

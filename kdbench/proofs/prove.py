@@ -1,8 +1,10 @@
 """What proves an evaluation: on which CPUs and provider it ran, and how far its outputs are from fp32."""
 
+import contextlib
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import numpy as np
 
 from kdbench.backends import Target, pick_backend
 from kdbench.backends.client import Worker, WorkerError
-from kdbench.data.generated import batch_size, generate
+from kdbench.data.generated import batch_size, generate, shared_inputs
 from kdbench.data.pack import EvalPack
-from kdbench.proofs.precision import Reference, answers, error, samples_of
-from kdbench.records import Artifact, Evaluation
+from kdbench.data.sizes import Sizes
+from kdbench.proofs.precision import Reference, answers, error, in_batches, sample_count, samples_of
+from kdbench.records import Artifact, Evaluation, Proof
 from kdbench.store import Arrays
 
 PROFILE_S = 0.3
@@ -30,8 +33,11 @@ def compared_inputs(artifact: Artifact, pack: EvalPack | None, dims: Mapping[str
     if fixed:
         wanted = fixed * max(1, wanted // fixed)
     if pack is None:
-        made = generate(artifact.inputs, fixed or wanted, dims)
-        return {name: np.resize(values, (wanted, *values.shape[1:])) for name, values in made.items()}
+        made, shared = generate(artifact.inputs, fixed or wanted, dims), shared_inputs(artifact.inputs)
+        return {
+            name: values if name in shared else np.resize(values, (wanted, *values.shape[1:]))
+            for name, values in made.items()
+        }
     if pack.x_test is not None:
         pack = replace(pack, x_test=pack.x_test[:wanted], y_test=None)
     shown = pack.test_inputs(artifact.inputs, artifact.preprocessing)
@@ -40,34 +46,87 @@ def compared_inputs(artifact: Artifact, pack: EvalPack | None, dims: Mapping[str
     return {name: values[np.arange(wanted) % len(values)] for name, values in shown.items()}
 
 
+@dataclass(frozen=True)
+class Sized:
+    """What is compared at one size, and what the model should answer to it."""
+
+    dims: Sizes
+    feed: Arrays
+    expected: Reference | None
+
+
 def prove(
     evaluation: Evaluation,
     backend: str | Target,
     artifact: Artifact,
     model: Path,
-    feed: Arrays,
-    expected: Reference | None,
+    slots: Sequence[tuple[Sized, int]],
 ) -> Evaluation:
-    """The evaluation with what proves it; as it is where the backend refuses to tell."""
-    found: dict[str, Any] = {}
-    batch = batch_size(artifact.inputs) or len(next(iter(feed.values())))
-    first = {name: values[:batch] for name, values in feed.items()}
+    """The evaluation with what proves each of the `slots`, sizes and batch, that are timed.
+
+    One has no proof where the backend refuses to tell.
+    """
+    target, found = pick_backend(backend), dict[str, Any]()
+    proofs: dict[int, Proof] = {}
     shares = dict.fromkeys(evaluation.placement, 1.0)
+    with (
+        contextlib.suppress(WorkerError),
+        tempfile.TemporaryDirectory(prefix="kdbench-") as scratch,
+        Worker(target, evaluation.threads) as worker,
+    ):
+        cpus = worker.ask("hello")[0].get("affinity")
+        found["affinity"] = None if cpus is None else tuple(cpus)
+        worker.load(model, first=_first(artifact, *slots[0]))
+        for place, (sized, batch) in enumerate(slots):
+            with _unless_dead():
+                proofs[place] = _compared(worker, artifact, sized, batch).model_copy(update={"time_share": shares})
+        if len(shares) > 1:
+            # In a session of its own, after the comparisons.
+            for place, proof in proofs.items():
+                proofs[place] = proof.model_copy(update={"time_share": {}})
+                with _unless_dead():
+                    kernels = worker.profile(model, _first(artifact, *slots[place]), PROFILE_S, PROFILE_RUNS)["kernels"]
+                    proofs[place] = proof.model_copy(update={"time_share": _shares(kernels)})
+        if target.row.saves_optimized:
+            optimized = Path(scratch, "optimized.onnx")
+            worker.load(model, optimized=optimized)
+            with Worker(target, evaluation.threads) as fresh:
+                found["optimized_load_s"] = fresh.load(optimized, plain=True)
+    return evaluation.model_copy(update={**found, "proofs": tuple(proofs.values())})
+
+
+@contextlib.contextmanager
+def _unless_dead() -> Iterator[None]:
+    """What a worker refuses to do is passed over, as long as it lives."""
     try:
-        with Worker(pick_backend(backend), evaluation.threads) as worker:
-            cpus = worker.ask("hello")[0].get("affinity")
-            found["affinity"] = None if cpus is None else tuple(cpus)
-            worker.load(model, first=first)
-            off = error(answers(worker, artifact, feed), expected.outputs) if expected is not None else None
-            if expected is not None and off is not None:
-                found |= {"compared": len(next(iter(feed.values()))), "bands": dict(expected.bands)}
-                if math.isfinite(off.rms):
-                    found |= {"rms_error": off.rms, "largest_error": off.largest}
-            if len(shares) > 1:
-                shares = _shares(worker.profile(model, first, PROFILE_S, PROFILE_RUNS)["kernels"])
-    except WorkerError:
-        shares = {}
-    return evaluation.model_copy(update={**found, "time_share": shares})
+        yield
+    except WorkerError as error:
+        if not error.alive:
+            raise
+
+
+def _first(artifact: Artifact, sized: Sized, batch: int) -> Arrays:
+    return next(in_batches(artifact, sized.feed, batch_size(artifact.inputs) or batch))
+
+
+def _compared(worker: Worker, artifact: Artifact, sized: Sized, batch: int) -> Proof:
+    """The error of the loaded model's outputs, where they can be compared; raises WorkerError."""
+    proof = Proof(batch=batch, dims=dict(sized.dims))
+    if sized.expected is None:
+        return proof
+    samples = sample_count(artifact, sized.feed)
+    # In other batches than the reference's, only what it has of each sample can be compared.
+    expected = [
+        None if theirs is None or (batch != samples and theirs.shape[:1] != (samples,)) else theirs
+        for theirs in sized.expected.outputs
+    ]
+    off = error(answers(worker, artifact, sized.feed, batch), expected)
+    if off is None:
+        return proof
+    told = {"compared": samples, "bands": dict(sized.expected.bands)}
+    if math.isfinite(off.rms):
+        told |= {"rms_error": off.rms, "largest_error": off.largest}
+    return proof.model_copy(update=told)
 
 
 def _shares(kernels: list[dict[str, Any]]) -> dict[str, float]:

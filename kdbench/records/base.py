@@ -25,8 +25,13 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 ABSOLUTE = re.compile(r"(file:)?[/~\\]|[A-Za-z]:[/\\]")
 """How a path begins that means something on one machine alone."""
 
+FOLDERS = re.compile(r"""(?<![\w.:/~])(?:file:)?~?/(?:[^\s/:'"]+/)+""")
+"""Of such a path in the middle of a text."""
+
 SPOKEN = ("classes", "class_map", "description")
 """Fields of words, which are no paths whatever they begin with."""
+SAID = ("error", "warnings", "reasons")
+"""Fields of sentences, which may have paths in them."""
 
 
 def slug(text: str) -> str:
@@ -77,14 +82,16 @@ def from_json(kind: type[R], text: str, where: str) -> R:
 def placeless(kind: type[R], record: R) -> R:
     """The record with absolute paths cut to their last part: what lies before it tells of a machine and its user."""
 
-    def cut(value: Any) -> Any:
+    def cut(value: Any, sentence: bool = False) -> Any:
         if isinstance(value, dict):
-            return {cut(key): inner if key in SPOKEN else cut(inner) for key, inner in value.items()}
+            return {cut(key): inner if key in SPOKEN else cut(inner, key in SAID) for key, inner in value.items()}
         if isinstance(value, list):
-            return [cut(inner) for inner in value]
-        if isinstance(value, str) and ABSOLUTE.match(value):
+            return [cut(inner, sentence) for inner in value]
+        if not isinstance(value, str):
+            return value
+        if ABSOLUTE.match(value) and not sentence:
             return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-        return value
+        return FOLDERS.sub("", value)
 
     return parse(kind, cut(record.model_dump(mode="json", by_alias=True)), "record")
 

@@ -98,7 +98,29 @@ class ScenarioMeasurement(Measurement):
     """Each with a thread and `threads` threads of its own."""
     bound_s: Positive | None = None
     """Of the server scenario's p99."""
+    spent_s: float | None = None
+    """In loadgen's runs, of all processes together; None in files from before that was written down."""
     tests: tuple[LoadTest, ...] = ()
+
+
+class Proof(Record):
+    """Of one batch at one size: how far its outputs are from the reference, and where its time goes."""
+
+    batch: Count
+    dims: dict[str, Count] = {}
+    """Sizes of symbolic dimensions, as they were given."""
+    time_share: dict[str, float] = {}
+    """Of the kernels' time, by execution provider; empty where nobody tells."""
+    compared: int = 0
+    """Samples on which the outputs were compared with those of the same file in fp32 on the CPU, unoptimized."""
+    rms_error: float | None = None
+    """Of the outputs, relative to the reference's root mean square; None, where they were compared, for NaN and
+    infinities that the reference doesn't have."""
+    largest_error: float | None = None
+    """The largest difference, relative to the reference's largest output; None likewise."""
+    bands: dict[str, tuple[float, float]] = {}
+    """RMS errors of the same model in each precision: with layers' operands rounded to it, and with all tensors; empty
+    where they can't be told."""
 
 
 class Evaluation(Record):
@@ -113,20 +135,19 @@ class Evaluation(Record):
     """Nodes by execution provider and operator, before the provider fuses them."""
     optimized_operators: dict[str, int] = {}
     """Operators of the graph that runs, where the runtime tells."""
-    time_share: dict[str, float] = {}
-    """Of the kernels' time, by execution provider; empty where nobody tells."""
     affinity: tuple[int, ...] | None = None
     """CPUs that the process could run on; None where that can't be read."""
+    optimized_load_s: float | None = None
+    """Of the graph that runs, written down and opened again without optimizing it, in a process of its own; None where
+    the runtime doesn't write it."""
+    proofs: tuple[Proof, ...] = ()
+    """Of each batch and size that is timed; one is missing where the backend refuses to tell."""
+    time_share: dict[str, float] = {}
+    """This one and the next four in files from before each batch and size was proven by itself: as in `Proof`."""
     compared: int = 0
-    """Samples on which the outputs were compared with those of the same file in fp32 on the CPU, unoptimized."""
     rms_error: float | None = None
-    """Of the outputs, relative to the reference's root mean square; None, where they were compared, for NaN and
-    infinities that the reference doesn't have."""
     largest_error: float | None = None
-    """The largest difference, relative to the reference's largest output; None likewise."""
     bands: dict[str, tuple[float, float]] = {}
-    """RMS errors of the same model in each precision: with layers' operands rounded to it, and with all tensors; empty
-    for a model that isn't fp32."""
     raw: str | None = None
     error: str | None = None
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from kdbench.proofs.layers import FLOAT_KERNELS, INT8_KERNELS, MOVERS, QUANTIZERS, WEIGHT_INPUT
 from kdbench.proofs.precision import implied
-from kdbench.records import Artifact, Evaluation, Measurement
+from kdbench.records import Artifact, Evaluation, Measurement, Proof
 from kdbench.store import Arrays
 
 ENOUGH_S = 0.5
@@ -25,20 +25,29 @@ def proven(artifact: Artifact, m: Measurement, evaluation: Evaluation | None, ar
     if evaluation is None or not proofs_in(evaluation):
         return fields
     int8, floating, _ = kernels(evaluation)
-    wanted = _provider(m)
+    wanted, proof = _provider(m), proof_of(evaluation, m)
     return fields | {
         "node_share": _share({p: sum(nodes.values()) for p, nodes in evaluation.placement.items()}, wanted),
-        "time_share": _share(evaluation.time_share, wanted),
+        "time_share": _share(proof.time_share, wanted) if proof else None,
         "int8_share": int8 / (int8 + floating) if artifact.precision == "int8" and int8 + floating else None,
         "fused_share": _fused(artifact, evaluation),
-        "rms_error": evaluation.rms_error,
-        "ran_as": " or ".join(_implied(evaluation)) or None,
+        "rms_error": proof.rms_error if proof else None,
+        "ran_as": " or ".join(_implied(proof)) or None if proof else None,
     }
 
 
 def proofs_in(evaluation: Evaluation) -> bool:
     """Whether the evaluation was made with proofs; older files have none."""
-    return bool(evaluation.compared or evaluation.time_share)
+    return bool(evaluation.proofs or evaluation.compared or evaluation.time_share)
+
+
+def proof_of(evaluation: Evaluation | None, m: Measurement) -> Proof | None:
+    """That of the cell's own batch and sizes; in older files all cells share one. None where there is none."""
+    if evaluation is None or evaluation.proofs:
+        proofs = evaluation.proofs if evaluation else ()
+        return next((proof for proof in proofs if (proof.batch, proof.dims) == (m.batch, m.dims)), None)
+    shared = evaluation.model_dump(include={"time_share", "compared", "rms_error", "largest_error", "bands"})
+    return Proof(batch=m.batch, dims=m.dims, **shared)
 
 
 def broken_claims(
@@ -65,7 +74,7 @@ def _fallback(m: Measurement, evaluation: Evaluation | None) -> str | None:
     if not elsewhere:
         return None
     names = ", ".join(
-        f"{count} on {provider} ({', '.join(sorted(operators))}){_time(evaluation, provider)}"
+        f"{count} on {provider} ({', '.join(sorted(operators))}){_time(proof_of(evaluation, m), provider)}"
         for provider, operators in elsewhere.items()
         for count in [sum(operators.values())]
     )
@@ -101,27 +110,32 @@ def _fused(artifact: Artifact, evaluation: Evaluation) -> float | None:
 
 def _precision(m: Measurement, evaluation: Evaluation | None) -> str | None:
     """The precision that the cell claims, against the one that its outputs imply."""
-    if evaluation is None or not evaluation.compared:
+    proof = proof_of(evaluation, m)
+    if proof is None or not proof.compared:
         return None
-    if evaluation.rms_error is None:
+    if proof.rms_error is None:
         return "outputs are NaN or infinite where those of the fp32 reference are not: don't use this backend for it"
-    if not evaluation.bands:
+    if not proof.bands:
         return None
-    names, off = _implied(evaluation), f"{100 * evaluation.rms_error:.2g} %"
+    against = "the CPU's with activations left in fp32" if m.precision == "int8" else "the fp32 CPU reference"
+    names, off = _implied(proof), f"{100 * proof.rms_error:.2g} %"
     if not names:
-        return f"outputs differ by {off} from the fp32 CPU reference, more than int8 would: something else is computed"
+        return f"outputs differ by {off} from {against}, more than int8 would: something else is computed"
     if _asked(m) in names:
         return None
-    return f"“{_asked(m)}” ran as {' or '.join(names)}: outputs differ by {off} from the fp32 CPU reference"
+    return f"“{_asked(m)}” ran as {' or '.join(names)}: outputs differ by {off} from {against}"
 
 
 def _asked(m: Measurement) -> str:
-    """The precision asked for: that of the backend's name, as in `openvino:bf16`, else the model's own."""
+    """The precision asked for: int8 of an int8 model, whose other layers alone follow the backend's; else that of the
+    backend's name, as in `openvino:bf16`, or the model's own."""
+    if m.precision == "int8":
+        return "int8"
     return m.backend.partition("@")[0].partition(":")[2] or m.precision
 
 
-def _implied(evaluation: Evaluation) -> tuple[str, ...]:
-    return () if evaluation.rms_error is None else implied(evaluation.rms_error, evaluation.bands)
+def _implied(proof: Proof) -> tuple[str, ...]:
+    return () if proof.rms_error is None else implied(proof.rms_error, proof.bands)
 
 
 def _threads(m: Measurement, arrays: Arrays) -> float | None:
@@ -155,6 +169,6 @@ def _share(amounts: "dict[str, int] | dict[str, float]", of: str) -> float | Non
     return amounts.get(of, 0) / total if total else None
 
 
-def _time(evaluation: Evaluation, provider: str) -> str:
-    share = _share(evaluation.time_share, provider) if len(evaluation.time_share) > 1 else None
+def _time(proof: Proof | None, provider: str) -> str:
+    share = _share(proof.time_share, provider) if proof and len(proof.time_share) > 1 else None
     return "" if share is None else f" for {share:.0%} of the time"

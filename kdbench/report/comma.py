@@ -5,8 +5,9 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 
+from kdbench.errors import printable
+from kdbench.report.rows import COLUMNS, Row
 from kdbench.report.scenarios import ScenarioRow
-from kdbench.report.table import COLUMNS, Row
 
 
 def to_csv(rows: Iterable[Row | ScenarioRow], columns: Sequence[str] = COLUMNS) -> str:
@@ -15,5 +16,6 @@ def to_csv(rows: Iterable[Row | ScenarioRow], columns: Sequence[str] = COLUMNS) 
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
-        writer.writerow("; ".join(v) if isinstance(v, tuple) else v for v in astuple(row))
+        values = ("; ".join(v) if isinstance(v, tuple) else v for v in astuple(row))
+        writer.writerow(printable(v) if isinstance(v, str) else v for v in values)
     return buffer.getvalue()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kdbench.records import BenchSettings, Measurement
+from kdbench.records import BenchSettings, Evaluation, Measurement
 from kdbench.store import Arrays
 
 
@@ -23,6 +23,13 @@ def costs(m: Measurement, arrays: Arrays, settings: BenchSettings, throughput_pe
         "energy_j": energy_j(m, arrays),
         "cost_per_million": None if price is None else price / 3600 / throughput_per_s * 1e6,
     }
+
+
+def optimize_s(load_s: float | None, evaluation: Evaluation | None) -> float | None:
+    """The part of a load in which the graph is optimized: what it takes longer than opening the optimized one, once."""
+    if load_s is None or evaluation is None or evaluation.optimized_load_s is None:
+        return None
+    return max(0.0, load_s - evaluation.optimized_load_s)
 
 
 def energy_j(m: Measurement, arrays: Arrays) -> float | None:

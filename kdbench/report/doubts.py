@@ -5,17 +5,14 @@ Files from a fixed number of rounds, before all of this was looked at, are shown
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import stats
 from kdbench.records import Measurement, ResultFile
+from kdbench.report.rows import Row
 from kdbench.store import Arrays
-
-if TYPE_CHECKING:
-    from kdbench.report.table import Row
 
 MANY_OUTLIERS = 0.01
 """Share of the runs, or of their time, from which on they reach p99 or the throughput."""
@@ -29,11 +26,11 @@ CLOCK = 0.10
 """Share by which the clock may move."""
 
 
-def doubts(result: ResultFile, row: "Row", m: Measurement, arrays: Arrays) -> list[str]:
-    """Of one cell."""
-    if m.error is not None or m.raw is None or result.settings.precision is None:
+def doubts(result: ResultFile, row: Row, m: Measurement, far: stats.Outliers | None) -> list[str]:
+    """Of one cell, whose outliers are known if it was measured."""
+    if far is None or result.settings.precision is None:
         return []
-    found = [_missed(row), _wide(row, result.settings.precision), _outliers(m, arrays), _cold(m)]
+    found = [_missed(row), _wide(row, result.settings.precision), _outliers(far), _cold(m)]
     return [doubt for doubt in found if doubt]
 
 
@@ -48,7 +45,7 @@ def disturbances(result: ResultFile, arrays: Arrays) -> dict[tuple[str, int], li
     return found
 
 
-def _missed(row: "Row") -> str | None:
+def _missed(row: Row) -> str | None:
     """What “no difference” means."""
     if row.speedup_low is None or row.speedup_high is None or row.smallest_difference is None:
         return None
@@ -57,15 +54,14 @@ def _missed(row: "Row") -> str | None:
     return f"no difference: one of {_share(row.smallest_difference)} would have been found nine times in ten"
 
 
-def _wide(row: "Row", precision: float) -> str | None:
+def _wide(row: Row, precision: float) -> str | None:
     if row.speedup is None or row.speedup_high is None or row.speedup_high <= row.speedup * (1 + precision):
         return None
     wide = _share(row.speedup_high / row.speedup - 1)
     return f"known to ±{wide}, not to the ±{_share(precision)} asked for: raise --budget, or quiet the machine"
 
 
-def _outliers(m: Measurement, arrays: Arrays) -> str | None:
-    far = stats.outliers(arrays[f"latencies.{m.raw}"], arrays[f"rounds.{m.raw}"])
+def _outliers(far: stats.Outliers) -> str | None:
     if max(far.count / far.runs, far.time) < MANY_OUTLIERS:
         return None
     from kdbench.report.text import seconds

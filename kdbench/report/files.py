@@ -7,8 +7,9 @@ from pathlib import Path
 from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
 from kdbench.report.plot import save_plot
+from kdbench.report.rows import Row
 from kdbench.report.scenarios import COLUMNS, ScenarioRow
-from kdbench.report.table import Ladder, Row
+from kdbench.report.table import Ladder
 from kdbench.store import prepare_folder, write_atomic
 
 

@@ -6,11 +6,13 @@ from itertools import zip_longest
 
 import jinja2
 
-from kdbench.records import Comparison, Recipe
+from kdbench.errors import printable
+from kdbench.records import Comparison, Recipe, ResultFile
 from kdbench.report.claims import proofs_in
 from kdbench.report.comparison import comparison_table
+from kdbench.report.rows import Metric
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
-from kdbench.report.table import Ladder, Metric
+from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable, count, details_table, ladder_tables, mark, size, unmeasured
 from kdbench.store import Arrays, load_recipe, zoo_recipes
 
@@ -49,6 +51,8 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
             "environments": {
                 m.backend: m.versions for m in ladder.result.measurements if "@" in m.backend and m.versions
             },
+            "int8_proven": _int8_proven(ladder.result),
+            "optimized": any(row.optimize_s is not None for row in ladder.rows),
             "energy": _energy(ladder),
             "cold": any(row.cold_start_s is not None for row in ladder.rows),
             "again": _again(ladder.result.recipe),
@@ -75,6 +79,12 @@ def comparison_to_markdown(comparison: Comparison, arrays: Arrays) -> str:
     )
     table = comparison_table(comparison, arrays)
     return template.render(c=comparison, table_=table, recipe=comparison.recipe).strip() + "\n"
+
+
+def _int8_proven(result: ResultFile) -> bool:
+    """Whether an int8 file was compared with its weights in float; older files have none that was."""
+    int8 = {artifact.rung for artifact in result.artifacts if artifact.precision == "int8"}
+    return any(proof.bands for e in result.evaluations for proof in e.proofs if e.rung in int8)
 
 
 def _energy(ladder: Ladder) -> str | None:
@@ -110,7 +120,7 @@ def template_environment() -> jinja2.Environment:
 
 def _cell(text: object) -> str:
     """Text that Markdown shows as it is, on one line."""
-    line = " ".join(str(text).split())
+    line = printable(" ".join(str(text).split()))
     for sign in "\\`*_|<>[]":
         line = line.replace(sign, "\\" + sign)
     return line

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from kdbench.report.table import Ladder, Metric, Row, place
+from kdbench.report.rows import Metric, Row, place
+from kdbench.report.table import Ladder
 from kdbench.store import write_atomic
 
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")

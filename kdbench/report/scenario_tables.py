@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from itertools import groupby
 
+from kdbench.progress import duration
+from kdbench.report.rows import Metric
 from kdbench.report.scenarios import ScenarioRow, load_of
-from kdbench.report.table import Ladder, Metric
+from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable, count, mark, percent, seconds, speedup
 
 SCORES: dict[Metric, str] = {"accuracy": "acc. %", "f1": "F1 µ %", "agreement": "agree %"}
@@ -27,16 +29,19 @@ LEGENDS = {
     "offline": "Per s: samples of one query of {queries}; the processes' median.",
 }
 ESTIMATE = "by MLPerf's early stopping, at 99 % confidence, of {queries} queries or more; the processes' median."
+MORE = 1.2
+"""Times its part of the budget from which on a table says so."""
 SHORT = " By MLPerf's loadgen, in shorter runs than MLPerf's rules ask for: no MLPerf submission."
 
 
 def scenario_tables(ladder: Ladder) -> list[TextTable]:
-    """A table for each scenario, backend, thread count, batch and number of sessions.
+    """A table for each scenario, backend, thread count, batch, sizes and number of sessions.
 
     Those of which no cell has a number, all for the same reason, are left to `unmeasured_loads`.
     """
-    tables = []
-    for rows in _groups(ladder):
+    tables, groups = [], _groups(ladder)
+    part_s = ladder.result.settings.budget_s / max(1, len(groups))
+    for rows in groups:
         if _reason(rows):
             continue
         first = rows[0]
@@ -49,7 +54,9 @@ def scenario_tables(ladder: Ladder) -> list[TextTable]:
         notes: dict[str, int] = {}
         cells = tuple((*(cell(row) for _, cell in columns), _marks(row, notes)) for row in rows)
         header = (*(name for name, _ in columns), "")
-        tables.append(TextTable(_title(first, ladder.result.baseline), header, cells, tuple(notes), _legend(rows)))
+        tables.append(
+            TextTable(_title(first, ladder.result.baseline), header, cells, tuple(notes), _legend(rows, part_s))
+        )
     return tables
 
 
@@ -72,13 +79,18 @@ def _title(row: ScenarioRow, baseline: str) -> str:
     batch = {"single_stream": "", "server": f", batch up to {row.batch}"}.get(row.scenario, f", batch {row.batch}")
     sessions = f", {row.sessions} sessions" if row.sessions > 1 else ""
     threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
-    name = row.scenario.replace("_", " ")
-    return f"{name}{bound}: {row.backend}, {threads}{sessions}{batch}, against {baseline}"
+    name, sizes = row.scenario.replace("_", " "), f", {row.dims}" if row.dims else ""
+    return f"{name}{bound}: {row.backend}, {threads}{sessions}{batch}{sizes}, against {baseline}"
 
 
-def _legend(rows: list[ScenarioRow]) -> str:
+def _legend(rows: list[ScenarioRow], part_s: float) -> str:
+    """`part_s` is the table's part of the budget."""
     queries = min((row.queries for row in rows if row.queries is not None), default=0)
     text = LEGENDS[rows[0].scenario] + ("" if rows[0].scenario == "offline" else ESTIMATE) + SHORT
+    spent_s = sum(row.spent_s or 0.0 for row in rows)
+    if spent_s > MORE * part_s:
+        part, spent = duration(part_s), duration(spent_s)
+        text += f" The runs took {spent}, their part of the budget was {part}: fewer queries would tell nothing."
     return text.format(queries=queries, bound=seconds(rows[0].bound_s))
 
 

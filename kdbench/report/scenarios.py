@@ -7,6 +7,7 @@ from statistics import median
 import numpy as np
 
 from kdbench import stats
+from kdbench.data.sizes import written
 from kdbench.records import Artifact, LoadTest, ResultFile, ScenarioMeasurement, ScenarioName
 from kdbench.report.flags import flags
 from kdbench.stats import Interval
@@ -42,11 +43,15 @@ class ScenarioRow:
     """That have given a number."""
     flags: tuple[str, ...] = ()
     error: str | None = None
+    dims: str = ""
+    """Sizes of symbolic dimensions, such as `height=32 width=32`."""
+    spent_s: float | None = None
+    """In loadgen's runs, of all processes together."""
 
 
 COLUMNS = tuple(field.name for field in fields(ScenarioRow))
 
-Key = tuple[ScenarioName, str, int, int, int]
+Key = tuple[ScenarioName, str, int, int, int, str]
 
 
 def scenario_rows(
@@ -62,7 +67,8 @@ def scenario_rows(
 
 def load_of(m: ScenarioMeasurement | ScenarioRow) -> Key:
     """What cells of one table share."""
-    return m.scenario, m.backend, m.threads, m.batch, m.sessions
+    dims = m.dims if isinstance(m, ScenarioRow) else written(m.dims)
+    return m.scenario, m.backend, m.threads, m.batch, m.sessions, dims
 
 
 def found_by_round(m: ScenarioMeasurement) -> dict[int, LoadTest]:
@@ -110,6 +116,8 @@ def _row(
         processes=len(times),
         flags=(*flags(result, artifact, met, evaluation, None, times), *_flags(m)),
         error=m.error,
+        dims=written(m.dims),
+        spent_s=m.spent_s,
     )
 
 

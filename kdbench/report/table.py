@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,127 +13,16 @@ from kdbench import stats
 from kdbench.data.sizes import written
 from kdbench.records import Artifact, BenchSettings, Measurement, ResultFile, ScenarioMeasurement
 from kdbench.report.claims import proven
-from kdbench.report.costs import costs
+from kdbench.report.costs import costs, optimize_s
 from kdbench.report.doubts import disturbances, doubts
 from kdbench.report.flags import flags
+from kdbench.report.rows import Metric, Row
 from kdbench.report.scenarios import ScenarioRow, scenario_rows
 from kdbench.stats import Interval
 from kdbench.store import PARTIAL_FILE, RESULTS_FILE, RETURNED, Arrays, find_results, load_result
 
 Answers = Mapping[tuple[str, str, int], NDArray[Any]]
 """Predictions, classes [N] or 0 and 1 [N, C], by rung, backend and threads."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A cell. Its fields are the columns of the CSV, in their order; None where there is no number."""
-
-    rung: str
-    parent: str | None
-    backend: str
-    precision: str
-    batch: int
-    threads: int
-    accuracy: float | None = None
-    accuracy_diff: float | None = None
-    """Minus the baseline's accuracy through the same backend, on the same samples."""
-    accuracy_diff_low: float | None = None
-    accuracy_diff_high: float | None = None
-    agreement: float | None = None
-    """Share of samples on which it answers as the baseline does, in all labels where there are several."""
-    size_bytes: int = 0
-    parameters: int = 0
-    macs: int | None = None
-    latency_p50_s: float | None = None
-    latency_p99_s: float | None = None
-    throughput_per_s: float | None = None
-    """Samples a second, one batch after the other."""
-    speedup: float | None = None
-    """Against the baseline in the same backend, batch, threads and sizes."""
-    speedup_low: float | None = None
-    speedup_high: float | None = None
-    load_s: float | None = None
-    first_run_s: float | None = None
-    peak_memory_bytes: int | None = None
-    flags: tuple[str, ...] = ()
-    error: str | None = None
-    f1_micro: float | None = None
-    """Where samples have any number of labels, instead of accuracy: of all labels together."""
-    f1_macro: float | None = None
-    """The mean over labels."""
-    f1_micro_diff: float | None = None
-    """Minus the baseline's through the same backend, on the same samples."""
-    f1_micro_diff_low: float | None = None
-    f1_micro_diff_high: float | None = None
-    rounds: int | None = None
-    """Fresh processes that were timed."""
-    smallest_difference: float | None = None
-    """By what share a model had to be slower than the baseline to be found nine times in ten."""
-    outlier_share: float | None = None
-    """Of the runs, far from the median of their process; they count like all others."""
-    node_share: float | None = None
-    """Of the nodes, on the provider that was asked for."""
-    time_share: float | None = None
-    """Of the kernels' time, likewise."""
-    int8_share: float | None = None
-    """Of the convolutions and matrix products of an int8 model, those that run in int8."""
-    fused_share: float | None = None
-    """Of the file's light nodes, such as activations, those that have gone into others."""
-    rms_error: float | None = None
-    """Of the outputs against those in fp32 on the CPU."""
-    ran_as: str | None = None
-    """The precision that it implies."""
-    threads_used: float | None = None
-    """CPU time by wall time."""
-    broken_claims: tuple[str, ...] = ()
-    """Those of the flags that say that a claim of the cell does not hold."""
-    dims: str = ""
-    """Sizes of symbolic dimensions, such as `height=32 width=32`."""
-    cost_per_million: float | None = None
-    """Of inferences, at the price of the plan."""
-    reference_speedup: float | None = None
-    """Against the fixed reference cell in the same batch and sizes."""
-    reference_speedup_low: float | None = None
-    reference_speedup_high: float | None = None
-    start_s: float | None = None
-    """Of the worker's process, until its runtime is imported."""
-    steady_memory_bytes: int | None = None
-    """Of the worker's process after its timed runs."""
-    device_memory_bytes: int | None = None
-    """The most at a time, where the runtime tells."""
-    energy_j: float | None = None
-    """An inference, of all that runs on the CPU's packages and the GPU, idle power included."""
-
-    @property
-    def cold_start_s(self) -> float | None:
-        """From nothing to the first answer: process, load and first run."""
-        if self.start_s is None or self.load_s is None or self.first_run_s is None:
-            return None
-        return self.start_s + self.load_s + self.first_run_s
-
-    @property
-    def difference(self) -> Interval | None:
-        """Of the accuracy or the micro F1 to the baseline's."""
-        for value, low, high in (
-            (self.accuracy_diff, self.accuracy_diff_low, self.accuracy_diff_high),
-            (self.f1_micro_diff, self.f1_micro_diff_low, self.f1_micro_diff_high),
-        ):
-            if value is not None and low is not None and high is not None:
-                return Interval(value, low, high)
-        return None
-
-
-COLUMNS = tuple(field.name for field in fields(Row))
-
-
-def place(row: Row) -> tuple[str, int, int, str]:
-    """What cells of one table share: backend, threads, batch, sizes."""
-    return row.backend, row.threads, row.batch, row.dims
-
-
-Metric = Literal["accuracy", "f1", "agreement"]
-"""What tells how good a model's answers are: by labels of one class a sample, or of any number of them, or by the
-baseline's answers where the evaluation samples have no labels."""
 
 
 @dataclass(frozen=True)
@@ -195,13 +84,14 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         parent_rung = rungs.get(artifact.parent_sha256 or "", "")
         parent = measurements.get(_key(parent_rung, m))
         evaluation = evaluations.get((m.rung, m.backend, m.threads))
-        row = _timed(_row(artifact, m), m, baseline, arrays, result.settings, level)
+        far = _outliers(m, arrays)
+        row = _timed(_row(artifact, m), m, baseline, far, arrays, result.settings, level)
         row = _referred(row, m, measurements, result.settings, arrays, level)
         row = _judged(row, answers, labels, result.baseline)
         against_parent = (parent_rung, _ratio(parent, m, arrays, level)) if parent else None
-        row = replace(row, **proven(artifact, m, evaluation, arrays))
+        row = replace(row, **proven(artifact, m, evaluation, arrays), optimize_s=optimize_s(row.load_s, evaluation))
         said = flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays), row.broken_claims)
-        rows.append(replace(row, flags=(*said, *doubts(result, row, m, arrays), *around[m.backend, m.threads])))
+        rows.append(replace(row, flags=(*said, *doubts(result, row, m, far), *around[m.backend, m.threads])))
     metric: Metric = "accuracy" if labels is None or labels.ndim == 1 else "f1"
     if labels is None and answers:
         metric = "agreement"
@@ -240,16 +130,28 @@ def _row(artifact: Artifact, m: Measurement) -> Row:
     )
 
 
-def _timed(
-    row: Row, m: Measurement, baseline: Measurement | None, arrays: Arrays, settings: BenchSettings, level: float
-) -> Row:
-    """The row with its latencies. A cell that failed has none, however far it came."""
+def _outliers(m: Measurement, arrays: Arrays) -> stats.Outliers | None:
+    """Of a cell that was measured; one that failed has no numbers, however far it came."""
     if m.error is not None or m.raw is None:
+        return None
+    return stats.outliers(arrays[f"latencies.{m.raw}"], arrays[f"rounds.{m.raw}"])
+
+
+def _timed(
+    row: Row,
+    m: Measurement,
+    baseline: Measurement | None,
+    far: stats.Outliers | None,
+    arrays: Arrays,
+    settings: BenchSettings,
+    level: float,
+) -> Row:
+    """The row with its latencies, of which `far` are outliers; as it is for a cell that was not measured."""
+    if far is None:
         return row
     latencies = arrays[f"latencies.{m.raw}"].astype(np.float64)
     pairs = _paired(baseline, m, arrays) if baseline and baseline.rung != m.rung else None
     ratio = pairs and stats.speedup(*pairs, level)
-    far = stats.outliers(latencies, arrays[f"rounds.{m.raw}"])
     throughput_per_s = m.batch / float(latencies.mean())
     return replace(
         row,

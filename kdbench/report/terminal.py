@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from kdbench.errors import printable
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable, ladder_tables, mark, unmeasured
@@ -21,7 +22,7 @@ def print_ladder(ladder: Ladder) -> None:
         _print(console, content)
         console.print()
     for line in (*unmeasured(ladder.rows), *unmeasured_loads(ladder)):
-        console.print(line)
+        console.print(printable(line))
 
 
 def print_table(content: TextTable) -> None:
@@ -34,7 +35,7 @@ def _console() -> Console:
 
 
 def _print(console: Console, content: TextTable) -> None:
-    console.print(content.title, style="bold")  # of its own: a table's is broken where the table is narrower
+    console.print(printable(content.title), style="bold")  # of its own: a table's is broken where the table is narrower
     table, spare = _table(content, ()), 0
     while (
         spare < len(SPARE) and Measurement.get(console, console.options.update(max_width=1000), table).maximum > WIDTH
@@ -43,9 +44,9 @@ def _print(console: Console, content: TextTable) -> None:
         table = _table(content, SPARE[:spare])
     console.print(table)
     if content.legend:
-        console.print(content.legend)
+        console.print(printable(content.legend))
     for number, note in enumerate(content.notes, 1):
-        console.print(f"{mark(number)} {note}")
+        console.print(f"{mark(number)} {printable(note)}")
 
 
 def _table(content: TextTable, without: tuple[str, ...]) -> Table:
@@ -59,7 +60,7 @@ def _table(content: TextTable, without: tuple[str, ...]) -> Table:
         left = name in ("rung", "method", "")
         table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="fold")
     for row in content.rows:
-        table.add_row(*([_shortened(row[0]), *row[1:]][number] for number in kept))
+        table.add_row(*(printable([_shortened(row[0]), *row[1:]][number]) for number in kept))
     return table
 
 

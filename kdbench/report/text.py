@@ -7,8 +7,9 @@ from itertools import groupby
 
 from kdbench.records import BenchSettings, ReferenceCell
 from kdbench.report.claims import proofs_in
+from kdbench.report.rows import Metric, Row, place
 from kdbench.report.scenarios import ScenarioRow
-from kdbench.report.table import Ladder, Metric, Row, place
+from kdbench.report.table import Ladder
 from kdbench.stats import Interval
 
 
@@ -227,6 +228,7 @@ def _marks(row: Row, notes: dict[str, int]) -> str:
 _COSTS: tuple[tuple[str, Callable[[Row], str], str | None], ...] = (
     ("cold start", lambda row: seconds(row.cold_start_s), "start_s"),
     ("load", lambda row: seconds(row.load_s), None),
+    ("optimize", lambda row: seconds(row.optimize_s), "optimize_s"),
     ("first run", lambda row: seconds(row.first_run_s), None),
     ("peak memory", lambda row: size(row.peak_memory_bytes), None),
     ("steady memory", lambda row: size(row.steady_memory_bytes), "steady_memory_bytes"),

@@ -7,6 +7,7 @@ A message is one JSON line that ends with `"bytes": n`, then n bytes: the arrays
 .npy format. Every request gets one reply; a reply with `"error"` leaves the process usable.
 """
 
+import contextlib
 import ctypes
 import importlib
 import importlib.util
@@ -231,8 +232,15 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
+def go_first() -> None:
+    """Asks Linux to kill this process, and not another one, where memory runs out: a model may take any amount."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 def main() -> None:
     die_with_parent()
+    go_first()
     if len(sys.argv) > 2:  # before the runtime is imported: its threads are pinned as well
         os.sched_setaffinity(0, map(int, sys.argv[2:]))
     # The parent decides when a worker ends, by closing the pipe or by killing it: Ctrl-C is the parent's affair.
