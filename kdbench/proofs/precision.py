@@ -1,7 +1,8 @@
 """In which precision a backend computes, whatever it was asked for: told from how far its outputs are off.
 
-The reference is the same file on onnxruntime's CPU provider in fp32, without any optimization. The bands are the errors
-of the same model with its layers' operands rounded to each precision (`rounding`), on the same samples.
+The reference is the same file on onnxruntime's CPU provider in fp32, without any optimization; of a file of 16-bit floats
+the same with all of its tensors made float32 (`widening`). The bands are the errors of that model with its layers'
+operands rounded to each precision (`rounding`), on the same samples.
 """
 
 import math
@@ -19,6 +20,7 @@ from kdbench.backends.client import Worker, WorkerError
 from kdbench.data.generated import batch_size
 from kdbench.onnxfile import load_model
 from kdbench.proofs.rounding import PRECISIONS, SIGNIFICAND_BITS, rounded
+from kdbench.proofs.widening import widened
 from kdbench.records import Artifact
 from kdbench.store import Arrays
 
@@ -31,6 +33,8 @@ UNKNOWN_SAMPLES = 16
 """Of a model whose MACs can't be counted."""
 MACS = 2e9
 """Of all samples together: larger models are compared on fewer of them."""
+FLOATS = ("fp32", "fp16", "bf16")
+"""Precisions of files that compute in floats, and so have bands."""
 LARGEST_BYTES = 2**30
 """Of a model of which rounded copies are written."""
 
@@ -62,7 +66,7 @@ class Reference:
 
     outputs: list[NDArray[Any]]
     bands: Bands
-    """Of an fp32 model, without those that can't be told."""
+    """Of a model that computes in floats, without those that can't be told."""
 
 
 def samples_of(artifact: Artifact) -> int:
@@ -79,16 +83,27 @@ def reference(artifact: Artifact, model: Path, feed: Arrays) -> Reference | None
             outputs = answers(worker, artifact, feed)
         except WorkerError:
             return None
-        if artifact.precision != "fp32" or artifact.size_bytes > LARGEST_BYTES:
+        if artifact.precision not in FLOATS or artifact.size_bytes > LARGEST_BYTES:
             return Reference(outputs, {})
-        graph, path = load_model(model), Path(scratch, "rounded.onnx")
+        graph, path, whole = load_model(model), Path(scratch, "rounded.onnx"), model
+        if artifact.precision != "fp32":
+            wide = widened(graph)
+            if wide is None:
+                return Reference(outputs, {})
+            graph, whole = wide, Path(scratch, "widened.onnx")
+            whole.write_bytes(graph.SerializeToString())
+            try:
+                worker.load(whole, plain=True)
+                outputs = answers(worker, artifact, feed)
+            except WorkerError:
+                return Reference(outputs, {})
 
         def off(copy: "onnx.ModelProto | None") -> float | None:
             """How far the answers of a copy are off; of the model's own, optimized, without one."""
             if copy is not None:
                 path.write_bytes(copy.SerializeToString())
             try:
-                worker.load(path if copy is not None else model, plain=copy is not None)
+                worker.load(path if copy is not None else whole, plain=copy is not None)
                 found = error(answers(worker, artifact, feed), outputs)
             except WorkerError:
                 return None

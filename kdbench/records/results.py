@@ -126,7 +126,7 @@ class Evaluation(Record):
     """The largest difference, relative to the reference's largest output; None likewise."""
     bands: dict[str, tuple[float, float]] = {}
     """RMS errors of the same model in each precision: with layers' operands rounded to it, and with all tensors; empty
-    for a model that isn't fp32."""
+    for a model that doesn't compute in floats."""
     raw: str | None = None
     error: str | None = None
 

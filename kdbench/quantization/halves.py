@@ -1,0 +1,148 @@
+"""16-bit floats: fp16 by onnxruntime's converter, bf16 by casts."""
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdbench.onnxfile import opset_of
+from kdbench.proofs.rounding import OPERANDS
+from kdbench.quantization.quiet import quietly
+from kdbench.records import Convert
+
+if TYPE_CHECKING:
+    import onnx
+
+LARGEST, SMALLEST = 65504.0, 5.96e-8
+"""Of fp16; what is nearer to 0 than SMALLEST becomes SMALLEST."""
+
+IN_BF16: Mapping[str, int] = {"MatMul": 13, "Gemm": 13}
+"""Layers with kernels for bf16 operands in onnxruntime's CUDA provider, by the opset from which on. Its convolutions
+and recurrent nodes have none; its CPU provider has none at all, and refuses to load them."""
+
+TABLES = {"Gather": 0}
+"""Operators that pick from a weight, and which of their inputs it is."""
+
+
+def fp16(model: "onnx.ModelProto", options: Convert, left: Collection[str]) -> "onnx.ModelProto":
+    """Weights and tensors between nodes as fp16, inputs and outputs float32; nodes named in `left` stay in float32.
+
+    Finite weights beyond ±65504 are clamped.
+    """
+    with quietly():
+        from onnxruntime.quantization.onnx_model import ONNXModel
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        converted = ONNXModel(
+            convert_float_to_float16(model, keep_io_types=True, op_block_list=[], node_block_list=list(left))
+        )
+        converted.topological_sort()
+    found: onnx.ModelProto = converted.model
+    return found
+
+
+def without_fp16(node: "onnx.NodeProto", opset: int) -> bool:
+    """Whether the operator takes no fp16: by the standard, or as onnxruntime's converter knows."""
+    import onnx
+
+    with quietly():
+        from onnxruntime.transformers.float16 import ALWAYS_FLOAT_INPUTS, DEFAULT_OP_BLOCK_LIST
+    if node.op_type in DEFAULT_OP_BLOCK_LIST:
+        return True
+    if node.op_type in ALWAYS_FLOAT_INPUTS or not onnx.defs.has(node.op_type, node.domain):
+        return False
+    schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
+    allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
+    kinds = [set(allowed.get(each.type_str, [each.type_str])) for each in schema.inputs]
+    return any("tensor(float)" in kind and "tensor(float16)" not in kind for kind in kinds)
+
+
+def clamped(before: "onnx.ModelProto", after: "onnx.ModelProto") -> dict[str, int]:
+    """Weights that became fp16 and had values out of its range: how many, by name."""
+    from onnx import TensorProto, numpy_helper
+
+    halves = {tensor.name for tensor in after.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    found = {}
+    for tensor in before.graph.initializer:
+        if tensor.name in halves and tensor.data_type == TensorProto.FLOAT:
+            size = np.abs(numpy_helper.to_array(tensor))
+            found[tensor.name] = int(np.sum(np.isfinite(size) & (size > LARGEST)))
+    return {name: count for name, count in found.items() if count}
+
+
+def bf16(
+    model: "onnx.ModelProto", options: Convert, left: Collection[str], emulated: bool = False
+) -> "onnx.ModelProto":
+    """Weights of layers and tables as bf16, rounded to the nearest; nodes named in `left` keep theirs.
+
+    They are cast to float32 where they are used, so that every provider computes as before. With bf16 activations the
+    layers of `IN_BF16` get bf16 operands and answer in bf16; `emulated` gives these the same numbers as float32, for a
+    provider that has no such kernels.
+    """
+    import onnx
+    from onnx import TensorProto
+    from onnx.helper import make_node
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph, opset = copy.graph, opset_of(copy)
+    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    stored = {
+        node.input[place] for node in graph.node if node.name not in left for place in weight_places(node, weights)
+    }
+    nodes: list[onnx.NodeProto] = []
+    short = {name: name for name in stored}
+    """Tensors in bf16, by the name of the float32 ones."""
+    made: set[str] = set()
+
+    def cast(name: str, result: str, kind: int) -> str:
+        if result not in made:
+            nodes.append(make_node("Cast", [name], [result], name=f"{result}.cast", to=kind))
+            made.add(result)
+        return result
+
+    def operand(name: str) -> str:
+        """As bf16, or as a float32 of the same value."""
+        if name not in short:
+            short[name] = cast(name, f"{name}.bf16", TensorProto.BFLOAT16)
+        return cast(short[name], f"{name}.widened", TensorProto.FLOAT) if emulated else short[name]
+
+    for node in graph.node:
+        result, computes = node.output[0], opset >= IN_BF16.get(node.op_type, opset + 1) and node.input[1] in stored
+        if options.activations == "bf16" and computes and node.name not in left:
+            for place, name in enumerate(node.input):
+                node.input[place] = operand(name) if name else ""
+            short[result] = f"{result}.rounded"
+            node.output[0] = f"{result}.exact" if emulated else short[result]
+            nodes.append(node)
+            if emulated:
+                cast(node.output[0], short[result], TensorProto.BFLOAT16)
+            cast(short[result], result, TensorProto.FLOAT)
+        elif node.op_type in TABLES and node.input[0] in stored:
+            node.output[0] = short[result] = f"{result}.picked"
+            nodes.append(node)
+            cast(short[result], result, TensorProto.FLOAT)
+        else:
+            for place, name in enumerate(node.input):
+                if name in stored:
+                    node.input[place] = cast(name, f"{name}.widened", TensorProto.FLOAT)
+            nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+    for name in stored:
+        weights[name].CopyFrom(_as_bf16(weights[name]))
+    return copy
+
+
+def weight_places(node: "onnx.NodeProto", weights: Collection[str]) -> tuple[int, ...]:
+    """Inputs of a node that are weights which bf16 may hold."""
+    places = (TABLES[node.op_type],) if node.op_type in TABLES else OPERANDS.get(node.op_type, ())
+    return tuple(place for place in places if place < len(node.input) and node.input[place] in weights)
+
+
+def _as_bf16(tensor: "onnx.TensorProto") -> "onnx.TensorProto":
+    import ml_dtypes
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(ml_dtypes.bfloat16), tensor.name)

@@ -1,0 +1,26 @@
+"""onnxruntime's tools without what they do to a process besides: log, and change its logging and its path."""
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Nothing is printed or logged meanwhile; the root logger's handlers and `sys.path` are afterwards as before.
+
+    `matmul_nbits_quantizer` configures the root logger when it is imported, and `onnxruntime.transformers` puts a folder
+    with modules of common names on the path.
+    """
+    handlers, level, path = logging.root.handlers[:], logging.root.level, sys.path[:]
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
+        sys.path[:] = path

@@ -1,0 +1,73 @@
+"""Other precisions than static int8: dynamic int8, fp16, bf16 and int4 weights; slimmed before, compared after."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from kdbench.data.pack import EvalPack, open_pack
+from kdbench.errors import UserError, pick
+from kdbench.evaluation import parity_on
+from kdbench.onnxfile import count_macs, count_parameters, known_artifact, load_model, portable
+from kdbench.quantization.formats import FORMATS, converted
+from kdbench.records import Artifact, Convert, parse
+from kdbench.steps.quantize import LEAST_AGREEMENT
+from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
+from kdbench.store import output_file, part_of, save_artifact, write_atomic
+
+
+def convert(
+    model: str | Path,
+    out: str | Path,
+    to: str | Convert,
+    pack: EvalPack | str | Path | None = None,
+    rung: str | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> Artifact:
+    """Writes the model in another precision to `out`, its record beside it.
+
+    `to` is one of FORMATS, or a Convert with its options. Outputs are compared with the model's on the pack's
+    calibration samples, or on generated inputs; what the record says of an agreement below LEAST_AGREEMENT is a
+    warning. Raises UserError where the model isn't fp32, where nothing in it can be converted, and where outputs are NaN
+    or infinite; nothing is written then.
+    """
+    model, out = Path(model), Path(out)
+    if isinstance(to, str):
+        pick(FORMATS, to, "precision")
+        to = parse(Convert, {"to": to}, "options")
+    parent = known_artifact(model)
+    if parent.precision != "fp32":
+        state = "quantized already" if parent.precision in ("int8", "int4") else f"{parent.precision} already"
+        raise UserError(f"{model}: is {state}: give its fp32 parent")
+    graph = slimmed_graph(load_model(model), model)
+    found = converted(graph, to, model)
+    part = part_of(output_file(out, model), "-unproven")
+    write_atomic(part, portable(found.model))
+    stand_in = part_of(out, "-emulated") if found.emulated is not None else None
+    try:
+        if found.emulated is not None and stand_in is not None:
+            write_atomic(stand_in, portable(found.emulated))
+        compared, batch = comparison_inputs(parent, open_pack(pack), dims or {})
+        check = parity_on(stand_in or part, model, compared, batch, task=parent.task)
+        if not np.isfinite(check.largest_difference):
+            raise UserError(
+                f"{out}: not written: its outputs, or those of {model}, are NaN or infinite: "
+                "keep the nodes that overflow in float by --keep"
+            )
+        part.replace(out)
+    finally:
+        for scratch in (part, stand_in):
+            if scratch is not None:
+                scratch.unlink(missing_ok=True)
+    warnings = found.warnings
+    if check.label_agreement < LEAST_AGREEMENT:
+        of = "the labels of " if parent.task == "multi_label" else ""
+        warnings += (
+            f"answers otherwise than {parent.rung} in {1 - check.label_agreement:.0%} of {of}{check.samples} compared "
+            "samples: --keep its first and last layers in float",
+        )
+    used = to.model_dump() | {"left_in_float": found.left} | found.notes
+    # Packed weights and scales can't be told apart in every form, and it is the same work.
+    same = {"parameters": count_parameters(graph), "macs": count_macs(graph)}
+    made = derived(out, rung, parent, "convert", used, check, warnings).model_copy(update=same)
+    return save_artifact(out.parent, made)
