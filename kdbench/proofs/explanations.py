@@ -209,8 +209,8 @@ EXPLANATIONS = (
     Explanation(
         "casts",
         _casts,
-        "{share:.0%} of the kernels' time goes into {count} casts between {precision} and float32: this provider has few "
-        "{precision} kernels; take the fp32 file here, and this one where there are some, as on GPUs",
+        "{share:.0%} of the kernels' time goes into {count} casts between {precision} and float32: this provider has "
+        "few {precision} kernels; take the fp32 file here, and this one where there are some, as on GPUs",
     ),
     Explanation(
         "stored in 16 bits",

@@ -115,7 +115,9 @@ def sqnr_db(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def layer_errors(parent: Path, child: Path, feed: Arrays, fixed_batch: int | None = None) -> tuple[list[LayerError], int]:
+def layer_errors(
+    parent: Path, child: Path, feed: Arrays, fixed_batch: int | None = None
+) -> tuple[list[LayerError], int]:
     """SQNR of each layer's output in the child, all errors of the layers before it included; and how many of its layers
     can't be set beside the parent.
 

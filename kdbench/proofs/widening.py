@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 def widened(model: "onnx.ModelProto") -> "onnx.ModelProto | None":
     """A copy with the same weights, all of its tensors float32; None where nothing in it computes in less.
 
-    Weights that are only stored in less, and cast before they are used, are computed with in float32 as it is. None also
-    for models with loops, branches or functions of their own, which are not looked into. 16-bit inputs stay, and are
-    cast.
+    Weights that are only stored in less, and cast before they are used, are computed with in float32 as it is. None
+    also for models with loops, branches or functions of their own, which are not looked into. 16-bit inputs stay, and
+    are cast.
     """
     import onnx
     from onnx import AttributeProto, TensorProto

@@ -163,7 +163,9 @@ def converted(model: "onnx.ModelProto", options: Convert, path: Path) -> Convert
     warnings = tuple(unable)
     if options.to == "fp16" and (over := clamped(model, found)):
         names = ", ".join(f"{count} of {name}" for name, count in list(over.items())[:3])
-        warnings += (f"values beyond ±65504, the range of fp16, were clamped: {names}: --keep the nodes that have them",)
+        warnings += (
+            f"values beyond ±65504, the range of fp16, were clamped: {names}: --keep the nodes that have them",
+        )
     return Converted(found, dict(sorted(floats.items())), warnings, notes, emulated)
 
 

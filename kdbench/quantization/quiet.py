@@ -11,8 +11,8 @@ from collections.abc import Iterator
 def quietly() -> Iterator[None]:
     """Nothing is printed or logged meanwhile; the root logger's handlers and `sys.path` are afterwards as before.
 
-    `matmul_nbits_quantizer` configures the root logger when it is imported, and `onnxruntime.transformers` puts a folder
-    with modules of common names on the path.
+    `matmul_nbits_quantizer` configures the root logger when it is imported, and `onnxruntime.transformers` puts a
+    folder with modules of common names on the path.
     """
     handlers, level, path = logging.root.handlers[:], logging.root.level, sys.path[:]
     logging.disable(logging.ERROR)
