@@ -259,7 +259,7 @@ def test_what_is_not_there_is_named(tmp_path, options, said):
 
 
 def test_what_is_not_fp32_is_refused(tmp_path, small_model):
-    for to, state in (("fp16", "fp16 already"), ("int4", "quantized already"), ("dynamic", "quantized already")):
+    for to, state in (("fp16", "in half precision"), ("int4", "quantized already"), ("dynamic", "quantized already")):
         convert(small_model, tmp_path / f"{to}.onnx", to)
         with pytest.raises(UserError, match=f"is {state}: give its fp32 parent"):
             convert(tmp_path / f"{to}.onnx", tmp_path / "again.onnx", "bf16")

@@ -8,10 +8,10 @@ import numpy as np
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, pick
 from kdbench.evaluation import parity_on
-from kdbench.onnxfile import count_macs, count_parameters, known_artifact, load_model, portable
+from kdbench.onnxfile import count_macs, count_parameters, load_model, portable
 from kdbench.quantization.formats import FORMATS, converted
 from kdbench.records import Artifact, Convert, parse
-from kdbench.steps.quantize import LEAST_AGREEMENT
+from kdbench.steps.quantize import LEAST_AGREEMENT, float_artifact
 from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
 from kdbench.store import output_file, part_of, save_artifact, write_atomic
 
@@ -35,10 +35,7 @@ def convert(
     if isinstance(to, str):
         pick(FORMATS, to, "precision")
         to = parse(Convert, {"to": to}, "options")
-    parent = known_artifact(model)
-    if parent.precision != "fp32":
-        state = "quantized already" if parent.precision in ("int8", "int4") else f"{parent.precision} already"
-        raise UserError(f"{model}: is {state}: give its fp32 parent")
+    parent = float_artifact(model)
     graph = slimmed_graph(load_model(model), model)
     found = converted(graph, to, model)
     part = part_of(output_file(out, model), "-unproven")
