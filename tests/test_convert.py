@@ -22,7 +22,6 @@ from kdbench.proofs.layers import LOW_KERNELS, layers_of
 from kdbench.proofs.precision import answers, error, implied, reference
 from kdbench.proofs.rewritten import layer_errors, sqnr_db
 from kdbench.proofs.widening import widened
-from kdbench.quantization.halves import bf16
 from kdbench.records import Convert, Preprocessing
 from kdbench.report.claims import broken_claims
 from kdbench.report.rewritten import proof_lines
@@ -101,7 +100,8 @@ def test_a_transformer_keeps_its_outputs_in_every_precision(bert, pack, tmp_path
     made = convert(bert, tmp_path / "out.onnx", to, pack)
     assert made.precision == {"dynamic": "int8"}.get(to, to)
     assert (made.step, made.parent, made.options["to"]) == ("convert", "bert", to)
-    assert (made.parameters, made.size_bytes < inspect(bert).size_bytes) == (inspect(bert).parameters, True)
+    assert made.parameters == pytest.approx(inspect(bert).parameters, rel=0.01)  # less a constant that was there twice
+    assert made.size_bytes < 0.75 * inspect(bert).size_bytes
     assert [spec.dtype for spec in (*made.inputs, *made.outputs)] == ["int64", "float32"]
     tokens = np.load(pack)["x_test"]
     a, b = (next(iter(answer(path, {"input": tokens}, 8).outputs.values())) for path in (bert, tmp_path / "out.onnx"))
@@ -117,24 +117,24 @@ def test_dynamic_int8_of_a_transformer_runs_in_int8(bert, pack, tmp_path):
     of_weights = sum(node.input[1] in constants for node in weighted)
     assert sum(ran.get(name, 0) for name in LOW_KERNELS["int8"]) == of_weights == 8
     assert ran["MatMul"] + ran.get("FusedMatMul", 0) == len(weighted) - of_weights  # of two activations
-    assert kinds(tmp_path / "out.onnx")["model.tokens.weight_quantized"] == TensorProto.INT8 or "Gather" in ran
+    assert kinds(tmp_path / "out.onnx")["tokens.weight_quantized"] == TensorProto.INT8
 
 
-def test_a_node_that_is_kept_stays_in_float(bert, tmp_path):
+def test_a_node_that_is_kept_stays_in_float(bert, pack, tmp_path):
     head = next(n.name for n in load_model(bert).graph.node if "head.weight" in n.input)
-    made = convert(bert, tmp_path / "out.onnx", Convert(to="dynamic", keep=(head, "Gather")))
+    made = convert(bert, tmp_path / "out.onnx", Convert(to="dynamic", keep=(head, "Gather")), pack)
     assert kinds(tmp_path / "out.onnx")["head.weight"] == TensorProto.FLOAT
     assert sum(made.operators.get(name, 0) for name in ("MatMulInteger",)) == 7
     assert made.options["left_in_float"]["Gemm"] == 1
 
 
-def test_lstms_run_in_int8_and_grus_are_said_to_stay_in_float(lstm, gru, tmp_path):
-    made = convert(lstm, tmp_path / "lstm.onnx", "dynamic")
+def test_lstms_run_in_int8_and_grus_are_said_to_stay_in_float(lstm, gru, pack, tmp_path):
+    made = convert(lstm, tmp_path / "lstm.onnx", "dynamic", pack)
     assert (made.precision, made.warnings) == ("int8", ())
     assert running(tmp_path / "lstm.onnx", tmp_path)["DynamicQuantizeLSTM"] == 1
-    assert parity(tmp_path / "lstm.onnx", lstm).agreement > 0.9
-    made = convert(gru, tmp_path / "gru.onnx", "dynamic")
-    assert made.warnings == ("1 GRU stay in float: dynamic can't hold them",)
+    assert parity(tmp_path / "lstm.onnx", lstm, pack=pack).agreement > 0.9
+    made = convert(gru, tmp_path / "gru.onnx", "dynamic", pack)
+    assert made.warnings == ("its GRU layers stay in float: dynamic int8 can't hold them",)
     assert running(tmp_path / "gru.onnx", tmp_path)["GRU"] == 1
 
 
@@ -152,7 +152,11 @@ def test_int4_weights_of_a_block_differ_by_half_a_step_at_most(tmp_path, form):
     weight = generator.standard_normal((64, 6)).astype(np.float32)
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="head", transB=1)]
     parent = models.save(
-        tmp_path / "m.onnx", nodes, {"w": weight.T.copy(), "b": np.ones(6, np.float32)}, {"x": ["n", 64]}, {"y": ["n", 6]}
+        tmp_path / "m.onnx",
+        nodes,
+        {"w": weight.T.copy(), "b": np.ones(6, np.float32)},
+        {"x": ["n", 64]},
+        {"y": ["n", 6]},
     )
     made = convert(parent, tmp_path / "int4.onnx", Convert(to="int4", block_size=16, form=form))
     assert (made.precision, made.parameters) == ("int4", 64 * 6 + 6)
@@ -162,14 +166,16 @@ def test_int4_weights_of_a_block_differ_by_half_a_step_at_most(tmp_path, form):
     found = answer(tmp_path / "int4.onnx", {"x": x}, 8).outputs["y"] - 1
     blocks = weight.reshape(4, 16, 6)
     step = (np.maximum(blocks.max(axis=1), 0) - np.minimum(blocks.min(axis=1), 0)) / 15
-    assert (np.abs(found - weight).reshape(4, 16, 6) <= 0.51 * step[:, None]).mean() > 0.95  # zero points are rounded too
+    assert (
+        np.abs(found - weight).reshape(4, 16, 6) <= 0.51 * step[:, None]
+    ).mean() > 0.95  # zero points are rounded too
     assert (np.abs(found - weight).reshape(4, 16, 6) <= 1.01 * step[:, None]).all()
 
 
 def test_bf16_weights_are_rounded_to_the_nearest(tmp_path, cnn):
     made = convert(cnn, tmp_path / "bf16.onnx", "bf16")
     assert made.precision == "bf16"
-    assert made.size_bytes < 0.6 * inspect(cnn).size_bytes
+    assert made.size_bytes < 0.7 * inspect(cnn).size_bytes
     wide = {tensor.name: numpy_helper.to_array(tensor) for tensor in load_model(cnn).graph.initializer}
     for tensor in load_model(tmp_path / "bf16.onnx").graph.initializer:
         if tensor.data_type == TensorProto.BFLOAT16:
@@ -185,7 +191,8 @@ def test_bf16_products_are_those_of_another_implementation(tmp_path):
     x = generator.standard_normal((7, 16)).astype(np.float32)
     nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["h"], name="head"), helper.make_node("Tanh", ["h"], ["y"])]
     parent = models.save(tmp_path / "m.onnx", nodes, {"w": w, "b": b}, {"x": ["n", 16]}, {"y": ["n", 5]})
-    onnx.save(bf16(onnx.load(parent), Convert(to="bf16", activations="bf16"), [], emulated=True), tmp_path / "e.onnx")
+    made = convert(parent, tmp_path / "bf16.onnx", Convert(to="bf16", activations="bf16"))
+    onnx.save(widened(load_model(tmp_path / "bf16.onnx"), rounding=True), tmp_path / "e.onnx")
     with torch.no_grad():
         short = [torch.from_numpy(each).bfloat16() for each in (x, w, b)]
         expected = (short[0].float() @ short[1].float() + short[2].float()).bfloat16().float().tanh().numpy()
@@ -193,9 +200,8 @@ def test_bf16_products_are_those_of_another_implementation(tmp_path):
     off = error([found], [expected])
     assert off.rms < 1e-3  # a sum at the edge of two numbers may be rounded to either
     assert error([answer(parent, {"x": x}, 7).outputs["y"]], [expected]).rms > 1e-3
-    made = convert(parent, tmp_path / "bf16.onnx", Convert(to="bf16", activations="bf16"))
     assert made.metrics["parity_largest_difference"] > 0
-    with pytest.raises(UserError, match="bf16 against m on cpu: .*Gemm"):
+    with pytest.raises(UserError, match=r"bf16\.onnx against .*Gemm"):
         prove(parent, tmp_path / "bf16.onnx")
 
 
@@ -243,7 +249,10 @@ def test_magika_in_every_precision(shared_data, tmp_path):
     [
         ({"to": "dynamic", "operators": ["Matmul"]}, r"has no operator 'Matmul': .*Gemm"),
         ({"to": "dynamic", "keep": ["frist"]}, r"has no node or operator 'frist': did you mean 'first'\?"),
-        ({"to": "dynamic", "operators": ["Relu"]}, r"nothing in it can be converted to dynamic \(operators: Gemm, Relu"),
+        (
+            {"to": "dynamic", "operators": ["Relu"]},
+            r"nothing in it can be converted to dynamic \(operators: Gemm, Relu",
+        ),
         ({"to": "int4", "operators": ["Relu"]}, r"nothing in it can be converted to int4"),
         ({"to": "fp16", "activations": "int8"}, r"--activations int8: is for --to int4: fp16 has float"),
         ({"to": "dynamic", "activations": "bf16"}, r"--activations bf16: is for --to bf16: dynamic has float"),
@@ -254,7 +263,11 @@ def test_what_is_not_there_is_named(tmp_path, options, said):
     model.graph.node[0].name = "first"
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(UserError, match=said):
-        convert(tmp_path / "m.onnx", tmp_path / "out.onnx", Convert(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}))
+        convert(
+            tmp_path / "m.onnx",
+            tmp_path / "out.onnx",
+            Convert(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}),
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx"}
 
 
@@ -272,8 +285,9 @@ def test_an_opset_that_is_too_old_is_converted_or_said(tmp_path):
     old.opset_import[0].version = 9
     onnx.save(old, tmp_path / "m.onnx")
     assert convert(tmp_path / "m.onnx", tmp_path / "out.onnx", "dynamic").options["opset_from"] == 9
-    old.graph.node[1].CopyFrom(helper.make_node("Upsample", ["h", "s"], ["r"], mode="nearest"))
-    old.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "s"))
+    # onnx's converter asks for an attribute of TopK that may be left out.
+    old.graph.node[1].CopyFrom(helper.make_node("TopK", ["h", "k"], ["r", "places"]))
+    old.graph.initializer.append(numpy_helper.from_array(np.asarray([8]), "k"))
     onnx.save(old, tmp_path / "m.onnx")
     with pytest.raises(UserError, match="bf16 needs opset 13, and it can't be converted from 9"):
         convert(tmp_path / "m.onnx", tmp_path / "b.onnx", "bf16")
@@ -381,7 +395,12 @@ def test_a_file_of_half_floats_is_judged_by_bands_of_its_own(cnn, tmp_path):
         for name, file in (("wide", tmp_path / "wide.onnx"), ("fp16", path)):
             worker.load(file)
             told[name] = implied(error(answers(worker, inspect(file), feed), expected.outputs).rms, expected.bands)
-    assert told == {"wide": ("fp32",), "fp16": ("tf32", "fp16")}
+        onnx.save(widened(load_model(path), rounding=True), tmp_path / "rounded.onnx")
+        worker.load(tmp_path / "rounded.onnx", plain=True)
+        told["rounded"] = implied(error(answers(worker, inspect(path), feed), expected.outputs).rms, expected.bands)
+    assert told["wide"] == ("fp32",)
+    assert told["rounded"] == ("tf32", "fp16")
+    assert told["fp16"] in (("fp32",), ("tf32", "fp16"))  # as the CPU provider has kernels
 
 
 def test_weights_that_are_only_stored_in_less_claim_nothing(cnn, tmp_path):
@@ -392,7 +411,9 @@ def test_weights_that_are_only_stored_in_less_claim_nothing(cnn, tmp_path):
 def test_what_a_file_leaves_in_float_on_purpose_breaks_no_claim():
     def said(precision, file, ran):
         made = an_artifact("student", precision=precision, operators=file)
-        return broken_claims(made, cell("student", "0", precision), evaluation("student", "0", optimized_operators=ran), None)
+        return broken_claims(
+            made, cell("student", "0", precision), evaluation("student", "0", optimized_operators=ran), None
+        )
 
     assert said("int8", {"MatMulInteger": 6, "MatMul": 2}, {"DynamicQuantizeMatMul": 6, "MatMul": 2}) == ()
     (claim,) = said("int8", {"MatMulInteger": 6, "MatMul": 2}, {"DynamicQuantizeMatMul": 5, "MatMul": 3})

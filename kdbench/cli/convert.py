@@ -11,7 +11,9 @@ from kdbench.cli import options
 @click.argument("model", type=options.FILE)
 @click.option("--to", type=click.Choice(["dynamic", "fp16", "bf16", "int4"]), required=True, help="The precision.")
 @options.out_file
-@click.option("--pack", type=options.FILE, help="Compare and judge on samples of this .npz.  [default: generated inputs]")
+@click.option(
+    "--pack", type=options.FILE, help="Compare and judge on samples of this .npz.  [default: generated inputs]"
+)
 @click.option(
     "--operator",
     "operators",
@@ -104,6 +106,4 @@ def convert(
     if left := made.options["left_in_float"]:
         remark(f"left in float: {', '.join(f'{count} {name}' for name, count in left.items())}")
     if prove:
-        show_proof_of(
-            model, out, pack, backend=backend, batch=batch, threads=threads, budget_s=budget, dims=dims
-        )
+        show_proof_of(model, out, pack, backend=backend, batch=batch, threads=threads, budget_s=budget, dims=dims)

@@ -14,6 +14,7 @@ from kdbench.backends.client import Worker
 from kdbench.evaluation import Parity
 from kdbench.onnxfile import load_model
 from kdbench.proofs.layers import FLOAT_KERNELS, LOW_KERNELS, RECURRENT, STEPS, layers_of
+from kdbench.proofs.widening import computes_in_less, widened
 from kdbench.records import Artifact
 from kdbench.stats import Interval
 from kdbench.store import Arrays
@@ -121,10 +122,13 @@ def layer_errors(
     """SQNR of each layer's output in the child, all errors of the layers before it included; and how many of its layers
     can't be set beside the parent.
 
-    Both run as they stand in their files, on onnxruntime's CPU provider, on the samples of `feed` (first axis). Memory
-    does not grow with their number. Raises WorkerError where either can't run.
+    Both run as they stand in their files, on onnxruntime's CPU provider, on the samples of `feed` (first axis); 16-bit
+    floats as float32 that is rounded to them. Memory does not grow with the number of samples. Raises WorkerError where
+    either can't run.
     """
     ours, theirs = load_model(child), load_model(parent)
+    if computes_in_less(ours):  # which this provider would compute in float32, or refuse
+        ours = widened(ours, rounding=True) or ours
     shared = _shared_outputs(ours, theirs)
     layers = len(layers_of(ours.graph))
     if not shared:
@@ -195,4 +199,3 @@ def _batches(feed: Arrays, batch: int) -> Iterator[Arrays]:
     for start in range(0, samples, batch):
         index = np.arange(start, start + batch) % samples
         yield {name: values[index] for name, values in feed.items()}
-

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kdbench.errors import UserError, first_line, nearest
 from kdbench.onnxfile import opset_of
 from kdbench.proofs.layers import WEIGHT_INPUT
-from kdbench.quantization.halves import bf16, clamped, fp16, weight_places, without_fp16
+from kdbench.quantization.halves import TABLES, bf16, clamped, fp16, weight_places, without_fp16
 from kdbench.quantization.integers import dynamic_int8, int4_weights
 from kdbench.records import Convert
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Format:
     """A precision that a model can be converted to."""
 
-    summary: str
+    name: str
+    """As it is called where `--to` is too short."""
     takes: "Takes"
     """Whether a node can be converted, given the model's float weights by name."""
     rewrite: "Callable[[onnx.ModelProto, Convert, Collection[str]], onnx.ModelProto]"
@@ -47,8 +48,6 @@ class Converted:
     warnings: tuple[str, ...]
     notes: dict[str, object]
     """What was changed besides."""
-    emulated: "onnx.ModelProto | None" = None
-    """The same numbers for a provider that can't run the model."""
 
 
 def _constant(node: "onnx.NodeProto", place: int, weights: Collection[str]) -> bool:
@@ -90,7 +89,7 @@ def _takes_int4(node: "onnx.NodeProto", weights: "Mapping[str, onnx.TensorProto]
 
 FORMATS: Mapping[str, Format] = {
     "dynamic": Format(
-        "int8 weights, and activations with the range that each run finds: for transformers and recurrent networks",
+        "dynamic int8",
         _takes_dynamic,
         dynamic_int8,
         lambda options: 13,
@@ -98,14 +97,14 @@ FORMATS: Mapping[str, Format] = {
         only_when_named=("Conv",),
     ),
     "fp16": Format(
-        "16-bit floats: for GPUs and NPUs",
+        "fp16",
         lambda node, weights, options: True,
         fp16,
         lambda options: 7,
         "weights in float32",
     ),
     "bf16": Format(
-        "weights as bfloat16, half the size with the range of float32",
+        "bf16",
         lambda node, weights, options: bool(weight_places(node, weights)),
         bf16,
         lambda options: 13,
@@ -113,7 +112,7 @@ FORMATS: Mapping[str, Format] = {
         activations=("float", "bf16"),
     ),
     "int4": Format(
-        "weights of 4 bits in blocks: for products whose weights don't fit into the cache",
+        "int4",
         _takes_int4,
         int4_weights,
         # onnxruntime's quantizer says 21 of a file with 4-bit tensors, whatever it was: so it has to be.
@@ -147,7 +146,6 @@ def converted(model: "onnx.ModelProto", options: Convert, path: Path) -> Convert
     left = [node.name for node in model.graph.node if node.name not in chosen]
     try:
         found = row.rewrite(model, options, left)
-        emulated = bf16(model, options, left, emulated=True) if options.activations == "bf16" else None
     except UserError:
         raise
     except Exception as error:  # the converters raise what they like
@@ -155,10 +153,16 @@ def converted(model: "onnx.ModelProto", options: Convert, path: Path) -> Convert
             f"{path}: onnxruntime can't convert it to {options.to}: {first_line(error, 200)}: name the operators that "
             "may be converted by --operator, or those that may not by --keep"
         ) from None
+    weights = _float_weights(model)
     floats = Counter(
         node.op_type
         for node in model.graph.node
-        if node.name in left and (options.to == "fp16" or node.op_type in (*WEIGHT_INPUT, "Gather"))
+        if node.name in left
+        and (
+            options.to == "fp16"
+            or node.op_type in WEIGHT_INPUT
+            or (node.op_type in TABLES and _constant(node, TABLES[node.op_type], weights))
+        )
     )
     warnings = tuple(unable)
     if options.to == "fp16" and (over := clamped(model, found)):
@@ -166,15 +170,11 @@ def converted(model: "onnx.ModelProto", options: Convert, path: Path) -> Convert
         warnings += (
             f"values beyond ±65504, the range of fp16, were clamped: {names}: --keep the nodes that have them",
         )
-    return Converted(found, dict(sorted(floats.items())), warnings, notes, emulated)
+    return Converted(found, dict(sorted(floats.items())), warnings, notes)
 
 
-def _chosen(
-    model: "onnx.ModelProto", options: Convert, row: Format, path: Path
-) -> tuple[set[str], list[str]]:
+def _chosen(model: "onnx.ModelProto", options: Convert, row: Format, path: Path) -> tuple[set[str], list[str]]:
     """Names of the nodes to convert; and warnings of what was named and can't be, or would have been worth it."""
-    from onnx import TensorProto
-
     nodes = model.graph.node
     present, names = {node.op_type for node in nodes}, {node.name for node in nodes}
     for operator in options.operators:
@@ -183,8 +183,7 @@ def _chosen(
     for name in options.keep:
         if name not in present | names:
             raise UserError(f"{path}: has no node or operator '{name}': {_nearest_few(name, present | names)}")
-    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
-    opset = opset_of(model)
+    weights, opset = _float_weights(model), opset_of(model)
     able = {
         node.name
         for node in nodes
@@ -198,20 +197,26 @@ def _chosen(
     }
     if options.to == "fp16" and not weights:
         able = set()
-    unable = Counter(
+    unable = {
         node.op_type
         for node in nodes
         if node.name in wanted - able - kept and (node.op_type in options.operators or _loses(node, weights))
-    )
-    said = [f"{count} {kind} stay in float: {options.to} can't hold them" for kind, count in sorted(unable.items())]
+    }
+    said = [f"its {kind} layers stay in float: {row.name} can't hold them" for kind in sorted(unable)]
     spared = sorted({node.op_type for node in nodes} & set(row.only_when_named) - set(options.operators))
     if not options.operators:
         said += [
-            f"its {kind} layers stay in float: `kdbench quantize` makes them faster than {options.to} int8 does, or "
-            f"name them by --operator {kind}"
+            f"its {kind} layers stay in float: `kdbench quantize` makes them faster than {row.name} does; name them by "
+            f"--operator {kind} all the same"
             for kind in spared
         ]
     return able & wanted - kept, said
+
+
+def _float_weights(model: "onnx.ModelProto") -> "dict[str, onnx.TensorProto]":
+    from onnx import TensorProto
+
+    return {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
 
 
 def _loses(node: "onnx.NodeProto", weights: Collection[str]) -> bool:

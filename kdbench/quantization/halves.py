@@ -70,14 +70,11 @@ def clamped(before: "onnx.ModelProto", after: "onnx.ModelProto") -> dict[str, in
     return {name: count for name, count in found.items() if count}
 
 
-def bf16(
-    model: "onnx.ModelProto", options: Convert, left: Collection[str], emulated: bool = False
-) -> "onnx.ModelProto":
+def bf16(model: "onnx.ModelProto", options: Convert, left: Collection[str]) -> "onnx.ModelProto":
     """Weights of layers and tables as bf16, rounded to the nearest; nodes named in `left` keep theirs.
 
     They are cast to float32 where they are used, so that every provider computes as before. With bf16 activations the
-    layers of `IN_BF16` get bf16 operands and answer in bf16; `emulated` gives these the same numbers as float32, for a
-    provider that has no such kernels.
+    layers of `IN_BF16` get bf16 operands and answer in bf16.
     """
     import onnx
     from onnx import TensorProto
@@ -101,22 +98,15 @@ def bf16(
             made.add(result)
         return result
 
-    def operand(name: str) -> str:
-        """As bf16, or as a float32 of the same value."""
-        if name not in short:
-            short[name] = cast(name, f"{name}.bf16", TensorProto.BFLOAT16)
-        return cast(short[name], f"{name}.widened", TensorProto.FLOAT) if emulated else short[name]
-
     for node in graph.node:
         result, computes = node.output[0], opset >= IN_BF16.get(node.op_type, opset + 1) and node.input[1] in stored
         if options.activations == "bf16" and computes and node.name not in left:
             for place, name in enumerate(node.input):
-                node.input[place] = operand(name) if name else ""
-            short[result] = f"{result}.rounded"
-            node.output[0] = f"{result}.exact" if emulated else short[result]
+                if name and name not in short:
+                    short[name] = cast(name, f"{name}.bf16", TensorProto.BFLOAT16)
+                node.input[place] = short.get(name, "")
+            node.output[0] = short[result] = f"{result}.rounded"
             nodes.append(node)
-            if emulated:
-                cast(node.output[0], short[result], TensorProto.BFLOAT16)
             cast(short[result], result, TensorProto.FLOAT)
         elif node.op_type in TABLES and node.input[0] in stored:
             node.output[0] = short[result] = f"{result}.picked"

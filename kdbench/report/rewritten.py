@@ -14,7 +14,10 @@ def proof_lines(proof: Proof) -> list[tuple[str, str]]:
     """What was found, each with its name."""
     before, after = proof.parent, proof.child
     lines = [
-        ("size", f"{size(before.size_bytes)} → {size(after.size_bytes)}, {_by_size(before.size_bytes, after.size_bytes)}"),
+        (
+            "size",
+            f"{size(before.size_bytes)} → {size(after.size_bytes)}, {_by_size(before.size_bytes, after.size_bytes)}",
+        ),
         ("runs", _running(proof.kernels, after.precision)),
         (
             "agreement",

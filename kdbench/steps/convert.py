@@ -9,6 +9,7 @@ from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, pick
 from kdbench.evaluation import parity_on
 from kdbench.onnxfile import count_macs, count_parameters, load_model, portable
+from kdbench.proofs.widening import widened
 from kdbench.quantization.formats import FORMATS, converted
 from kdbench.records import Artifact, Convert, parse
 from kdbench.steps.quantize import LEAST_AGREEMENT, float_artifact
@@ -27,9 +28,9 @@ def convert(
     """Writes the model in another precision to `out`, its record beside it.
 
     `to` is one of FORMATS, or a Convert with its options. Outputs are compared with the model's on the pack's
-    calibration samples, or on generated inputs; what the record says of an agreement below LEAST_AGREEMENT is a
-    warning. Raises UserError where the model isn't fp32, where nothing in it can be converted, and where outputs are NaN
-    or infinite; nothing is written then.
+    calibration samples, or on generated inputs; an agreement below LEAST_AGREEMENT is a warning in the record. Raises
+    UserError where the model isn't fp32, where nothing in it can be converted, and where outputs are NaN or infinite;
+    nothing is written then.
     """
     model, out = Path(model), Path(out)
     if isinstance(to, str):
@@ -40,10 +41,12 @@ def convert(
     found = converted(graph, to, model)
     part = part_of(output_file(out, model), "-unproven")
     write_atomic(part, portable(found.model))
-    stand_in = part_of(out, "-emulated") if found.emulated is not None else None
+    # The CPU provider would compute in float32 what a device overflows in, and refuses bf16.
+    rounded = widened(found.model, rounding=True)
+    stand_in = None if rounded is None else part_of(out, "-emulated")
     try:
-        if found.emulated is not None and stand_in is not None:
-            write_atomic(stand_in, portable(found.emulated))
+        if rounded is not None and stand_in is not None:
+            write_atomic(stand_in, portable(rounded))
         compared, batch = comparison_inputs(parent, open_pack(pack), dims or {})
         check = parity_on(stand_in or part, model, compared, batch, task=parent.task)
         if not np.isfinite(check.largest_difference):
