@@ -73,7 +73,7 @@ def _constants(graph: "onnx.GraphProto") -> dict[str, np.ndarray]:
 
 def _qoperator(profile: Profile) -> Mapping[str, object] | None:
     found = [name for name in QOPERATORS if profile.artifact.operators.get(name)]
-    if not found or platform.machine().lower() not in ("x86_64", "amd64", "i686"):
+    if not found or _is_dynamic(profile.artifact.operators) or platform.machine().lower() not in ("x86_64", "amd64", "i686"):
         return None
     return {"operators": ", ".join(found), "out": profile.artifact.rung}
 
@@ -87,10 +87,14 @@ def _quantizers(profile: Profile) -> Mapping[str, object] | None:
 
 def _ranges(profile: Profile) -> Mapping[str, object] | None:
     """Dynamic int8, whose kernels look at their inputs twice."""
-    if not any(profile.artifact.operators.get(name) for name in DYNAMIC):
+    share = profile.time_share(DYNAMIC)
+    if not _is_dynamic(profile.artifact.operators) or share <= MUCH:
         return None
-    finders = [kernel for kernel in profile.kernels if kernel.operator in DYNAMIC]
-    return {"count": len(finders), "share": profile.time_share(DYNAMIC)} if finders else None
+    return {"count": sum(kernel.operator in DYNAMIC for kernel in profile.kernels), "share": share}
+
+
+def _is_dynamic(operators: Mapping[str, int]) -> bool:
+    return any(operators.get(name) for name in DYNAMIC)
 
 
 def _casts(profile: Profile) -> Mapping[str, object] | None:

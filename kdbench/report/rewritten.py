@@ -54,9 +54,13 @@ def _named(operators: dict[str, int]) -> str:
 
 def _sqnr(proof: Proof) -> str:
     worst = sorted(proof.layers, key=lambda layer: layer.sqnr_db)[:WORST]
-    named = ", ".join(f"{layer.layer} {_db(layer.sqnr_db)}" for layer in worst)
+    named = ", ".join(f"{_shortened(layer.layer)} {_db(layer.sqnr_db)}" for layer in worst)
     untold = f"; {proof.untold} layers have no counterpart" if proof.untold and proof.layers else ""
     return f"output {_db(proof.output_db)}" + (f"; worst layers: {named}{untold}" if worst else "")
+
+
+def _shortened(name: str, most: int = 32) -> str:
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _db(value: float) -> str:
