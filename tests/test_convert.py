@@ -234,6 +234,26 @@ def test_fp16_clamps_what_it_cannot_hold_and_says_so(tmp_path):
         convert(parent, tmp_path / "none.onnx", Convert(to="fp16", keep=("product", "Tanh")))
 
 
+def test_what_would_leave_the_range_of_fp16_stays_in_float(tmp_path):
+    """A CPU that computes fp16 in float32 would not show it."""
+    weight = np.full((4, 4), 300, np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
+        helper.make_node("Mul", ["h", "h"], ["s"], name="square"),
+        helper.make_node("Relu", ["s"], ["r"], name="relu"),
+        helper.make_node("Sqrt", ["r"], ["q"], name="root"),
+        helper.make_node("Tanh", ["q"], ["y"], name="tanh"),
+    ]
+    parent = models.save(tmp_path / "m.onnx", nodes, {"w": weight}, {"x": ["n", 4]}, {"y": ["n", 4]})
+    made = convert(parent, tmp_path / "fp16.onnx", "fp16")
+    assert set(made.options["keep"]) == {"square", "relu", "root"}
+    assert "leaving the range of fp16, ±65504, on the compared samples: square, relu, root" in made.warnings[0]
+    x = {"x": models.images(5)[:, 0, 0, :4]}
+    onnx.save(widened(load_model(tmp_path / "fp16.onnx"), rounding=True), tmp_path / "rounded.onnx")
+    found, expected = (answer(path, x, 5).outputs["y"] for path in (tmp_path / "rounded.onnx", parent))
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+
+
 def test_operators_without_fp16_stay_in_float(tmp_path):
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
@@ -301,22 +321,21 @@ def test_an_opset_that_is_too_old_is_converted_or_said(tmp_path):
     old.opset_import[0].version = 9
     onnx.save(old, tmp_path / "m.onnx")
     assert convert(tmp_path / "m.onnx", tmp_path / "out.onnx", "dynamic").options["opset_from"] == 9
-    # onnx's converter asks for an attribute of TopK that may be left out.
-    old.opset_import[0].version = 10
-    old.graph.node[1].CopyFrom(helper.make_node("TopK", ["h", "k"], ["r", "places"]))
-    old.graph.initializer.append(numpy_helper.from_array(np.asarray([8]), "k"))
+    trained = helper.make_node("BatchNormalization", ["h", *["s"] * 4], ["r", "a", "b", "c", "d"])  # is none since 14
+    old.graph.node[1].CopyFrom(trained)
+    old.graph.initializer.append(numpy_helper.from_array(np.ones(8, np.float32), "s"))
     onnx.save(old, tmp_path / "m.onnx")
-    with pytest.raises(UserError, match="bf16 needs opset 13, and it can't be converted from 10"):
-        convert(tmp_path / "m.onnx", tmp_path / "b.onnx", "bf16")
+    with pytest.raises(UserError, match="int4 needs opset 21, and it can't be converted from 9"):
+        convert(tmp_path / "m.onnx", tmp_path / "b.onnx", "int4")
 
 
-def test_outputs_that_overflow_are_refused(tmp_path):
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Mul", ["h", "h"], ["y"])]
-    weight = np.full((4, 4), 300, np.float32)
-    parent = models.save(tmp_path / "m.onnx", nodes, {"w": weight}, {"x": ["n", 4]}, {"y": ["n", 4]})
+def test_outputs_that_are_not_finite_are_refused(tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Log", ["h"], ["y"])]
+    weight = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    parent = models.save(tmp_path / "m.onnx", nodes, {"w": weight}, {"x": ["n", 4]}, {"y": ["n", 3]})
     with pytest.raises(UserError, match="NaN or infinite: keep the nodes that overflow"):
-        convert(parent, tmp_path / "fp16.onnx", "fp16")
-    assert not (tmp_path / "fp16.onnx").exists()
+        convert(parent, tmp_path / "bf16.onnx", "bf16")
+    assert {path.name for path in tmp_path.iterdir()} == {"m.onnx"}
 
 
 # --- what is proven ---------------------------------------------------------------------------------------------------

@@ -73,7 +73,11 @@ def _constants(graph: "onnx.GraphProto") -> dict[str, np.ndarray]:
 
 def _qoperator(profile: Profile) -> Mapping[str, object] | None:
     found = [name for name in QOPERATORS if profile.artifact.operators.get(name)]
-    if not found or _is_dynamic(profile.artifact.operators) or platform.machine().lower() not in ("x86_64", "amd64", "i686"):
+    if (
+        not found
+        or _is_dynamic(profile.artifact.operators)
+        or platform.machine().lower() not in ("x86_64", "amd64", "i686")
+    ):
         return None
     return {"operators": ", ".join(found), "out": profile.artifact.rung}
 

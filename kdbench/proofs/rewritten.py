@@ -140,9 +140,9 @@ def layer_errors(
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(cpu, 1) as first, Worker(cpu, 1) as second:
         for worker, model, name in ((first, theirs, "parent.onnx"), (second, ours, "child.onnx")):
             path = Path(scratch, name)
-            path.write_bytes(_showing(model, tensors).SerializeToString())
+            path.write_bytes(showing(model, tensors).SerializeToString())
             worker.load(path, plain=True)
-        for batch in _batches(feed, fixed_batch or BATCH):
+        for batch in batches(feed, fixed_batch or BATCH):
             expected, found = first.predict(batch), second.predict(batch)
             for tensor in tensors:
                 a, b = expected[tensor].astype(np.float64), found[tensor].astype(np.float64)
@@ -182,7 +182,7 @@ def _shared_outputs(ours: "onnx.ModelProto", theirs: "onnx.ModelProto") -> list[
     return found
 
 
-def _showing(model: "onnx.ModelProto", tensors: list[str]) -> "onnx.ModelProto":
+def showing(model: "onnx.ModelProto", tensors: list[str]) -> "onnx.ModelProto":
     """The model with these tensors among its outputs."""
     import onnx
 
@@ -193,7 +193,7 @@ def _showing(model: "onnx.ModelProto", tensors: list[str]) -> "onnx.ModelProto":
     return copy
 
 
-def _batches(feed: Arrays, batch: int) -> Iterator[Arrays]:
+def batches(feed: Arrays, batch: int) -> Iterator[Arrays]:
     """All samples in order; the last batch is filled up with the first ones."""
     samples = len(next(iter(feed.values())))
     for start in range(0, samples, batch):

@@ -6,6 +6,9 @@ if TYPE_CHECKING:
     import onnx
 
 
+EXACT = ".exact"
+"""How the names of tensors end that are about to be rounded."""
+
 SHORT = (10, 16)
 """FLOAT16 and BFLOAT16, as ONNX counts element types."""
 
@@ -58,8 +61,8 @@ def widened(model: "onnx.ModelProto", rounding: bool = False) -> "onnx.ModelProt
         nodes.append(own := onnx.NodeProto.FromString(node.SerializeToString()))
         for place, name in enumerate(node.output):
             if kinds.get(name) in SHORT:
-                own.output[place] = f"{name}.exact"
-                nodes.append(make_node("Cast", [f"{name}.exact"], [f"{name}.short"], to=kinds[name]))
+                own.output[place] = f"{name}{EXACT}"
+                nodes.append(make_node("Cast", [f"{name}{EXACT}"], [f"{name}.short"], to=kinds[name]))
                 nodes.append(make_node("Cast", [f"{name}.short"], [name], to=TensorProto.FLOAT))
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
@@ -72,9 +75,9 @@ def computes_in_less(model: "onnx.ModelProto") -> bool:
     names = {tensor.name for tensor in graph.initializer if tensor.data_type in SHORT}
     names |= {value.name for value in graph.input if value.type.tensor_type.elem_type in SHORT}
     for node in graph.node:
-        if node.op_type == "Cast" and any(a.name == "to" and a.i in SHORT for a in node.attribute):
-            names.add(node.output[0])
-        elif node.op_type == "Gather" and node.input[0] in names:
+        short = node.op_type == "Cast" and any(a.name == "to" and a.i in SHORT for a in node.attribute)
+        picks = node.op_type == "Gather" and node.input[0] in names
+        if short or picks:
             names.add(node.output[0])
         elif node.op_type != "Cast" and names & set(node.input):
             return True

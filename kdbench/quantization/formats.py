@@ -16,7 +16,8 @@ from kdbench.records import Convert
 if TYPE_CHECKING:
     import onnx
 
-    Takes = Callable[[onnx.NodeProto, Mapping[str, onnx.TensorProto], Convert], bool]
+    Weights = Mapping[str, onnx.TensorProto]
+    Takes = Callable[[onnx.NodeProto, Weights, Convert, int], bool]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Format:
     name: str
     """As it is called where `--to` is too short."""
     takes: "Takes"
-    """Whether a node can be converted, given the model's float weights by name."""
+    """Whether a node can be converted, given the model's float weights by name, and its opset."""
     rewrite: "Callable[[onnx.ModelProto, Convert, Collection[str]], onnx.ModelProto]"
     """The converted model; the named nodes are left as they are."""
     opset: Callable[[Convert], int]
@@ -36,6 +37,10 @@ class Format:
     only_when_named: tuple[str, ...] = ()
     """Operators that it takes, but seldom to advantage."""
     activations: tuple[str, ...] = ("float",)
+    every_operator: bool = False
+    """Whether it takes light nodes too, so that those which stay in float are worth listing."""
+    remarks: "Callable[[onnx.ModelProto, onnx.ModelProto], tuple[str, ...]]" = lambda before, after: ()
+    """What is to be said of a model before and after."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Converted:
     warnings: tuple[str, ...]
     notes: dict[str, object]
     """What was changed besides."""
+    before: "onnx.ModelProto"
+    """What was converted, with a name for each node."""
 
 
 def _constant(node: "onnx.NodeProto", place: int, weights: Collection[str]) -> bool:
@@ -60,7 +67,7 @@ def _plain_gemm(node: "onnx.NodeProto") -> bool:
     return all(usual.get(a.name) in (None, a.f if a.name in ("alpha", "beta") else a.i) for a in node.attribute)
 
 
-def _takes_dynamic(node: "onnx.NodeProto", weights: "Mapping[str, onnx.TensorProto]", options: Convert) -> bool:
+def _takes_dynamic(node: "onnx.NodeProto", weights: "Weights", options: Convert, opset: int) -> bool:
     match node.op_type:
         case "MatMul" | "Conv" | "Attention":
             return _constant(node, 1, weights)
@@ -76,7 +83,7 @@ def _takes_dynamic(node: "onnx.NodeProto", weights: "Mapping[str, onnx.TensorPro
     return False
 
 
-def _takes_int4(node: "onnx.NodeProto", weights: "Mapping[str, onnx.TensorProto]", options: Convert) -> bool:
+def _takes_int4(node: "onnx.NodeProto", weights: "Weights", options: Convert, opset: int) -> bool:
     match node.op_type:
         case "MatMul":
             return _constant(node, 1, weights) and len(weights[node.input[1]].dims) == 2
@@ -85,6 +92,14 @@ def _takes_int4(node: "onnx.NodeProto", weights: "Mapping[str, onnx.TensorProto]
         case "Gather":
             return options.form == "operator" and _constant(node, 0, weights) and len(weights[node.input[0]].dims) == 2
     return False
+
+
+def _clamped(before: "onnx.ModelProto", after: "onnx.ModelProto") -> tuple[str, ...]:
+    over = clamped(before, after)
+    if not over:
+        return ()
+    names = ", ".join(f"{count} of {name}" for name, count in list(over.items())[:3])
+    return (f"values beyond ±65504, the range of fp16, were clamped: {names}: --keep the nodes that have them",)
 
 
 FORMATS: Mapping[str, Format] = {
@@ -98,14 +113,16 @@ FORMATS: Mapping[str, Format] = {
     ),
     "fp16": Format(
         "fp16",
-        lambda node, weights, options: True,
+        lambda node, weights, options, opset: bool(weights) and not without_fp16(node, opset),
         fp16,
         lambda options: 7,
         "weights in float32",
+        every_operator=True,
+        remarks=_clamped,
     ),
     "bf16": Format(
         "bf16",
-        lambda node, weights, options: bool(weight_places(node, weights)),
+        lambda node, weights, options, opset: bool(weight_places(node, weights)),
         bf16,
         lambda options: 13,
         "constant float32 weights of layers and of Gather",
@@ -136,7 +153,8 @@ def converted(model: "onnx.ModelProto", options: Convert, path: Path) -> Convert
             f"--activations {options.activations}: is for --to {others}: {options.to} has "
             f"{' or '.join(row.activations)}"
         )
-    model, notes = _at_opset(_prepared(model), row.opset(options), path, options)
+    model, notes = _at_opset(_inlined(model), row.opset(options), path, options)
+    model = _prepared(model)
     chosen, unable = _chosen(model, options, row, path)
     if not chosen:
         kinds = ", ".join(sorted({node.op_type for node in model.graph.node})[:8])
@@ -159,18 +177,12 @@ def converted(model: "onnx.ModelProto", options: Convert, path: Path) -> Convert
         for node in model.graph.node
         if node.name in left
         and (
-            options.to == "fp16"
+            row.every_operator
             or node.op_type in WEIGHT_INPUT
             or (node.op_type in TABLES and _constant(node, TABLES[node.op_type], weights))
         )
     )
-    warnings = tuple(unable)
-    if options.to == "fp16" and (over := clamped(model, found)):
-        names = ", ".join(f"{count} of {name}" for name, count in list(over.items())[:3])
-        warnings += (
-            f"values beyond ±65504, the range of fp16, were clamped: {names}: --keep the nodes that have them",
-        )
-    return Converted(found, dict(sorted(floats.items())), warnings, notes)
+    return Converted(found, dict(sorted(floats.items())), (*unable, *row.remarks(model, found)), notes, model)
 
 
 def _chosen(model: "onnx.ModelProto", options: Convert, row: Format, path: Path) -> tuple[set[str], list[str]]:
@@ -184,19 +196,13 @@ def _chosen(model: "onnx.ModelProto", options: Convert, row: Format, path: Path)
         if name not in present | names:
             raise UserError(f"{path}: has no node or operator '{name}': {_nearest_few(name, present | names)}")
     weights, opset = _float_weights(model), opset_of(model)
-    able = {
-        node.name
-        for node in nodes
-        if row.takes(node, weights, options) and not (options.to == "fp16" and without_fp16(node, opset))
-    }
+    able = {node.name for node in nodes if row.takes(node, weights, options, opset)}
     kept = {node.name for node in nodes if node.name in options.keep or node.op_type in options.keep}
     wanted = {
         node.name
         for node in nodes
         if (node.op_type in options.operators if options.operators else node.op_type not in row.only_when_named)
     }
-    if options.to == "fp16" and not weights:
-        able = set()
     unable = {
         node.op_type
         for node in nodes
@@ -232,13 +238,19 @@ def _nearest_few(name: str, known: Collection[str], most: int = 12) -> str:
     return hint
 
 
-def _prepared(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """A copy without functions of its own, whose constants are initializers, and each of whose nodes has a name."""
-    import onnx
+def _inlined(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Without functions of its own."""
     from onnx.inliner import inline_local_functions
 
+    return inline_local_functions(model) if model.functions else model
+
+
+def _prepared(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """A copy whose constants are initializers, and each of whose nodes has a name of its own."""
+    import onnx
+
     copy = onnx.ModelProto()
-    copy.CopyFrom(inline_local_functions(model) if model.functions else model)
+    copy.CopyFrom(model)
     taken: set[str] = set()
     for number, node in enumerate(copy.graph.node):
         if not node.name or node.name in taken:

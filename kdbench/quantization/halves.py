@@ -1,20 +1,30 @@
 """16-bit floats: fp16 by onnxruntime's converter, bf16 by casts."""
 
+import tempfile
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kdbench.backends import pick_backend
+from kdbench.backends.client import Worker
 from kdbench.onnxfile import opset_of
+from kdbench.proofs.rewritten import batches, showing
 from kdbench.proofs.rounding import OPERANDS
+from kdbench.proofs.widening import EXACT, widened
 from kdbench.quantization.quiet import quietly
 from kdbench.records import Convert
+from kdbench.store import Arrays
 
 if TYPE_CHECKING:
     import onnx
 
-LARGEST, SMALLEST = 65504.0, 5.96e-8
-"""Of fp16; what is nearer to 0 than SMALLEST becomes SMALLEST."""
+LARGEST = 65504.0
+"""Of fp16."""
+
+INPUT_CAST = "graph_input_cast"
+"""How onnxruntime's converter begins the names of casts of inputs."""
 
 IN_BF16: Mapping[str, int] = {"MatMul": 13, "Gemm": 13}
 """Layers with kernels for bf16 operands in onnxruntime's CUDA provider, by the opset from which on. Its convolutions
@@ -36,9 +46,69 @@ def fp16(model: "onnx.ModelProto", options: Convert, left: Collection[str]) -> "
         converted = ONNXModel(
             convert_float_to_float16(model, keep_io_types=True, op_block_list=[], node_block_list=list(left))
         )
+        _without_detours(converted.model.graph)
         converted.topological_sort()
     found: onnx.ModelProto = converted.model
     return found
+
+
+def _without_detours(graph: "onnx.GraphProto") -> None:
+    """Takes away the way by fp16 between two nodes that stay in float32: the converter casts around each of them.
+
+    And casts of one tensor that it has made for several of them.
+    """
+    from onnx import TensorProto
+
+    detours = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if (node.op_type == "Cast" and node.name.endswith("_cast_to_fp16_node")) or node.name.startswith(INPUT_CAST)
+    }
+    made: set[str] = set()
+    for node in list(graph.node):
+        if node.name.endswith("_cast_to_fp32_node"):
+            if node.output[0] in made:
+                graph.node.remove(node)
+                continue
+            made.add(node.output[0])
+        back = node.op_type == "Cast" and any(a.name == "to" and a.i == TensorProto.FLOAT for a in node.attribute)
+        if back and node.input[0] in detours:
+            node.input[0] = detours[node.input[0]]
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for node in [node for node in graph.node if node.output and node.output[0] in detours.keys() - used]:
+        graph.node.remove(node)
+
+
+def overflowing(before: "onnx.ModelProto", after: "onnx.ModelProto", feed: Arrays, batch: int) -> list[str]:
+    """Nodes of a model `before` whose fp16 results leave its range on these samples, and those that read them.
+
+    Told from `after`, the fp16 file, as float32 that is rounded to fp16. Raises WorkerError where that can't run.
+    """
+    from onnx import TensorProto
+
+    rounded = widened(after, rounding=True)
+    if rounded is None:
+        return []
+    exact = [
+        node.input[0]
+        for node in rounded.graph.node
+        if node.input and node.input[0].endswith(EXACT) and any(a.i == TensorProto.FLOAT16 for a in node.attribute)
+    ]
+    over: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(pick_backend("cpu"), 1) as worker:
+        path = Path(scratch, "rounded.onnx")
+        path.write_bytes(showing(rounded, exact).SerializeToString())
+        worker.load(path, plain=True)
+        for part in batches(feed, batch):
+            found = worker.predict(part)
+            for name in exact:
+                size = np.abs(found[name])
+                if (size[np.isfinite(size)] > LARGEST).any():
+                    over.add(name.removesuffix(EXACT))
+    ends = {f"{INPUT_CAST}_{number}": value.name for number, value in enumerate(before.graph.input)}
+    ends |= {f"graph_output_cast_{number}": value.name for number, value in enumerate(before.graph.output)}
+    over = {ends.get(name, name) for name in over}
+    return [node.name for node in before.graph.node if over & {*node.input, *node.output}]
 
 
 def without_fp16(node: "onnx.NodeProto", opset: int) -> bool:

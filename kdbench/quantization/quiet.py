@@ -8,6 +8,9 @@ import warnings
 from collections.abc import Iterator
 
 
+TRANSFORMERS = "onnxruntime.transformers"
+
+
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Nothing is printed or logged meanwhile; the root logger's handlers and `sys.path` are afterwards as before.
@@ -17,6 +20,8 @@ def quietly() -> Iterator[None]:
     """
     handlers, level, path = logging.root.handlers[:], logging.root.level, sys.path[:]
     logging.disable(logging.ERROR)
+    if TRANSFORMERS in sys.modules:  # its modules find each other there, also those that are imported later
+        sys.path.extend(sys.modules[TRANSFORMERS].__path__)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
             yield
