@@ -226,7 +226,10 @@ def test_fp16_clamps_what_it_cannot_hold_and_says_so(tmp_path):
     weight[0, 0] = 1e6
     nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], name="product"), helper.make_node("Tanh", ["h"], ["y"])]
     parent = models.save(tmp_path / "m.onnx", nodes, {"w": weight}, {"x": ["n", 4]}, {"y": ["n", 4]})
-    made = convert(parent, tmp_path / "fp16.onnx", "fp16")
+    with pytest.raises(UserError, match=r"all of it leaves the range of fp16 on the compared samples"):
+        convert(parent, tmp_path / "fp16.onnx", "fp16")
+    np.savez(tmp_path / "pack.npz", x_calibration=np.full((3, 4), 1e-3, np.float32))
+    made = convert(parent, tmp_path / "fp16.onnx", "fp16", tmp_path / "pack.npz")
     assert any("±65504, the range of fp16, were clamped: 1 of w" in warning for warning in made.warnings)
     kept = {t.name: numpy_helper.to_array(t) for t in load_model(tmp_path / "fp16.onnx").graph.initializer}
     assert kept["w"].max() == 65504
@@ -270,11 +273,12 @@ def test_operators_without_fp16_stay_in_float(tmp_path):
 def test_magika_in_every_precision(shared_data, tmp_path):
     path = next((shared_data / "onnx" / "magika").rglob("*.onnx"))
     recorded = np.load(shared_data / "onnx" / "magika" / "standard_v3_3-reference.npz")
-    np.savez(tmp_path / "pack.npz", x_calibration=recorded["bytes"].astype(np.int32)[:16])
-    for to in ("dynamic", "fp16", "bf16", "int4"):
+    np.savez(tmp_path / "pack.npz", x_calibration=recorded["bytes"].astype(np.int32)[:8])
+    for to in ("dynamic", "fp16", "int4"):
         made = convert(path, tmp_path / f"{to}.onnx", to, tmp_path / "pack.npz")
-        assert made.metrics["parity_agreement"] >= (0.9 if to != "int4" else 0.5), to
+        assert made.metrics["parity_agreement"] == 1.0, to
         assert made.size_bytes < inspect(path).size_bytes
+        assert any("LayerNorm_1/Sum_1" in name for name in made.options["keep"]) is (to == "fp16")  # of squares
 
 
 # --- what can't be converted ------------------------------------------------------------------------------------------
@@ -334,7 +338,7 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path):
     weight = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
     parent = models.save(tmp_path / "m.onnx", nodes, {"w": weight}, {"x": ["n", 4]}, {"y": ["n", 3]})
     with pytest.raises(UserError, match="NaN or infinite: keep the nodes that overflow"):
-        convert(parent, tmp_path / "bf16.onnx", "bf16")
+        convert(parent, tmp_path / "int4.onnx", "int4")
     assert {path.name for path in tmp_path.iterdir()} == {"m.onnx"}
 
 
@@ -377,6 +381,8 @@ def test_a_file_is_proven_beside_its_parent(cnn, tmp_path):
     assert proof.difference.low <= proof.scores[1] - 0.75 <= proof.difference.high
     assert (sum(proof.kernels.low.values()), proof.kernels.low_share) == (4, 1.0)
     assert [error.layer for error in proof.layers] == ["c0", "c1", "c2", "fc"]
+    # The quantizer takes each Relu away, and gives its output's name to the convolution.
+    assert all(15 < error.sqnr_db < 60 for error in proof.layers)
     assert 15 < proof.output_db < 60
     assert proof.rounds == 5
     assert proof.ratio.low <= proof.ratio.value <= proof.ratio.high
@@ -412,8 +418,6 @@ def test_the_command_converts_and_proves(cnn, tmp_path):
     assert "fp16.onnx: " in done.stdout
     for name in ("size", "runs", "agreement", "SQNR", "latency"):
         assert f"\n{name} " in done.stdout
-    brief = kdbench("convert", cnn, "--to", "bf16", "--out", "bf16.onnx", "--no-prove", cwd=tmp_path)
-    assert "latency" not in brief.stdout
 
 
 # --- what is claimed of them ------------------------------------------------------------------------------------------

@@ -78,8 +78,9 @@ def convert(
     """Convert an fp32 ONNX MODEL to another precision than the static int8 of `kdbench quantize`.
 
     dynamic: int8 weights, and activations with the range that each run finds, for transformers and LSTMs. fp16: for
-    GPUs and NPUs; inputs and outputs stay float32. bf16: weights of half the size that are computed with in float32. int4:
-    weights of products in 4 bits, for those that don't fit into the cache.
+    GPUs and NPUs; inputs and outputs stay float32, and so do nodes that would leave its range. bf16: weights of half
+    the size that are computed with in float32. int4: weights of products in 4 bits, for those that don't fit into the
+    cache.
 
     \b
     kdbench convert bert.onnx --to dynamic --pack pack.npz --out bert-int8.onnx

@@ -133,36 +133,48 @@ def layer_errors(
     layers = len(layers_of(ours.graph))
     if not shared:
         return [], layers
-    tensors = list(dict.fromkeys(tensor for _, _, tensor in shared))
-    power = {tensor: [0.0, 0.0] for tensor in tensors}
-    apart: set[str] = set()
+    tensors = list(dict.fromkeys((one.theirs, one.ours) for one in shared))
+    power = {pair: [0.0, 0.0] for pair in tensors}
+    apart: set[tuple[str, str]] = set()
     cpu = pick_backend("cpu")
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(cpu, 1) as first, Worker(cpu, 1) as second:
-        for worker, model, name in ((first, theirs, "parent.onnx"), (second, ours, "child.onnx")):
-            path = Path(scratch, name)
-            path.write_bytes(showing(model, tensors).SerializeToString())
+        for worker, model, side in ((first, theirs, 0), (second, ours, 1)):
+            path = Path(scratch, f"{side}.onnx")
+            path.write_bytes(showing(model, [pair[side] for pair in tensors]).SerializeToString())
             worker.load(path, plain=True)
         for batch in batches(feed, fixed_batch or BATCH):
             expected, found = first.predict(batch), second.predict(batch)
-            for tensor in tensors:
-                a, b = expected[tensor].astype(np.float64), found[tensor].astype(np.float64)
+            for pair in tensors:
+                a, b = expected[pair[0]].astype(np.float64), found[pair[1]].astype(np.float64)
                 if a.shape != b.shape:
-                    apart.add(tensor)
+                    apart.add(pair)
                     continue
-                power[tensor][0] += float(np.sum(a**2))
-                power[tensor][1] += float(np.sum((a - b) ** 2))
+                power[pair][0] += float(np.sum(a**2))
+                power[pair][1] += float(np.sum((a - b) ** 2))
     told = [
-        LayerError(layer, operator, sqnr_db(*power[tensor]))
-        for layer, operator, tensor in shared
-        if tensor not in apart
+        LayerError(one.layer, one.operator, sqnr_db(*power[one.theirs, one.ours]))
+        for one in shared
+        if (one.theirs, one.ours) not in apart
     ]
     return told, layers - len(told)
 
 
-def _shared_outputs(ours: "onnx.ModelProto", theirs: "onnx.ModelProto") -> list[tuple[str, str, str]]:
-    """Layer, operator and output of each layer of ours whose output has the same name in both files.
+@dataclass(frozen=True)
+class _Shared:
+    """A layer of ours, and the tensors of its output in both files."""
 
-    A layer that was quantized answers by way of light nodes that make float of it again: casts, scales, a bias.
+    layer: str
+    operator: str
+    theirs: str
+    ours: str
+
+
+def _shared_outputs(ours: "onnx.ModelProto", theirs: "onnx.ModelProto") -> list[_Shared]:
+    """Layers of ours whose output has the same name in both files.
+
+    A layer that was quantized answers by way of light nodes that make float of it again: casts, scales, a bias. Where
+    its output is quantized, that is what it answers: the quantizer also gives a convolution the name of the activation
+    behind it, which it takes away where quantizing cuts off the same values.
     """
     known = {name for node in theirs.graph.node for name in node.output if name}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -178,8 +190,18 @@ def _shared_outputs(ours: "onnx.ModelProto", theirs: "onnx.ModelProto") -> list[
                 break
             name = following[0].output[0]
         if name in known:
-            found.append((layer, node.op_type, name))
+            found.append(_Shared(layer, node.op_type, name, _as_read(name, readers)))
     return found
+
+
+def _as_read(name: str, readers: "Mapping[str, list[onnx.NodeProto]]") -> str:
+    """The tensor as the next layer gets it: quantized and made float again, where it is."""
+    for quantizer in readers.get(name, []):
+        if quantizer.op_type == "QuantizeLinear":
+            for restored in readers.get(quantizer.output[0], []):
+                if restored.op_type == "DequantizeLinear":
+                    return str(restored.output[0])
+    return name
 
 
 def showing(model: "onnx.ModelProto", tensors: list[str]) -> "onnx.ModelProto":

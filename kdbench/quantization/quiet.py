@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-
 TRANSFORMERS = "onnxruntime.transformers"
 
 

@@ -99,11 +99,13 @@ def _within_range(
         try:
             more = [name for name in overflowing(found.before, found.model, few, batch) if name not in to.keep]
         except WorkerError as error:
-            raise UserError(f"{model}: its fp16 can't be tried out: {error}") from None
+            return found, to, (f"whether it leaves the range of fp16 could not be tried out: {error}",)
         if not more:
             break
         over += more
         to = to.model_copy(update={"keep": (*to.keep, *more)})
+        if {node.name for node in found.before.graph.node} <= set(to.keep):
+            raise UserError(f"{model}: all of it leaves the range of fp16 on the compared samples: try --to bf16")
         found = converted(graph, to, model)
     if not over:
         return found, to, ()
