@@ -276,7 +276,7 @@ def test_magika_in_every_precision(shared_data, tmp_path):
     np.savez(tmp_path / "pack.npz", x_calibration=recorded["bytes"].astype(np.int32)[:8])
     for to in ("dynamic", "fp16", "int4"):
         made = convert(path, tmp_path / f"{to}.onnx", to, tmp_path / "pack.npz")
-        assert made.metrics["parity_agreement"] == 1.0, to
+        assert made.metrics["parity_agreement"] >= 0.75, to  # of eight; without what is kept in float none
         assert made.size_bytes < inspect(path).size_bytes
         assert any("LayerNorm_1/Sum_1" in name for name in made.options["keep"]) is (to == "fp16")  # of squares
 

@@ -82,8 +82,8 @@ def _without_detours(graph: "onnx.GraphProto") -> None:
 def overflowing(before: "onnx.ModelProto", after: "onnx.ModelProto", feed: Arrays, batch: int) -> list[str]:
     """Nodes of a model `before` whose fp16 results leave its range on these samples, and those that read them.
 
-    Told from `after`, the fp16 file, as float32 that is rounded to fp16; of tensors that are infinite by another's doing
-    nothing is told. Raises WorkerError where it can't run.
+    Told from `after`, the fp16 file, as float32 that is rounded to fp16; nothing is told of tensors that are infinite
+    by another's doing. Raises WorkerError where it can't run.
     """
     from onnx import TensorProto
     from onnx.helper import make_node
