@@ -62,7 +62,10 @@ def convert(
     try:
         if rounded is not None and stand_in is not None:
             write_atomic(stand_in, portable(rounded))
-        check = parity_on(stand_in or part, model, compared, batch, task=parent.task)
+        try:
+            check = parity_on(stand_in or part, model, compared, batch, task=parent.task)
+        except UserError as error:
+            raise UserError(f"{out}: not written: {str(error).replace(str(stand_in or part), 'it')}") from None
         if not np.isfinite(check.largest_difference):
             raise UserError(
                 f"{out}: not written: its outputs, or those of {model}, are NaN or infinite: "
