@@ -1,8 +1,8 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `export`, `slim`,
-`quantize`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and
-onnxruntime are imported when a function needs them, not before.
+`quantize`, `convert`, `prove`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`, `load_results`.
+torch and onnxruntime are imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from kdbench.pipeline.bundling import bundle
     from kdbench.pipeline.checking import check
     from kdbench.pipeline.packing import pack
+    from kdbench.pipeline.proving import prove
     from kdbench.pipeline.self_test import self_test
     from kdbench.pipeline.starting import init
     from kdbench.proofs.profile import profile
     from kdbench.report.table import load_results
+    from kdbench.steps.convert import convert
     from kdbench.steps.export import export
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
@@ -31,6 +33,7 @@ _HOMES = {
     "bundle": "pipeline.bundling",
     "check": "pipeline.checking",
     "compare": "pipeline",
+    "convert": "steps.convert",
     "distill": "pipeline",
     "evaluate": "evaluation",
     "export": "steps.export",
@@ -39,6 +42,7 @@ _HOMES = {
     "pack": "pipeline.packing",
     "parity": "evaluation",
     "profile": "proofs.profile",
+    "prove": "pipeline.proving",
     "quantize": "steps.quantize",
     "run": "pipeline",
     "self_test": "pipeline.self_test",
@@ -51,6 +55,7 @@ __all__ = [
     "bundle",
     "check",
     "compare",
+    "convert",
     "distill",
     "evaluate",
     "export",
@@ -59,6 +64,7 @@ __all__ = [
     "pack",
     "parity",
     "profile",
+    "prove",
     "quantize",
     "run",
     "self_test",

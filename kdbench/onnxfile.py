@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kdbench.errors import UserError, first_line
-from kdbench.records import Artifact, TensorSpec
+from kdbench.records import Artifact, Precision, TensorSpec
 from kdbench.store import load_artifact, sha256, sidecar
 
 if TYPE_CHECKING:
@@ -26,9 +26,16 @@ QUANTIZED = (
     "DynamicQuantizeLinear",
     "QLinearConv",
     "QLinearMatMul",
+    "QGemm",
+    "QAttention",
     "MatMulInteger",
     "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
 )
+
+IN_BLOCKS = ("MatMulNBits", "GatherBlockQuantized")
+"""Operators of onnxruntime whose weights are quantized in blocks, of 4 bits where they don't say otherwise."""
 
 
 def load_model(path: Path) -> "onnx.ModelProto":
@@ -166,11 +173,13 @@ def count_parameters(model: "onnx.ModelProto") -> int:
     from onnx import TensorProto
 
     kinds = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8,
-             TensorProto.UINT8, TensorProto.INT32}  # fmt: skip
-    arguments = ("QuantizeLinear", "DequantizeLinear", "Reshape", "Pad", "Slice", "Gather")
+             TensorProto.UINT8, TensorProto.INT32, TensorProto.INT4, TensorProto.UINT4}  # fmt: skip
+    arguments = ("QuantizeLinear", "DequantizeLinear", "Reshape", "Pad", "Slice", "Gather", *IN_BLOCKS)
     total = 0
     for graph in _graphs(model.graph):
         spent = {name for node in graph.node if node.op_type in arguments for name in node.input[1:]}
+        packed = [node for node in graph.node if node.op_type == "MatMulNBits"]
+        total += sum(prod(a.i for a in node.attribute if a.name in ("K", "N")) for node in packed)
         total += sum(prod(t.dims) for t in _tensors(graph) if t.data_type in kinds and t.name not in spent)
     return total
 
@@ -276,15 +285,25 @@ def _tensors(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
                 yield constant
 
 
-def _precision(model: "onnx.ModelProto", operators: Counter[str]) -> Literal["fp32", "fp16", "int8"]:
+def _precision(model: "onnx.ModelProto", operators: Counter[str]) -> Precision:
     from onnx import TensorProto
 
-    if any(operators[name] for name in QUANTIZED):
-        return "int8"
     sizes = Counter[int]()
     for tensor in model.graph.initializer:
         sizes[tensor.data_type] += prod(tensor.dims)
-    return "fp16" if sizes[TensorProto.FLOAT16] > sizes[TensorProto.FLOAT] else "fp32"
+    bits = {
+        next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 4)
+        for node in model.graph.node
+        if node.op_type in IN_BLOCKS
+    }
+    if 4 in bits or sizes[TensorProto.INT4] or sizes[TensorProto.UINT4]:
+        return "int4"
+    if bits or any(operators[name] for name in QUANTIZED):
+        return "int8"
+    floats: dict[Precision, int] = {
+        "fp32": sizes[TensorProto.FLOAT], "fp16": sizes[TensorProto.FLOAT16], "bf16": sizes[TensorProto.BFLOAT16]
+    }  # fmt: skip
+    return max(floats, key=lambda precision: floats[precision])
 
 
 def _spec(value: "onnx.ValueInfoProto") -> TensorSpec:

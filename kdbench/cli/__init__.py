@@ -21,6 +21,7 @@ COMMANDS = (
     "export",
     "slim",
     "quantize",
+    "convert",
     "evaluate",
     "bench",
     "profile",

@@ -81,8 +81,11 @@ from kdbench.progress import bars
     "--node", "nodes", multiple=True, metavar="NAME", help="Quantize this node only. May be repeated.  [default: all]"
 )
 @click.option("--exclude", multiple=True, metavar="NAME", help="Leave this node in float. May be repeated.")
+@click.option("--prove/--no-prove", default=True, show_default=True, help="Set it beside MODEL, and time both.")
 @options.dims
-def quantize(model: Path, pack: Path | None, out: Path, backend: str | None, dims: dict[str, int], **said: Any) -> None:
+def quantize(
+    model: Path, pack: Path | None, out: Path, backend: str | None, prove: bool, dims: dict[str, int], **said: Any
+) -> None:
     """Quantize an ONNX MODEL to static int8: slimmed first, calibrated, then written with its record.
 
     \b
@@ -90,6 +93,7 @@ def quantize(model: Path, pack: Path | None, out: Path, backend: str | None, dim
     kdbench quantize model.onnx --calibration pack.npz --method mse --exclude head --out int8.onnx
     kdbench quantize model.onnx --calibration pack.npz --for tensorrt --out int8.onnx
     """
+    from kdbench.cli.proof import show_proof_of
     from kdbench.cli.show import show_artifact
     from kdbench.quantization.targets import candidates
     from kdbench.records import Quantize, parse
@@ -102,3 +106,5 @@ def quantize(model: Path, pack: Path | None, out: Path, backend: str | None, dim
     with bars() as progress:
         made = quantize_step(model, out, pack, chosen, dims=dims, progress=progress)
     show_artifact(made, out)
+    if prove:
+        show_proof_of(model, out, pack, backend=backend or "cpu", dims=dims)

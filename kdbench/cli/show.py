@@ -26,7 +26,7 @@ def show_artifact(artifact: "Artifact", path: Path) -> None:
     if artifact.macs is not None:
         facts.insert(1, f"{count(artifact.macs)} MACs")
     if parity is not None:
-        other = artifact.parent if artifact.step in ("slim", "quantize") else "PyTorch"
+        other = artifact.parent if artifact.step in ("slim", "quantize", "convert") else "PyTorch"
         facts.append(f"outputs within {parity:.2g} of {other}'s")
     click.echo(f"{path}: {', '.join(facts)}\n{sidecar(path)}")
     for warning in artifact.warnings:

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdbench.proofs.layers import FLOAT_KERNELS, MOVERS, QUANTIZERS, RECURRENT, layers_of
+from kdbench.proofs.layers import DYNAMIC, FLOAT_KERNELS, MOVERS, QUANTIZERS, RECURRENT, layers_of
 from kdbench.proofs.profile import LARGER, Profile
+from kdbench.proofs.widening import computes_in_less
 
 if TYPE_CHECKING:
     import onnx
 
 MUCH = 0.10
 """Share of the kernels' time above which moving numbers about is worth a word."""
+IN_INT8 = 4
+"""The `accuracy_level` from which on MatMulNBits multiplies in int8."""
 IDLE = 0.30
 """Share of a run above which what is no work of the model's is worth a word."""
 
@@ -70,7 +73,11 @@ def _constants(graph: "onnx.GraphProto") -> dict[str, np.ndarray]:
 
 def _qoperator(profile: Profile) -> Mapping[str, object] | None:
     found = [name for name in QOPERATORS if profile.artifact.operators.get(name)]
-    if not found or platform.machine().lower() not in ("x86_64", "amd64", "i686"):
+    if (
+        not found
+        or _is_dynamic(profile.artifact.operators)
+        or platform.machine().lower() not in ("x86_64", "amd64", "i686")
+    ):
         return None
     return {"operators": ", ".join(found), "out": profile.artifact.rung}
 
@@ -80,6 +87,42 @@ def _quantizers(profile: Profile) -> Mapping[str, object] | None:
     if profile.artifact.precision != "int8" or share <= MUCH:
         return None
     return {"share": share, "count": sum(kernel.operator in QUANTIZERS + MOVERS for kernel in profile.kernels)}
+
+
+def _ranges(profile: Profile) -> Mapping[str, object] | None:
+    """Dynamic int8, whose kernels look at their inputs twice."""
+    share = profile.time_share(DYNAMIC)
+    if not _is_dynamic(profile.artifact.operators) or share <= MUCH:
+        return None
+    return {"count": sum(kernel.operator in DYNAMIC for kernel in profile.kernels), "share": share}
+
+
+def _is_dynamic(operators: Mapping[str, int]) -> bool:
+    return any(operators.get(name) for name in DYNAMIC)
+
+
+def _casts(profile: Profile) -> Mapping[str, object] | None:
+    share = profile.time_share(("Cast",))
+    if profile.artifact.precision not in ("fp16", "bf16") or share <= MUCH:
+        return None
+    return {
+        "share": share,
+        "count": sum(kernel.operator == "Cast" for kernel in profile.kernels),
+        "precision": profile.artifact.precision,
+    }
+
+
+def _weights_only(profile: Profile) -> Mapping[str, object] | None:
+    stored = profile.artifact.precision in ("fp16", "bf16") and not computes_in_less(profile.model)
+    return {"precision": profile.artifact.precision} if stored else None
+
+
+def _unpacked(profile: Profile) -> Mapping[str, object] | None:
+    """Products of int4 weights that are not made in int8."""
+    products = [node for node in profile.model.graph.node if node.op_type == "MatMulNBits"]
+    level = [a.i for node in products for a in node.attribute if a.name == "accuracy_level" and a.i >= IN_INT8]
+    share = profile.time_share(("MatMulNBits",))
+    return {"share": share} if products and not level and share > MUCH else None
 
 
 def _movers(profile: Profile) -> Mapping[str, object] | None:
@@ -119,8 +162,16 @@ def _float_left(profile: Profile) -> Mapping[str, object] | None:
 def _why_float(node: "onnx.NodeProto | None", graph: "onnx.GraphProto") -> str:
     if node is None:
         return "why is not known"
+    dynamic = any(other.op_type in DYNAMIC for other in graph.node)
     if node.op_type in RECURRENT:
-        return f"onnxruntime has no static int8 kernel for {node.op_type}"
+        static = "" if dynamic else "static "
+        other = ", `kdbench convert --to dynamic` has one" if node.op_type == "LSTM" and not dynamic else ""
+        return f"onnxruntime has no {static}int8 kernel for {node.op_type}{other}"
+    constants = {tensor.name for tensor in graph.initializer}
+    if dynamic and not constants & set(node.input[1:2]):
+        return "multiplies two activations, which dynamic int8 leaves in float"
+    if dynamic:
+        return f"not converted in the file, `kdbench convert` it with --operator {node.op_type}, or without --keep"
     makers = {output: maker.op_type for maker in graph.node for output in maker.output}
     if any(makers.get(name) != "DequantizeLinear" for name in node.input[:2]):
         return f"not quantized in the file, `kdbench quantize` it without --operator, or with --operator {node.op_type}"
@@ -156,6 +207,29 @@ EXPLANATIONS = (
         _quantizers,
         "{share:.0%} of the kernels' time goes into {count} conversions between float, int8 and memory layouts; "
         "quantize without --operator, so that neighbours stay in int8, or try a larger --batch",
+    ),
+    Explanation(
+        "ranges",
+        _ranges,
+        "dynamic int8 looks for the range of its input in each run: {count} kernels do so, {share:.0%} of the kernels' "
+        "time with their products; `kdbench quantize --calibration PACK` knows the ranges beforehand",
+    ),
+    Explanation(
+        "casts",
+        _casts,
+        "{share:.0%} of the kernels' time goes into {count} casts between {precision} and float32: this provider has "
+        "few {precision} kernels; take the fp32 file here, and this one where there are some, as on GPUs",
+    ),
+    Explanation(
+        "stored in 16 bits",
+        _weights_only,
+        "its weights are stored in {precision} and computed with in float32: the file is smaller, not faster",
+    ),
+    Explanation(
+        "int4 unpacked",
+        _unpacked,
+        "{share:.0%} of the kernels' time goes into products that make float of int4 weights in each run; try "
+        "`kdbench convert --to int4 --activations int8`",
     ),
     Explanation(
         "transposes",

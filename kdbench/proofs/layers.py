@@ -2,7 +2,7 @@
 
 onnxruntime gives kernels names of its own when it fuses nodes: `relu_nchwc`, `node_Conv_138_token_1`,
 `Times212/MatMulAddFusion`. What it keeps are the names of weights, of nodes and of tensors, each of which may lead back
-to a layer. The quantizer keeps node names and adds `_quantized` to those of weights.
+to a layer. The quantizers keep node names and add `_quantized` or `_Q4` to those of weights.
 """
 
 import re
@@ -17,7 +17,7 @@ WEIGHT_INPUT: Mapping[str, int] = {
     "Gemm": 1, "FusedGemm": 1, "QGemm": 3,
     "MatMul": 1, "FusedMatMul": 1, "MatMulInteger": 1, "MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1,
     "QLinearMatMul": 3,
-    "LSTM": 1, "GRU": 1, "RNN": 1, "DynamicQuantizeLSTM": 1,
+    "LSTM": 1, "GRU": 1, "RNN": 1, "DynamicQuantizeLSTM": 1, "MatMulNBits": 1,
 }  # fmt: skip
 """Operators that do nearly all of a classifier's work, and which of their inputs is the weight."""
 
@@ -29,17 +29,27 @@ INT8_KERNELS = (
     "MatMulIntegerToFloat",
     "ConvInteger",
     "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+    "QAttention",
 )
+INT4_KERNELS = ("MatMulNBits",)
+LOW_KERNELS: Mapping[str, tuple[str, ...]] = {"int8": INT8_KERNELS, "int4": INT4_KERNELS}
+"""Kernels that multiply in less than float, or weights of less, by the precision of the file."""
 FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose")
 RECURRENT = ("LSTM", "GRU", "RNN")
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+DYNAMIC = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
+"""What finds the range of its input in each run."""
 MOVERS = ("Transpose", "ReorderInput", "ReorderOutput")
 
 STEPS = 8
 """How many light nodes may lie between a tensor's name that a kernel has kept and the layer that made it."""
 
 _KERNEL_NAME = re.compile(r"^fused |(_nchwc|_nhwc|_token_\d+|_quant|/\w*Fusion\w*)$")
-_TENSOR_NAME = re.compile(r"(_token_\d+|_quantized|_DequantizeLinear_Output\w*|_QuantizeLinear_Output\w*)$")
+_QUANTIZED_WEIGHT = re.compile(r"(_quantized|(_DQ)?_Q4)$")
+_TENSOR_NAME = re.compile(
+    r"(_token_\d+|_quantized|(?:_DQ)?_Q4(?:_output)?|_DequantizeLinear_Output\w*|_QuantizeLinear_Output\w*)$"
+)
 
 
 def layers_of(graph: "onnx.GraphProto") -> "dict[str, onnx.NodeProto]":
@@ -92,7 +102,7 @@ def _layer(node: "onnx.NodeProto", constants: set[str], makers: "Mapping[str, on
     name: str = node.input[WEIGHT_INPUT[node.op_type]]
     for _ in range(STEPS):
         if name in constants:
-            return name.removesuffix("_quantized")
+            return _QUANTIZED_WEIGHT.sub("", name)
         maker = makers.get(name)
         if maker is None or maker.op_type not in (*QUANTIZERS, "Reshape", "Transpose", "Cast"):
             break

@@ -1,8 +1,9 @@
 """In which precision a backend computes, whatever it was asked for: told from how far its outputs are off.
 
-The reference is the same file on onnxruntime's CPU provider in fp32, without any optimization; of an int8 file, its
-weights with activations that are not rounded. The bands are the errors of the same model with its layers' operands
-rounded to each precision (`rounding`), on the same samples.
+The reference is the same file on onnxruntime's CPU provider in fp32, without any optimization; of a file of 16-bit
+floats it is the same with all of its tensors made float32 (`widening`), of an int8 file its weights with activations that
+are not rounded (`dequantizing`). The bands are the errors of that model with its layers' operands rounded to each
+precision (`rounding`), on the same samples.
 """
 
 import math
@@ -21,6 +22,7 @@ from kdbench.data.generated import batch_size, shared_inputs
 from kdbench.onnxfile import load_model
 from kdbench.proofs.dequantizing import dequantized
 from kdbench.proofs.rounding import PRECISIONS, SIGNIFICAND_BITS, rounded
+from kdbench.proofs.widening import widened
 from kdbench.records import Artifact
 from kdbench.store import Arrays
 
@@ -35,6 +37,8 @@ MACS = 2e9
 """Of all samples together: larger models are compared on fewer of them."""
 FLOATS: "Mapping[str, Callable[[onnx.ModelProto], onnx.ModelProto | None]]" = {
     "fp32": lambda model: model,
+    "fp16": widened,
+    "bf16": widened,
     "int8": dequantized,
 }
 """By the precision of a file: what it is in float32, of which the bands are; None where that can't be told."""
@@ -72,7 +76,7 @@ class Reference:
 
     outputs: "Outputs"
     bands: Bands
-    """Of an fp32 or int8 model, without those that can't be told."""
+    """Of a model that computes in floats or in int8, without those that can't be told."""
 
 
 def samples_of(artifact: Artifact) -> int:

@@ -111,7 +111,7 @@ def profile(
 ) -> list[Profile]:
     """Profiles of a model and of the one that it is set beside, the fp32 one first.
 
-    That is `other`; without it an int8 model's fp32 parent, if it lies in the same folder. Inputs are a pack's
+    That is `other`; without it the fp32 parent of a model in less, if it lies in the same folder. Inputs are a pack's
     evaluation samples, else generated. Raises UserError where the backend can't run them.
     """
     model, opened = Path(model), open_pack(pack)
@@ -119,7 +119,7 @@ def profile(
     artifact = known_artifact(model)
     beside = Path(other) if other is not None else _parent(artifact, model)
     paths = [model] if beside is None else [model, beside]
-    if beside is not None and known_artifact(beside).precision != "int8" and artifact.precision == "int8":
+    if beside is not None and known_artifact(beside).precision == "fp32" and artifact.precision != "fp32":
         paths.reverse()
     return [profile_one(path, target, batch, threads, opened, dims or {}, seconds) for path in paths]
 
@@ -212,8 +212,8 @@ def side_by_side(first: Profile, second: Profile) -> list[Beside]:
 
 
 def _parent(artifact: Artifact, model: Path) -> Path | None:
-    """The fp32 model that an int8 one was made from, if its file lies in the same folder and is still the same."""
-    if artifact.precision != "int8" or artifact.parent_sha256 is None:
+    """The fp32 model that one in less was made from, if its file lies in the same folder and is still the same."""
+    if artifact.precision == "fp32" or artifact.parent_sha256 is None:
         return None
     for path in sorted(model.parent.glob("*.onnx")):
         beside = sidecar(path)

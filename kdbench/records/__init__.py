@@ -3,6 +3,7 @@
 from kdbench.records.artifacts import (
     IMPORTED,
     Artifact,
+    Precision,
     Preprocessing,
     TensorSpec,
 )
@@ -22,6 +23,7 @@ from kdbench.records.base import (
     slug,
 )
 from kdbench.records.compression import Quantize
+from kdbench.records.conversion import Convert
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
     Augment,
@@ -65,6 +67,7 @@ __all__ = [
     "BenchSettings",
     "CommonOptions",
     "Comparison",
+    "Convert",
     "Count",
     "Data",
     "Distill",
@@ -79,6 +82,7 @@ __all__ = [
     "PackedFile",
     "PackedRun",
     "Positive",
+    "Precision",
     "Preprocessing",
     "Process",
     "Proof",

@@ -10,6 +10,10 @@ IMPORTED = "import"
 """The step of an ONNX file that was made elsewhere and is taken as it is."""
 
 
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+"""What most of a file's weights are, or the layers that are quantized; of int8, static and dynamic."""
+
+
 class Preprocessing(Record):
     """`(x * scale - mean) / std`, with one mean and std for each channel (axis 1), or for all."""
 
@@ -39,7 +43,7 @@ class Artifact(Versioned):
     macs: int | None
     """Multiply-accumulates of one sample in convolutions, matrix products and recurrent nodes; None where a shape isn't
     known."""
-    precision: Literal["fp32", "fp16", "int8"]
+    precision: Precision
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     opset: int

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kdbench.proofs.layers import FLOAT_KERNELS, INT8_KERNELS, MOVERS, QUANTIZERS, WEIGHT_INPUT
+from kdbench.proofs.layers import FLOAT_KERNELS, INT8_KERNELS, LOW_KERNELS, MOVERS, QUANTIZERS, WEIGHT_INPUT
 from kdbench.proofs.precision import implied
 from kdbench.records import Artifact, Evaluation, Measurement, Proof
 from kdbench.store import Arrays
@@ -81,21 +81,33 @@ def _fallback(m: Measurement, evaluation: Evaluation | None) -> str | None:
     return f"fallback: of {total} nodes {names}"
 
 
-def kernels(evaluation: Evaluation | None) -> tuple[int, int, int]:
-    """Int8 kernels, float kernels and conversions in the graph that runs."""
+def kernels(evaluation: Evaluation | None, precision: str = "int8") -> tuple[int, int, int]:
+    """Kernels in int8, or in what a file of another precision has, float kernels, and conversions, as they run."""
     operators = evaluation.optimized_operators if evaluation else {}
     return (
-        sum(operators.get(name, 0) for name in INT8_KERNELS),
+        sum(operators.get(name, 0) for name in LOW_KERNELS.get(precision, INT8_KERNELS)),
         sum(operators.get(name, 0) for name in FLOAT_KERNELS),
         sum(operators.get(name, 0) for name in (*QUANTIZERS, *MOVERS)),
     )
 
 
 def _not_fused(artifact: Artifact, evaluation: Evaluation | None) -> str | None:
-    int8, floating, _ = kernels(evaluation)
-    if artifact.precision != "int8" or not floating:
+    """Layers that are quantized in the file and run in float; what a file leaves in float on purpose breaks no claim.
+
+    Where the file has operators of its own for them, these say how many there are; the pairs of int4 too. Pairs of int8
+    stand in many places, so that every layer counts.
+    """
+    low, floating, _ = kernels(evaluation, artifact.precision)
+    names = LOW_KERNELS.get(artifact.precision, ())
+    if not names or not low + floating:
         return None
-    return f"int8 did not fuse: {floating} of {int8 + floating} convolutions and matrix products run in float"
+    wanted = sum(artifact.operators.get(name, 0) for name in names)
+    if not wanted:
+        wanted = artifact.operators.get("DequantizeLinear", 0) if artifact.precision == "int4" else low + floating
+    left = min(wanted - low, floating)
+    if left <= 0:
+        return None
+    return f"{artifact.precision} did not fuse: {left} of {wanted} convolutions and matrix products run in float"
 
 
 def _fused(artifact: Artifact, evaluation: Evaluation) -> float | None:

@@ -1,6 +1,6 @@
 """Everything that may be said beside a number: each flag names the fact and, where there is one, what to try."""
 
-from kdbench.proofs.layers import RECURRENT
+from kdbench.proofs.layers import DYNAMIC, RECURRENT
 from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
 from kdbench.report.claims import kernels
 from kdbench.stats import Interval
@@ -38,8 +38,21 @@ def _slower(
     artifact: Artifact, evaluation: Evaluation | None, against_parent: tuple[str, Interval | None] | None
 ) -> str | None:
     parent, ratio = against_parent or ("", None)
-    if artifact.precision != "int8" or ratio is None or ratio.high >= 1:
+    if artifact.precision == "fp32" or ratio is None or ratio.high >= 1:
         return None
+    return f"{1 / ratio.value:.2g}× slower than {parent}{_why(artifact, evaluation)}"
+
+
+def _why(artifact: Artifact, evaluation: Evaluation | None) -> str:
+    """What the graph that runs shows of it."""
+    operators = evaluation.optimized_operators if evaluation else {}
+    casts = operators.get("Cast", 0)
+    if artifact.precision == "fp16" and casts:
+        return f": {casts} casts between fp16 and float32 run; take it where the provider has fp16 kernels"
+    if any(operators.get(name) for name in DYNAMIC):
+        return ": it looks for the ranges of its activations in each run; try `kdbench quantize`, which knows them"
+    if artifact.precision != "int8":
+        return ""
     int8, floating, conversions = kernels(evaluation)
     why = ""
     if evaluation and int8 and not floating and not any(evaluation.optimized_operators.get(name) for name in RECURRENT):
@@ -50,7 +63,7 @@ def _slower(
             f": {all_run} in int8, but the {conversions} conversions around cost more than that gains; "
             "try more width or a larger batch"
         )
-    return f"{1 / ratio.value:.2g}× slower than {parent}{why}"
+    return why
 
 
 def _few_processes(result: ResultFile, m: Measurement, medians: dict[int, float]) -> str | None:

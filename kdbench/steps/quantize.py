@@ -76,7 +76,7 @@ def float_artifact(model: Path) -> Artifact:
     """The record of a model that can be quantized; raises UserError for one that is quantized or in half precision."""
     parent = known_artifact(model)
     if parent.precision != "fp32":
-        state = "quantized already" if parent.precision == "int8" else "in half precision"
+        state = "quantized already" if parent.precision in ("int8", "int4") else "in half precision"
         raise UserError(f"{model}: is {state}: give its fp32 parent")
     return parent
 

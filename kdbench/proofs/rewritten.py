@@ -1,0 +1,223 @@
+"""How far a file made from another one is from it: layer by layer in decibels, and in what its layers run."""
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from kdbench.backends import pick_backend
+from kdbench.backends.client import Worker
+from kdbench.evaluation import Parity
+from kdbench.onnxfile import load_model
+from kdbench.proofs.layers import FLOAT_KERNELS, LOW_KERNELS, RECURRENT, STEPS, layers_of
+from kdbench.proofs.widening import computes_in_less, widened
+from kdbench.records import Artifact
+from kdbench.stats import Interval
+from kdbench.store import Arrays
+
+if TYPE_CHECKING:
+    import onnx
+
+BATCH = 4
+"""Samples of which all layers' outputs are held at a time."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What a layer answers in the child, against what it answers in the parent."""
+
+    layer: str
+    operator: str
+    """The child's."""
+    sqnr_db: float
+    """10·log10 of the signal's power by the error's (signal to quantization noise); infinite where they are equal."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Layers of the graph that runs, by what they are computed in."""
+
+    low: dict[str, int]
+    """In the file's own precision, or of its weights: kernels by operator."""
+    floating: dict[str, int]
+    casts: int
+    nodes: int
+
+    @property
+    def low_share(self) -> float | None:
+        """None for a graph without layers."""
+        low, floating = sum(self.low.values()), sum(self.floating.values())
+        return low / (low + floating) if low + floating else None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found of a file and its parent, through one backend."""
+
+    parent: Artifact
+    child: Artifact
+    backend: str
+    batch: int
+    threads: int
+    samples: str
+    """Which ones both have answered: `360 evaluation samples`."""
+    parity: Parity
+    output_db: float
+    """SQNR of the first output."""
+    layers: tuple[LayerError, ...]
+    """In the child's order."""
+    untold: int
+    """Layers of the child whose output the parent has under no name."""
+    kernels: Kernels | None
+    """None where the backend doesn't show the graph that runs."""
+    metric: str = ""
+    """`accuracy` or `F1`; empty without labels."""
+    scores: tuple[float, float] | None = None
+    """The parent's and the child's."""
+    difference: Interval | None = None
+    """Of the scores, paired by sample."""
+    mcnemar_p: float | None = None
+    latencies_s: tuple[float, float] | None = None
+    """Medians over the processes."""
+    ratio: Interval | None = None
+    """How many times faster the child is."""
+    rounds: int = 0
+    untimed: str = ""
+    """Why there are no latencies."""
+    causes: tuple[str, ...] = ()
+    """Of a child that isn't faster: what its profile shows."""
+
+    @property
+    def slower(self) -> bool:
+        return self.ratio is not None and self.ratio.high < 1
+
+
+def kernels_of(operators: Mapping[str, int], precision: str) -> Kernels | None:
+    """Of the operators of the graph that runs; None where there are none."""
+    if not operators:
+        return None
+    low, floats = LOW_KERNELS.get(precision, ()), (*FLOAT_KERNELS, *RECURRENT)
+    return Kernels(
+        {name: count for name, count in operators.items() if name in low},
+        {name: count for name, count in operators.items() if name in floats},
+        operators.get("Cast", 0),
+        sum(operators.values()),
+    )
+
+
+def sqnr_db(signal: float, noise: float) -> float:
+    """Of two powers, or sums of squares."""
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def layer_errors(
+    parent: Path, child: Path, feed: Arrays, fixed_batch: int | None = None
+) -> tuple[list[LayerError], int]:
+    """SQNR of each layer's output in the child, all errors of the layers before it included; and how many of its layers
+    can't be set beside the parent.
+
+    Both run as they stand in their files, on onnxruntime's CPU provider, on the samples of `feed` (first axis); 16-bit
+    floats as float32 that is rounded to them. Memory does not grow with the number of samples. Raises WorkerError where
+    either can't run.
+    """
+    ours, theirs = load_model(child), load_model(parent)
+    if computes_in_less(ours):  # which this provider would compute in float32, or refuse
+        ours = widened(ours, rounding=True) or ours
+    shared = _shared_outputs(ours, theirs)
+    layers = len(layers_of(ours.graph))
+    if not shared:
+        return [], layers
+    tensors = list(dict.fromkeys((one.theirs, one.ours) for one in shared))
+    power = {pair: [0.0, 0.0] for pair in tensors}
+    apart: set[tuple[str, str]] = set()
+    cpu = pick_backend("cpu")
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(cpu, 1) as first, Worker(cpu, 1) as second:
+        for worker, model, side in ((first, theirs, 0), (second, ours, 1)):
+            path = Path(scratch, f"{side}.onnx")
+            path.write_bytes(showing(model, [pair[side] for pair in tensors]).SerializeToString())
+            worker.load(path, plain=True)
+        for batch in batches(feed, fixed_batch or BATCH):
+            expected, found = first.predict(batch), second.predict(batch)
+            for pair in tensors:
+                a, b = expected[pair[0]].astype(np.float64), found[pair[1]].astype(np.float64)
+                if a.shape != b.shape:
+                    apart.add(pair)
+                    continue
+                power[pair][0] += float(np.sum(a**2))
+                power[pair][1] += float(np.sum((a - b) ** 2))
+    told = [
+        LayerError(one.layer, one.operator, sqnr_db(*power[one.theirs, one.ours]))
+        for one in shared
+        if (one.theirs, one.ours) not in apart
+    ]
+    return told, layers - len(told)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A layer of ours, and the tensors of its output in both files."""
+
+    layer: str
+    operator: str
+    theirs: str
+    ours: str
+
+
+def _shared_outputs(ours: "onnx.ModelProto", theirs: "onnx.ModelProto") -> list[_Shared]:
+    """Layers of ours whose output has the same name in both files.
+
+    A layer that was quantized answers by way of light nodes that make float of it again: casts, scales, a bias. Where
+    its output is quantized, that is what it answers: the quantizer also gives a convolution the name of the activation
+    behind it, which it takes away where quantizing cuts off the same values.
+    """
+    known = {name for node in theirs.graph.node for name in node.output if name}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in ours.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = []
+    for layer, node in layers_of(ours.graph).items():
+        name = next((output for output in node.output if output), "")
+        for _ in range(STEPS):
+            following = readers.get(name, [])
+            if name in known or not following:
+                break
+            name = following[0].output[0]
+        if name in known:
+            found.append(_Shared(layer, node.op_type, name, _as_read(name, readers)))
+    return found
+
+
+def _as_read(name: str, readers: "Mapping[str, list[onnx.NodeProto]]") -> str:
+    """The tensor as the next layer gets it: quantized and made float again, where it is."""
+    for quantizer in readers.get(name, []):
+        if quantizer.op_type == "QuantizeLinear":
+            for restored in readers.get(quantizer.output[0], []):
+                if restored.op_type == "DequantizeLinear":
+                    return str(restored.output[0])
+    return name
+
+
+def showing(model: "onnx.ModelProto", tensors: list[str]) -> "onnx.ModelProto":
+    """The model with these tensors among its outputs."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    shown = {value.name for value in copy.graph.output}
+    copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors if name not in shown)
+    return copy
+
+
+def batches(feed: Arrays, batch: int) -> Iterator[Arrays]:
+    """All samples in order; the last batch is filled up with the first ones."""
+    samples = len(next(iter(feed.values())))
+    for start in range(0, samples, batch):
+        index = np.arange(start, start + batch) % samples
+        yield {name: values[index] for name, values in feed.items()}

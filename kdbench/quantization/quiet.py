@@ -1,0 +1,31 @@
+"""onnxruntime's tools without what they do to a process besides: log, and change its logging and its path."""
+
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+
+TRANSFORMERS = "onnxruntime.transformers"
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Nothing is printed or logged meanwhile; the root logger's handlers and `sys.path` are afterwards as before.
+
+    `matmul_nbits_quantizer` configures the root logger when it is imported, and `onnxruntime.transformers` puts a
+    folder with modules of common names on the path.
+    """
+    handlers, level, path = logging.root.handlers[:], logging.root.level, sys.path[:]
+    logging.disable(logging.ERROR)
+    if TRANSFORMERS in sys.modules:  # its modules find each other there, also those that are imported later
+        sys.path.extend(sys.modules[TRANSFORMERS].__path__)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
+        sys.path[:] = path
