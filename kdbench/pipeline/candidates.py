@@ -225,7 +225,8 @@ def _equalized(ground: Ground, candidate: Candidate) -> Candidate:
     if not pairs:
         return candidate
     counted = candidate.options.calibration != "minmax"
-    observed = observe(graph, ground.calibration.batches, ground.observed.histograms, counted, ground.progress)
+    samples = ground.calibration
+    observed = observe(graph, samples.batches, ground.observed.histograms, counted, ground.progress, len(samples))
     ranges = observed.ranges(candidate.options)
     return _judged(ground, replace(candidate, graph=graph, ranges=ranges, equalized=True))
 

@@ -12,7 +12,7 @@ from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.generated import batch_size
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
-from kdbench.onnxfile import inspect, known_artifact, load_model, portable
+from kdbench.onnxfile import inspect, load_model, portable
 from kdbench.pipeline.candidates import Candidate, Ground, attempts, contenders, estimate, keeps
 from kdbench.pipeline.judged_data import pack_for, parted, test_samples
 from kdbench.pipeline.racing import Place, Raced, raced
@@ -25,11 +25,12 @@ from kdbench.quantization.judging import Judge, Loss, remarks
 from kdbench.quantization.running import Runner, running
 from kdbench.quantization.samples import Samples
 from kdbench.quantization.sensitivity import names_of
-from kdbench.quantization.static import check_names, prepare
+from kdbench.quantization.static import check_options, prepare, tensors_to_calibrate
 from kdbench.quantization.targets import candidates, targeted
 from kdbench.records import Artifact, Preprocessing, Quantize
 from kdbench.records.budget import Budget, CandidateRecord
 from kdbench.report.sensitivity_plot import save_sensitivity_plot
+from kdbench.steps.quantize import float_artifact
 from kdbench.steps.slim import derived, slimmed_graph
 from kdbench.store import output_file, save_artifact, write_atomic
 
@@ -111,11 +112,14 @@ def fastest_int8(
     out = output_file(out or model.with_name(f"{model.stem}-int8.onnx"), model)
     place = Place(options.backend or "cpu", backend_options or {}, threads, batch, budget_s, seed)
     target, ways = _target(place), ways_of(options)
-    artifact = _fp32(model, preprocessing)
+    artifact = float_artifact(model)
+    if preprocessing is not None:
+        artifact = artifact.model_copy(update={"preprocessing": preprocessing})
     pack = pack_for(source, data_options or {}, artifact, samples, seed)
     calibration, judged = parted(pack, artifact, samples)
     graph, notes = prepare(slimmed_graph(load_model(model), model), model, options.per_channel)
-    check_names(graph, options, model)
+    for way in ways:
+        check_options(graph, way, model)
     with (
         running("cpu", threads) as reference,
         running(target, threads) as runner,
@@ -129,7 +133,8 @@ def fastest_int8(
                 "it was trained on? --preprocess says how samples are normalised"
             )
         counted = any(way.calibration != "minmax" for way in ways)
-        observed = observe(graph, calibration.batches, counted=counted, progress=progress)
+        tensors = tensors_to_calibrate(graph, options)
+        observed = observe(graph, calibration.batches, tensors, counted, progress, len(calibration), str(model))
         bound = None if options.max_drop is None else options.max_drop * POINT
         ground = Ground(graph, calibration, judge, runner, observed, bound, progress)
         tried = attempts(ground, ways)
@@ -187,14 +192,6 @@ def _target(place: Place) -> Target:
     if target.row.runs != "onnx":
         raise UserError(f"--for {place.backend}: it runs weights, not ONNX files: name an execution provider")
     return target
-
-
-def _fp32(model: Path, preprocessing: Preprocessing | None) -> Artifact:
-    artifact = known_artifact(model)
-    if artifact.precision != "fp32":
-        state = "quantized already" if artifact.precision == "int8" else f"in {artifact.precision}"
-        raise UserError(f"{model}: is {state}: give its fp32 parent")
-    return artifact if preprocessing is None else artifact.model_copy(update={"preprocessing": preprocessing})
 
 
 def _why_none(model: Path, found: Sequence[Candidate], judge: Judge, max_drop: float | None) -> str:

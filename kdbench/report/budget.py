@@ -65,3 +65,17 @@ def _coverage(candidate: CandidateRecord) -> str:
 def _notes(candidate: CandidateRecord, notes: dict[str, int]) -> str:
     said = [*candidate.broken_claims, *([f"error: {candidate.error}"] if candidate.error else [])]
     return " ".join(mark(notes.setdefault(text, len(notes) + 1)) for text in said)
+
+
+def verdict(budget: Budget) -> list[str]:
+    """What was chosen, which layers stay in float, and what the test split says of it."""
+    chosen = next(one for one in budget.candidates if one.name == budget.chosen)
+    lines = [f"chosen     {chosen.name}, after {budget.evaluations} evaluations"]
+    if chosen.left_in_float:
+        lines.append(f"in float   {', '.join(chosen.left_in_float)}")
+    done = [word for word, used in (("equalised", chosen.equalization), ("biases corrected", chosen.bias_correction)) if used]
+    if done:
+        lines.append(f"also       {' and '.join(done)}")
+    if budget.test_drop is not None:
+        lines.append(f"test split drop {_drop(budget.test_drop)} points on {budget.test_samples:,} samples")
+    return lines
