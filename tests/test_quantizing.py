@@ -10,13 +10,15 @@ import pytest
 from kdbench.data.pack import EvalPack, load_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
+from kdbench.pipeline import quantizing, rungs
 from kdbench.pipeline.judged_data import pack_for
 from kdbench.pipeline.quantizing import fastest_int8, ways_of
-from kdbench.records import Quantize
+from kdbench.progress import silent, unsaid
+from kdbench.records import Quantize, parse
 from kdbench.records.base import from_json
 from kdbench.records.budget import Budget, CandidateRecord, Estimate
 from kdbench.report.budget import candidates_table
-from kdbench.store import load_artifact, sidecar, write_npz
+from kdbench.store import RunFolder, load_artifact, sidecar, write_npz
 from tests import models
 from tests.conftest import kdbench, save_mlp
 from tests.test_sensitivity import features, mlp
@@ -60,7 +62,7 @@ def test_the_one_sensitive_layer_is_left_in_float_and_the_proof_is_printed(sensi
     chosen = next(one for one in budget.candidates if one.name == budget.chosen)
     assert chosen.left_in_float == ("fc0",)
     assert chosen.drop.value <= 0.02 < next(point.drop.value for point in chosen.curve if not point.left_in_float)
-    assert [layer.layer for layer in chosen.layers][0] == "fc0"
+    assert chosen.layers[0].layer == "fc0"
     assert chosen.int8_macs == pytest.approx(1 - 256 / (256 + 256 + 80))
     assert chosen.int8_kernels == pytest.approx(2 / 3)
     assert chosen.speedup is not None and not chosen.broken_claims
@@ -100,7 +102,11 @@ def test_without_labels_agreement_is_judged(sensitive, tmp_path):
     pack = load_pack(tmp_path / "pack.npz")
     pack = EvalPack("made", None, None, pack.x_calibration, (), None)
     found = fastest_int8(
-        sensitive, tmp_path / "int8.onnx", pack, Quantize(max_drop=3, target="x86-vnni", calibration="minmax"), budget_s=1
+        sensitive,
+        tmp_path / "int8.onnx",
+        pack,
+        Quantize(max_drop=3, target="x86-vnni", calibration="minmax"),
+        budget_s=1,
     )
     assert (found.budget.metric, found.budget.fp32, found.budget.test_drop) == ("agreement", 1.0, None)
     assert "fc0" in found.budget.candidates[0].left_in_float
@@ -110,7 +116,9 @@ def test_nothing_is_written_where_every_layer_would_have_to_stay_in_float(tmp_pa
     path = mlp(tmp_path / "model.onnx", (TINY, TINY, TINY))
     x = features(400, TINY)
     pack = EvalPack("made", None, None, x, (), None, y_calibration=answers(path, x))
-    with pytest.raises(UserError, match=r"no int8 file within 0 points of accuracy on 200 samples.*closest.*raise --max"):
+    with pytest.raises(
+        UserError, match=r"no int8 file within 0 points of accuracy on 200 samples.*closest.*raise --max"
+    ):
         fastest_int8(path, tmp_path / "int8.onnx", pack, Quantize(max_drop=0), budget_s=1)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
 
@@ -122,6 +130,28 @@ def test_options_that_are_given_stand_and_the_others_are_tried():
     (only,) = ways_of(Quantize(target="tensorrt", calibration="entropy", max_drop=1))
     assert (only.calibration, only.symmetric, only.max_drop) == ("entropy", True, 1)
     assert {way.activations for way in ways_of(Quantize(activations="int8"))} == {"int8"}
+
+
+def test_a_recipe_with_a_budget_makes_its_int8_rungs_so(sensitive, tmp_path, monkeypatch):
+    monkeypatch.setattr(rungs, "RACE_S", 1.0)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    sensitive.rename(folder.onnx("student"))
+    (tmp_path / "pack.npz").rename(folder.pack)
+    options = parse(Quantize, {"max_drop": 3.0, "for": "cpu", "calibration": "minmax"}, "quantize")
+    rungs.compressed(folder, options, None, silent, unsaid)
+    made = folder.artifacts()
+    assert made["student-int8"].parent == "student-slim"
+    assert made["student-int8"].options["max_drop"] == 3
+    assert made["student-int8"].options["left_in_float"] or made["student-int8"].options["equalization"]
+    again = folder.onnx("student-int8").stat().st_mtime_ns
+    rungs.compressed(folder, options, None, silent, unsaid)
+    assert folder.onnx("student-int8").stat().st_mtime_ns == again
+    said = []
+    impossible = options.model_copy(update={"max_drop": 0.0, "bias_correction": False, "equalization": False})
+    monkeypatch.setattr(quantizing, "attempts", lambda ground, ways: [])
+    rungs.compressed(folder, impossible, None, silent, said.append)
+    assert "no rung student-int8" in said[0] and not folder.onnx("student-int8").exists()
 
 
 BAD = {
@@ -140,7 +170,7 @@ BAD = {
     "quantize small.onnx --data pack.npz --calibration pack.npz": "--data has the samples",
     "quantize small.onnx --data nowhere --max-drop 1": "no file or folder 'nowhere'",
     "quantize small.onnx --data flat.npz --max-drop 1": "calibration samples are the same",
-    "quantize small.onnx --samples 3": "--sample: goes with --data",
+    "quantize small.onnx --samples 3": "--samples: goes with --data",
     "quantize small.onnx --data pack.npz --out small.onnx": "is the input itself",
 }
 

@@ -48,8 +48,8 @@ def mlp(path, scales=(1.0, 1.0, 1.0), seed=0):
     generator = np.random.default_rng(seed)
     nodes, weights, x, width = [], {}, "x", 16
     for number, (scale, out) in enumerate(zip(scales, (16, 16, 5), strict=True)):
-        weight = generator.standard_normal((width, out)).astype(np.float32) / np.sqrt(width)
-        weight[:8] /= scale
+        weight = (generator.standard_normal((width, out)) / np.sqrt(width)).astype(np.float32)
+        weight[:8] /= np.float32(scale)
         weights |= {f"w{number}": weight, f"b{number}": np.zeros(out, np.float32)}
         nodes.append(helper.make_node("Gemm", [x, f"w{number}", f"b{number}"], [f"h{number}"], name=f"fc{number}"))
         x, width = f"h{number}", out
@@ -78,7 +78,7 @@ def test_the_layer_with_a_huge_dynamic_range_is_the_most_sensitive(tmp_path):
         )
         whole = noise_share(runner.outputs(static_int8(graph, ranges, U8S8), shown)[0], expected)
         evaluations = runner.evaluations
-    assert [one.layer.name for one in found][0] == "fc0"
+    assert found[0].layer.name == "fc0"
     assert found[0].noise > 0.1 > 1e-2 > max(one.noise for one in found[1:])
     assert found[0].sqnr_db < 10 < 20 < min(one.sqnr_db for one in found[1:])
     assert evaluations == len(layers) + 2
@@ -90,7 +90,11 @@ def test_layers_have_their_followers_and_their_work(tmp_path):
     graph, _ = prepare(onnx.load(path), path)
     layers = layers_of(graph, [node.name for node in graph.graph.node])
     assert [layer.nodes for layer in layers] == [
-        ("conv0", "relu0"), ("conv1", "relu1"), ("pool",), ("flat",), ("product",)
+        ("conv0", "relu0"),
+        ("conv1", "relu1"),
+        ("pool",),
+        ("flat",),
+        ("product",),
     ] or [layer.nodes for layer in layers] == [("conv0", "relu0"), ("conv1", "relu1"), ("pool", "flat"), ("product",)]
     assert [layer.macs for layer in layers if layer.macs] == [16 * 16 * 8 * 27, 16 * 16 * 8 * 72, 80]
     assert sum(layer.macs for layer in layers) == inspect(path).macs
@@ -171,8 +175,8 @@ def chain(path, generator=None):
         return (generator.standard_normal(shape) * spread).astype(np.float32)
 
     weights = {
-        "c0": uneven(8, 3, 3, 3), "b0": uneven(8), "c1": uneven(8, 1, 3, 3), "c2": uneven(12, 4, 1, 1), "b2": uneven(12),
-        "fc": uneven(5, 12 * 16), "b3": uneven(5),
+        "c0": uneven(8, 3, 3, 3), "b0": uneven(8), "c1": uneven(8, 1, 3, 3), "c2": uneven(12, 4, 1, 1),
+        "b2": uneven(12), "fc": uneven(5, 12 * 16), "b3": uneven(5),
     }  # fmt: skip
     nodes = [
         helper.make_node("Conv", ["x", "c0", "b0"], ["h0"], name="conv0", pads=[1] * 4),
@@ -264,9 +268,7 @@ def test_bias_correction_takes_off_what_int8_adds_on_average(tmp_path):
         quantized = partial(static_int8, ranges=ranges, options=U8S8)
         expected = runner.outputs(graph, shown)[0]
         before = runner.outputs(quantized(graph), shown)[0]
-        corrected, layers = bias_corrected(
-            graph, quantized, partial(runner.batches, samples=shown), quantizable(graph)
-        )
+        corrected, layers = bias_corrected(graph, quantized, partial(runner.batches, samples=shown), quantizable(graph))
         after = runner.outputs(quantized(corrected), shown)[0]
     assert layers == ["first", "second"]
     shift = np.abs((before - expected).mean(axis=0))

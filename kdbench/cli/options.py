@@ -190,7 +190,9 @@ def budgeted(command: F) -> F:
             "that are plausible for --for, the fastest is kept.",
         ),
         named("--data-option", "data_options", "An option of the data, such as size_px=64. May be repeated."),
-        named("--preprocess", "preprocess", "How the model wants its samples: scale=, mean=, std=; (x·scale−mean)/std."),
+        named(
+            "--preprocess", "preprocess", "How the model wants its samples: scale=, mean=, std=; (x·scale−mean)/std."
+        ),
         click.option(
             "--max-drop",
             type=click.FloatRange(0, 100, max_open=True),

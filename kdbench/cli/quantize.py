@@ -120,11 +120,11 @@ def quantize(
     given = {name: value for name, value in said.items() if options.given(name, value) is not None}
     chosen = parse(Quantize, given, "options")
     if data is None and chosen.max_drop is None:
-        needless = [("data_options", data_options), ("preprocess", preprocess), ("samples", samples)]
-        needless += [(name, given.get(name)) for name in ("bias_correction", "equalization")]
-        for name, value in needless:
+        needless = {"data-option": data_options, "preprocess": preprocess, "samples": samples}
+        needless |= {name.replace("_", "-"): given.get(name) for name in ("bias_correction", "equalization")}
+        for name, value in needless.items():
             if value:
-                raise UserError(f"--{name.replace('_', '-').removesuffix('s')}: goes with --data: add it")
+                raise UserError(f"--{name}: goes with --data: add it")
         if backend is not None:
             chosen = candidates(backend)[0].over(chosen)
         with bars() as progress:

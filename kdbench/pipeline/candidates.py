@@ -142,8 +142,12 @@ def attempts(ground: Ground, ways: Sequence[Quantize]) -> list[Candidate]:
     for number, options in enumerate(ways):
         ground.progress("candidates", number, len(ways))
         layers = tuple(layers_of(ground.graph, _wanted(ground.graph, options)))
-        ranges = ground.observed.ranges(options)
-        found.append(_judged(ground, Candidate(described(options), options, ground.graph, ranges, layers)))
+        candidate = Candidate(described(options), options, ground.graph, ground.observed.ranges(options), layers)
+        if layers:
+            found.append(_judged(ground, candidate))
+        else:
+            kinds = ", ".join(sorted({node.op_type for node in ground.graph.graph.node})[:8])
+            found.append(replace(candidate, error=f"nothing in it can be quantized (operators: {kinds})"))
     ground.progress("candidates", len(ways), len(ways))
     return found
 
@@ -234,13 +238,16 @@ def _equalized(ground: Ground, candidate: Candidate) -> Candidate:
 def _corrected(ground: Ground, candidate: Candidate) -> Candidate:
     """With biases that make up for what int8 adds on average; itself where no layer has one."""
     options = candidate.options.model_copy(update={"format": "qdq"})
-    graph, layers = bias_corrected(
-        candidate.graph,
-        lambda model: static_int8(model, candidate.ranges, options),
-        partial(ground.runner.batches, samples=ground.calibration.first(BIAS_SAMPLES)),
-        names_of(candidate.layers),
-        ground.progress,
-    )
+    try:
+        graph, layers = bias_corrected(
+            candidate.graph,
+            lambda model: static_int8(model, candidate.ranges, options),
+            partial(ground.runner.batches, samples=ground.calibration.first(BIAS_SAMPLES)),
+            names_of(candidate.layers),
+            ground.progress,
+        )
+    except WorkerError:  # the backend refuses what is added to the graph to tell the means
+        return candidate
     return _judged(ground, replace(candidate, graph=graph, corrected=True)) if layers else candidate
 
 

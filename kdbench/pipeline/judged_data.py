@@ -95,7 +95,9 @@ def parted(pack: EvalPack, artifact: Artifact, samples: int | None) -> tuple[Sam
     every = samples_of(pack, artifact.inputs, artifact.preprocessing)
     if samples is not None:
         if samples > len(every):
-            raise UserError(f"--samples {samples}: {pack.name} has {len(every)} calibration samples: give a lower number")
+            raise UserError(
+                f"--samples {samples}: {pack.name} has {len(every)} calibration samples: give a lower number"
+            )
         every = every.first(samples)
     return halved(every, max(len(every) - CALIBRATION, len(every) // 2))
 

@@ -12,6 +12,7 @@ from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.generated import batch_size
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
+from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import inspect, load_model, portable
 from kdbench.pipeline.candidates import Candidate, Ground, attempts, contenders, estimate, keeps
 from kdbench.pipeline.judged_data import pack_for, parted, test_samples
@@ -102,8 +103,8 @@ def fastest_int8(
     `source` is a pack, or what `kdbench init` knows as data. Its calibration samples, `samples` of them, are parted:
     ranges are found on some, drops of accuracy (of F1; of agreement with fp32 where there are no labels) are judged on
     the others, and the test split only reports. What the options leave unsaid is tried: the targets that are plausible
-    for `options.backend`, and METHODS of calibration. Of each kind of int8 within the budget the best is timed, in turns
-    for `budget_s` seconds in all; where none is within it, layers are left in float.
+    for `options.backend`, and METHODS of calibration. Of each kind of int8 within the budget the best is timed, for
+    `budget_s` seconds in all; where none is within it, layers are left in float.
 
     `out` is by default `MODEL-int8.onnx`. Raises UserError for what doesn't fit, and where nothing in int8 keeps the
     accuracy; nothing is written then.
@@ -183,7 +184,10 @@ def ways_of(options: Quantize) -> list[Quantize]:
     open_ = [options.model_copy(update={"calibration": method}) for method in methods]
     if options.target is not None:
         return [targeted(way) for way in open_]
-    return [row.over(way) for row in candidates(options.backend or "cpu") for way in open_]
+    found: dict[str, Quantize] = {}
+    for way in (row.over(way) for row in candidates(options.backend or "cpu") for way in open_):
+        found.setdefault(way.model_dump_json(exclude={"target"}), way)  # two targets may differ in what is given
+    return list(found.values())
 
 
 def _target(place: Place) -> Target:
@@ -204,8 +208,9 @@ def _why_none(model: Path, found: Sequence[Candidate], judge: Judge, max_drop: f
     reasons = " and ".join(dict.fromkeys(one.error for one in able if one.error))
     drop, best, left = min(points_, key=lambda item: item[0])
     return (
-        f"{model}: no int8 file within {max_drop:g} points of {judge.metric} on {len(judge.samples)} samples: {reasons}; "
-        f"the closest, {best.name} with {len(left)} of {len(best.layers)} layers in float, loses {100 * drop:.2g}: "
+        f"{model}: no int8 file within {max_drop:g} points of {judge.metric} on {len(judge.samples)} samples: "
+        f"{reasons}; the closest, {best.name} with {len(left)} of {len(best.layers)} layers in float, loses "
+        f"{100 * drop:.2g}: "
         "raise --max-drop, or ship it in fp32"
     )
 
@@ -232,9 +237,14 @@ def _speed(time: Raced) -> float:
 
 
 def _tested(chosen: Candidate, runner: Runner, parent: Parent) -> Loss | None:
-    """What the chosen one loses on the test split; None without one."""
+    """What the chosen one loses on the test split; None without one, and where the backend fails at it."""
     samples = test_samples(parent.pack, parent.artifact)
-    return None if samples is None else parent.judge(samples).of(chosen.model(), runner)
+    if samples is None:
+        return None
+    try:
+        return parent.judge(samples).of(chosen.model(), runner)
+    except WorkerError:
+        return None
 
 
 def _on_test(tested: Loss | None, bound: float | None) -> list[str]:
@@ -261,7 +271,9 @@ def _why_slow(time: Raced, file: Path, target: Target, place: Place, feed: EvalP
     if not sentences and slow:
         name, spent = slow[0]
         share = spent / found.kernels_s
-        sentences = [f"{name}, which is not computed in int8, takes {share:.0%} of the kernels' time; try a larger --batch"]
+        sentences = [
+            f"{name}, which is not computed in int8, takes {share:.0%} of the kernels' time; try a larger --batch"
+        ]
     return [f"int8 does not win on {target} ({ratio}): {sentence}" for sentence in sentences or ["ship it in fp32"]]
 
 
@@ -298,6 +310,8 @@ def _saved(
     }
     used = chosen.options.model_dump() | how | _float_layers(chosen) | notes
     used.pop("backend")
+    if chosen.options.reduce_range is None:
+        used["reduce_range"] = saturates_in_int8()
     artifact = derived(out, rung, parent, "quantize", used, chosen.loss.parity, budget.remarks)
     drop = {"judged_drop": chosen.loss.drop.value, "judged_samples": float(budget.judged_samples)}
     artifact = artifact.model_copy(update={"metrics": artifact.metrics | drop})

@@ -19,6 +19,9 @@ from kdbench.store import SIDECAR, RunFolder, fingerprint, save_artifact, sha256
 LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim", "student-int8")
 """The rungs of a recipe, in the order of the table."""
 
+RACE_S = 20.0
+"""To find the fastest of the int8 files of a rung, where a backend or a budget of accuracy asks for it."""
+
 
 def run_subjects(folder: RunFolder) -> list[Subject]:
     """The rungs of a run folder in the order of the ladder, then others by name."""
@@ -75,9 +78,11 @@ def compressed(
     def quantized(parent: str, rung: str) -> Callable[[Path], Artifact]:
         if options.max_drop is None and options.backend is None:
             return lambda out: quantize(folder.onnx(parent), out, pack, options, rung)
-        return lambda out: fastest_int8(
-            folder.onnx(parent), out, pack, options, rung=rung, progress=progress, say=say
-        ).artifact
+        return lambda out: (
+            fastest_int8(
+                folder.onnx(parent), out, pack, options, budget_s=RACE_S, rung=rung, progress=progress, say=say
+            ).artifact
+        )
 
     steps: list[tuple[str, str, str, Callable[[Path], Artifact]]] = [
         ("student", "student-slim", "slim", lambda out: slim(folder.onnx("student"), out, "student-slim", pack)),

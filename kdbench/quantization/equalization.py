@@ -1,8 +1,8 @@
 """Cross-layer equalisation: neighbouring layers share their ranges, and compute what they computed before.
 
 Nagel, van Baalen, Blankevoort and Welling 2019 (arXiv 1906.04721), section 4.1: where only a ReLU lies between two
-layers, channel i of the first can be divided by s_i and that of the second multiplied by it. With s_i = √(r1_i · r2_i) /
-r2_i both have the same largest weight in each channel, so that one scale for a whole tensor loses less.
+layers, channel i of the first can be divided by s_i and that of the second multiplied by it. With s_i = √(r1_i / r2_i)
+both have the same largest weight in each channel, so that one scale for a whole tensor loses less.
 """
 
 from dataclasses import dataclass

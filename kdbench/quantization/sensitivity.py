@@ -1,8 +1,8 @@
 """What int8 costs layer by layer, on real data: the noise at the model's output with one layer in int8 alone.
 
-Rounding errors of different layers are nearly independent of each other, so that their powers at the output add up (Lin,
-Talathi and Annapureddy 2016, arXiv 1511.06393): one evaluation a layer tells what each of them has in the whole, and no
-combination of layers needs to be tried for an order.
+Rounding errors of different layers are nearly independent of each other, so that their powers at the output add up
+(Lin, Talathi and Annapureddy 2016, arXiv 1511.06393): one evaluation a layer tells what each of them has in the whole,
+and no combination of layers needs to be tried for an order.
 """
 
 import math

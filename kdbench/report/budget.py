@@ -73,7 +73,11 @@ def verdict(budget: Budget) -> list[str]:
     lines = [f"chosen     {chosen.name}, after {budget.evaluations} evaluations"]
     if chosen.left_in_float:
         lines.append(f"in float   {', '.join(chosen.left_in_float)}")
-    done = [word for word, used in (("equalised", chosen.equalization), ("biases corrected", chosen.bias_correction)) if used]
+    done = [
+        word
+        for word, used in (("equalised", chosen.equalization), ("biases corrected", chosen.bias_correction))
+        if used
+    ]
     if done:
         lines.append(f"also       {' and '.join(done)}")
     if budget.test_drop is not None:

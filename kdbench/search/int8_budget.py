@@ -78,9 +78,9 @@ def smallest_float_set(
             fails = middle
     left = frozenset(order[:count])
     worth = gain or {}
-    # The sort is stable, and of equal gain the least sensitive is tried first.
-    back = sorted(reversed(order[: max(0, count - 1)]), key=lambda layer: -worth.get(layer, 0.0))
-    for layer in back[:PUT_BACK]:
+    # Of equal gain the least sensitive is tried first.
+    places = sorted(range(count - 1), key=lambda place: (-worth.get(order[place], 0.0), -place))
+    for layer in [order[place] for place in places[:PUT_BACK]]:
         if meets(left - {layer}):
             left -= {layer}
     return ended("all in float" if order and len(left) == len(order) else "within", left)
