@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
-from kdbench.quantization.bias import bias_corrected
+from kdbench.quantization.bias import bias_corrected, bias_shifts
 from kdbench.quantization.calibration import observe
 from kdbench.quantization.equalization import equalized
 from kdbench.quantization.running import running
@@ -210,6 +210,24 @@ def test_an_equalised_model_answers_the_same_to_the_last_bit(tmp_path):
     assert model == onnx.load(path)  # which is left as it was
 
 
+def test_layers_may_share_a_bias(tmp_path):
+    """onnxslim joins equal tensors: zeros of two layers become one."""
+    uneven = np.exp(np.random.default_rng(0).uniform(-6, 6, (4, 4))).astype(np.float32)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b"], ["h"], name="a"),
+        helper.make_node("Relu", ["h"], ["r"], name="between"),
+        helper.make_node("Gemm", ["r", "w1", "b"], ["y"], name="b"),
+    ]
+    weights = {"w0": uneven, "w1": np.eye(4, dtype=np.float32), "b": np.ones(4, np.float32)}
+    path = models.save(tmp_path / "m.onnx", nodes, weights, {"x": ["n", 4]}, {"y": ["n", 4]})
+    changed, pairs = equalized(onnx.load(path))
+    assert pairs == [("a", "b")]
+    shown = samples(path, features(20)[:, :4])
+    with running("cpu") as runner:
+        before, after = (runner.outputs(one, shown)[0] for one in (path, changed))
+    np.testing.assert_array_equal(after, before)
+
+
 def test_equalisation_raises_the_sqnr_of_scales_by_tensor(tmp_path):
     per_tensor = U8S8.model_copy(update={"per_channel": False})
     path = chain(tmp_path / "m.onnx")
@@ -268,9 +286,11 @@ def test_bias_correction_takes_off_what_int8_adds_on_average(tmp_path):
         quantized = partial(static_int8, ranges=ranges, options=U8S8)
         expected = runner.outputs(graph, shown)[0]
         before = runner.outputs(quantized(graph), shown)[0]
-        corrected, layers = bias_corrected(graph, quantized, partial(runner.batches, samples=shown), quantizable(graph))
-        after = runner.outputs(quantized(corrected), shown)[0]
-    assert layers == ["first", "second"]
+        shifts = bias_shifts(graph, quantized, partial(runner.batches, samples=shown), quantizable(graph))
+        after = runner.outputs(quantized(bias_corrected(graph, shifts)), shown)[0]
+        kept = runner.outputs(bias_corrected(graph, shifts, quantizable(graph)), shown)[0]
+    assert list(shifts) == ["first", "second"]
+    np.testing.assert_array_equal(kept, expected)  # layers in float need no correction
     shift = np.abs((before - expected).mean(axis=0))
     assert (shift > 0.02).all()
     assert np.abs((after - expected).mean(axis=0)).max() < 0.2 * shift.min()
@@ -286,13 +306,12 @@ def test_bias_correction_knows_convolutions_and_opsets(tmp_path):
         onnx.save(model, path)
         with int8(path, models.images(32)) as (graph, ranges, runner, shown):
             quantized = partial(static_int8, ranges=ranges, options=U8S8)
-            corrected, layers = bias_corrected(
-                graph, quantized, partial(runner.batches, samples=shown), ["conv0", "conv1", "product"]
-            )
+            run = partial(runner.batches, samples=shown)
+            shifts = bias_shifts(graph, quantized, run, ["conv0", "conv1", "product"])
             expected = runner.outputs(graph, shown)[0].mean(axis=0)
             before, after = (
                 np.abs(runner.outputs(quantized(one), shown)[0].mean(axis=0) - expected).sum()
-                for one in (graph, corrected)
+                for one in (graph, bias_corrected(graph, shifts))
             )
-        assert layers == ["conv0", "conv1"]  # a MatMul has no bias
+        assert list(shifts) == ["conv0", "conv1"]  # a MatMul has no bias
         assert after < before

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kdbench.backends.client import WorkerError
 from kdbench.errors import UserError
 from kdbench.progress import Progress, silent
-from kdbench.quantization.bias import bias_corrected
+from kdbench.quantization.bias import Shifts, bias_corrected, bias_shifts
 from kdbench.quantization.calibration import Observed, Ranges, observe
 from kdbench.quantization.equalization import equalized
 from kdbench.quantization.judging import Judge, Loss
@@ -68,14 +68,15 @@ class Candidate:
     name: str
     options: Quantize
     graph: "onnx.ModelProto"
-    """In fp32: the prepared one, or what equalisation and bias correction have made of it."""
+    """In fp32: the prepared one, or what equalisation has made of it."""
     ranges: Ranges
     layers: tuple[Layer, ...]
     left: frozenset[str] = frozenset()
     """Layers in float, by name."""
     loss: Loss | None = None
     error: str | None = None
-    corrected: bool = False
+    shifts: Shifts = field(default_factory=dict)
+    """Of the biases that are corrected."""
     equalized: bool = False
     tried: tuple[Tried, ...] = ()
     noise: tuple[Sensitivity, ...] = ()
@@ -89,7 +90,8 @@ class Candidate:
         """The int8 model with these nodes in float; the fp32 one where none is left to quantize."""
         if set(names_of(self.layers)) <= set(nodes):
             return self.graph
-        return static_int8(self.graph, self.ranges, self.options, nodes)
+        graph = bias_corrected(self.graph, self.shifts, nodes) if self.shifts else self.graph
+        return static_int8(graph, self.ranges, self.options, nodes)
 
     @property
     def drop(self) -> float:
@@ -104,7 +106,7 @@ class Candidate:
             name=self.name,
             options=self.options.model_dump(mode="json"),
             left_in_float=left,
-            bias_correction=self.corrected,
+            bias_correction=bool(self.shifts),
             equalization=self.equalized,
             drop=None if self.loss is None else estimate(self.loss.drop),
             sqnr_db=sqnr if sqnr is not None and math.isfinite(sqnr) else None,
@@ -239,7 +241,7 @@ def _corrected(ground: Ground, candidate: Candidate) -> Candidate:
     """With biases that make up for what int8 adds on average; itself where no layer has one."""
     options = candidate.options.model_copy(update={"format": "qdq"})
     try:
-        graph, layers = bias_corrected(
+        shifts = bias_shifts(
             candidate.graph,
             lambda model: static_int8(model, candidate.ranges, options),
             partial(ground.runner.batches, samples=ground.calibration.first(BIAS_SAMPLES)),
@@ -248,7 +250,7 @@ def _corrected(ground: Ground, candidate: Candidate) -> Candidate:
         )
     except WorkerError:  # the backend refuses what is added to the graph to tell the means
         return candidate
-    return _judged(ground, replace(candidate, graph=graph, corrected=True)) if layers else candidate
+    return _judged(ground, replace(candidate, shifts=shifts)) if shifts else candidate
 
 
 def _mended(ground: Ground, candidate: Candidate, bias_correction: bool | None, equalization: bool | None) -> Candidate:

@@ -305,7 +305,7 @@ def _saved(
     how = {
         "for": budget.backend,
         "max_drop": options.max_drop,
-        "bias_correction": chosen.corrected,
+        "bias_correction": bool(chosen.shifts),
         "equalization": chosen.equalized,
     }
     used = chosen.options.model_dump() | how | _float_layers(chosen) | notes

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kdbench.onnxfile import opset_of
 from kdbench.progress import Progress, silent
-from kdbench.quantization.weights import Weighted, put, weighted
+from kdbench.quantization.weights import Weighted, copied, put, weighted
 
 if TYPE_CHECKING:
     import onnx
@@ -24,36 +24,46 @@ AXES_AS_INPUT = 18
 Answers = Callable[["onnx.ModelProto"], Iterator[dict[str, NDArray[Any]]]]
 """Runs a model on samples, a batch at a time."""
 
+Shifts = dict[str, NDArray[np.float64]]
+"""By the name of a node, what is added to its bias: [channels]."""
 
-def bias_corrected(
+
+def bias_shifts(
     model: "onnx.ModelProto",
     quantized: Callable[["onnx.ModelProto"], "onnx.ModelProto"],
     run: Answers,
     nodes: Collection[str],
     progress: Progress = silent,
-) -> tuple["onnx.ModelProto", list[str]]:
-    """A copy of the fp32 model to be quantized in its place, and the names of the layers whose bias it corrects.
+) -> Shifts:
+    """What makes up for int8 in the biases of an fp32 model that is to be quantized.
 
     `quantized` makes the int8 model of an fp32 one, in QDQ format; corrected are those of the `nodes` that are
-    convolutions or matrix products with a bias of their own or none. Only means are kept of what `run` answers.
+    convolutions or Gemms with a bias of their own or none. Only means are kept of what `run` answers.
     """
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     layers = [found for found in weighted(copy) if found.node.name in nodes]
     expected = _means(model, [found.node.name for found in layers], run)
-    corrected = []
+    shifts: Shifts = {}
     for number, layer in enumerate(layers):
         progress("bias correction", number, len(layers))
         name = layer.node.name
         measured = _means(quantized(copy), [name], run)
         shift = expected[name] - measured.get(name, np.asarray(np.nan))
         if np.isfinite(shift).all():
+            shifts[name] = shift
             _add(copy, layer, shift)
-            corrected.append(name)
     progress("bias correction", len(layers), len(layers))
-    return copy, corrected
+    return shifts
+
+
+def bias_corrected(model: "onnx.ModelProto", shifts: Shifts, left_in_float: Collection[str] = ()) -> "onnx.ModelProto":
+    """A copy of the fp32 model to be quantized in its place, but for the nodes that stay in float: these need no
+    correction."""
+    copy = copied(model)
+    for layer in weighted(copy):
+        if layer.node.name in shifts and layer.node.name not in left_in_float:
+            _add(copy, layer, shifts[layer.node.name])
+    return copy
 
 
 def _means(model: "onnx.ModelProto", names: Collection[str], run: Answers) -> dict[str, NDArray[np.float64]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench.quantization.weights import Weighted, weighted
+from kdbench.quantization.weights import Weighted, copied, weighted
 
 if TYPE_CHECKING:
     import onnx
@@ -39,10 +39,7 @@ def equalized(model: "onnx.ModelProto") -> tuple["onnx.ModelProto", list[tuple[s
     equal to the last bit (but for numbers near the smallest that fp32 has), at the cost of ranges that differ by up to
     a factor of two within a pair.
     """
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     pairs = _pairs(copy)
     changed: set[int] = set()
     for _ in range(PASSES):
@@ -67,7 +64,7 @@ def _factors(pair: Pair) -> NDArray[np.float32]:
     theirs = pair.second.largest("input").reshape(-1, pair.repeated).max(axis=1).astype(np.float64)
     alive = (ours > 0) & (theirs > 0)
     wanted = np.sqrt(np.divide(ours, theirs, out=np.ones_like(ours), where=alive))
-    return np.exp2(np.rint(np.log2(wanted))).astype(np.float32)
+    return np.asarray(np.exp2(np.rint(np.log2(wanted))), dtype=np.float32)
 
 
 def _pairs(model: "onnx.ModelProto") -> list[Pair]:

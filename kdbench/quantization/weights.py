@@ -30,7 +30,7 @@ class Weighted:
     def values(self) -> NDArray[Any]:
         from onnx import numpy_helper
 
-        return numpy_helper.to_array(self.weight)
+        return np.asarray(numpy_helper.to_array(self.weight))
 
     def largest(self, of: str) -> NDArray[Any]:
         """The largest absolute weight of each `output` or `input` channel, [channels]."""
@@ -54,7 +54,7 @@ class Weighted:
     def _by_group(self, weight: NDArray[Any]) -> NDArray[Any]:
         """The weight as [groups, outputs of a group, inputs of a group, *kernel]."""
         if self.node.op_type == "Gemm":
-            return (weight if attribute(self.node, "transB", 0) else weight.T)[None]
+            return np.asarray(weight if attribute(self.node, "transB", 0) else weight.T)[None]
         groups = int(attribute(self.node, "group", 1))
         return weight.reshape(groups, -1, *weight.shape[1:])
 
@@ -62,6 +62,27 @@ class Weighted:
         if self.node.op_type == "Gemm":
             return weight[0] if attribute(self.node, "transB", 0) else weight[0].T
         return weight.reshape(-1, *weight.shape[2:])
+
+
+def copied(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """A copy in which each Conv and Gemm has a bias of its own: onnxslim joins equal ones, such as zeros."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    tensors = {tensor.name: tensor for tensor in copy.graph.initializer}
+    taken: set[str] = set()
+    for node in copy.graph.node:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[2] not in tensors:
+            continue
+        if node.input[2] in taken:
+            own = onnx.TensorProto()
+            own.CopyFrom(tensors[node.input[2]])
+            own.name = f"{own.name}.{node.name}"
+            copy.graph.initializer.append(own)
+            node.input[2] = own.name
+        taken.add(node.input[2])
+    return copy
 
 
 def weighted(model: "onnx.ModelProto") -> list[Weighted]:
