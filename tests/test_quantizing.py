@@ -49,7 +49,7 @@ def sensitive(tmp_path):
 
 def test_the_one_sensitive_layer_is_left_in_float_and_the_proof_is_printed(sensitive, tmp_path):
     found = kdbench(
-        *("quantize", "model.onnx", "--data", "pack.npz", "--for", "cpu", "--max-drop", "2", "--budget", "1"),
+        *("quantize", "model.onnx", "--data", "pack.npz", "--for", "cpu", "--max-drop", "5", "--budget", "1"),
         *("--no-equalization", "--no-bias-correction", "--method", "minmax"),
         cwd=tmp_path,
     )
@@ -61,7 +61,7 @@ def test_the_one_sensitive_layer_is_left_in_float_and_the_proof_is_printed(sensi
     budget = from_json(Budget, (tmp_path / "model-int8.budget.json").read_text(), "budget")
     chosen = next(one for one in budget.candidates if one.name == budget.chosen)
     assert chosen.left_in_float == ("fc0",)
-    assert chosen.drop.value <= 0.02 < next(point.drop.value for point in chosen.curve if not point.left_in_float)
+    assert chosen.drop.value <= 0.05 < next(point.drop.value for point in chosen.curve if not point.left_in_float)
     assert chosen.layers[0].layer == "fc0"
     assert chosen.int8_macs == pytest.approx(1 - 256 / (256 + 256 + 80))
     assert chosen.int8_kernels == pytest.approx(2 / 3)

@@ -46,8 +46,9 @@ class Histogram:
         return np.arange(-half, half + 1) * self.width
 
     def clipped(self, low: float, high: float) -> Range:
-        """A range without what no value was in."""
-        return max(float(low), self.lowest), min(float(high), self.highest)
+        """A range without what no value was in; all values where it would hold none."""
+        low, high = max(float(low), self.lowest), min(float(high), self.highest)
+        return (low, high) if low <= high else (self.lowest, self.highest)
 
 
 def trimmed(lowest: float, highest: float, width: float, counts: NDArray[np.int64]) -> Histogram:
@@ -84,20 +85,21 @@ def entropy(histogram: Histogram, options: Quantize) -> Range:
 
     The rule of onnxruntime's `get_entropy_threshold` (Migacz, "8-bit inference with TensorRT", 2017), with its ways: a
     level is the whole number below the mean of its bins that are not empty, and what is left over after the last level
-    counts as empty. There, each of some thousand candidates costs seconds of loops; here all are one matrix.
+    counts as empty. Where that leaves no candidate anything, as of a constant, the range is that of all values. There, each of some thousand candidates costs seconds of loops; here all are one matrix.
     """
     half = len(histogram.counts) // 2
     if half < QUANTIZED_BINS // 2:
         return histogram.lowest, histogram.highest
     reach = np.arange(QUANTIZED_BINS // 2, half + 1)
     start, end = half - reach, np.minimum(half + reach + 1, 2 * half)
-    best = int(np.argmin(divergences(histogram.counts, start, end)))
+    found = divergences(histogram.counts, start, end)
+    best = int(np.argmin(found))
+    if not np.isfinite(found[best]):
+        return histogram.lowest, histogram.highest
     return histogram.clipped(histogram.edges[start[best]], histogram.edges[end[best]])
 
 
-def divergences(
-    counts: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def divergences(counts: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.float64]:
     """The divergence of each candidate [C], the bins from `start` to before `end`, from its copy in levels.
 
     With p the candidate's N counts and q those of its copy, either smoothed (a bin with 0 gets SMOOTHING, which the
