@@ -13,7 +13,10 @@ def candidates_table(budget: Budget) -> TextTable:
     for candidate in budget.candidates:
         chosen = CHOSEN if candidate.name == budget.chosen else ""
         drop = _drop(candidate.drop)
-        rows.append((_name(candidate), drop, _ratio(candidate), _coverage(candidate), chosen, _notes(candidate, notes)))
+        target, _, method = candidate.name.rpartition(", ")
+        count = str(len(candidate.left_in_float) or "")
+        figures = (drop, _ratio(candidate), _coverage(candidate))
+        rows.append((target, method, count, *figures, chosen, _notes(candidate, notes)))
     bound = "no bound" if budget.max_drop is None else f"at most {100 * budget.max_drop:g} points"
     what = {"agreement": "answers that differ from fp32's", "micro F1": "drop of micro F1", "accuracy": "drop"}
     title = (
@@ -22,19 +25,15 @@ def candidates_table(budget: Budget) -> TextTable:
     )
     legend = (
         f"drop: points against fp32 ({_fp32(budget)}) on {budget.judged_samples:,} held-out calibration samples; "
-        "int8: convolutions and matrix products that run in it, and the share of multiply-accumulates meant to."
+        "float: layers left in it; int8: convolutions and matrix products that run in it, and the share of "
+        "multiply-accumulates meant to."
     )
-    header = ("candidate", "drop [95 %]", "speed-up [95 %]", "int8", "", "")
+    header = ("target", "ranges", "float", "drop [95 %]", "speed-up [95 %]", "int8", "", "")
     return TextTable(title, header, tuple(rows), tuple(notes), legend)
 
 
 def _fp32(budget: Budget) -> str:
     return "no labels" if budget.metric == "agreement" else f"{budget.metric} {percent(budget.fp32)}"
-
-
-def _name(candidate: CandidateRecord) -> str:
-    count = len(candidate.left_in_float)
-    return f"{candidate.name}{f', {count} in float' if count else ''}"
 
 
 def _drop(drop: Estimate | None) -> str:
@@ -81,5 +80,5 @@ def verdict(budget: Budget) -> list[str]:
     if done:
         lines.append(f"also       {' and '.join(done)}")
     if budget.test_drop is not None:
-        lines.append(f"test split drop {_drop(budget.test_drop)} points on {budget.test_samples:,} samples")
+        lines.append(f"test       drop {_drop(budget.test_drop)} points on {budget.test_samples:,} samples")
     return lines
