@@ -11,13 +11,16 @@ from kdbench.data.pack import EvalPack, load_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline import quantizing, rungs
+from kdbench.pipeline.candidates import _chosen
 from kdbench.pipeline.judged_data import pack_for
 from kdbench.pipeline.quantizing import fastest_int8, ways_of
 from kdbench.progress import silent, unsaid
+from kdbench.quantization.sensitivity import Layer
 from kdbench.records import Quantize, parse
 from kdbench.records.base import from_json
 from kdbench.records.budget import Budget, CandidateRecord, Estimate
 from kdbench.report.budget import candidates_table
+from kdbench.stats import Interval
 from kdbench.store import RunFolder, load_artifact, sidecar, write_npz
 from tests import models
 from tests.conftest import kdbench, save_mlp
@@ -121,6 +124,48 @@ def test_nothing_is_written_where_every_layer_would_have_to_stay_in_float(tmp_pa
     ):
         fastest_int8(path, tmp_path / "int8.onnx", pack, Quantize(max_drop=0), budget_s=1)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def exactly(costs):
+    """Layers that cost so much each, one beside the other."""
+
+    def drop(left):
+        value = sum(cost for layer, cost in costs.items() if layer not in left)
+        return Interval(value, value, value)
+
+    return drop
+
+
+def layer(name, operator, macs):
+    return Layer(name, (name,), operator, macs)
+
+
+LAYERS = [layer("conv", "Conv", 900), layer("add", "Add", 0), layer("mul", "Mul", 0), layer("head", "Gemm", 100)]
+
+
+@pytest.mark.parametrize(
+    ("costs", "left"),
+    [
+        ({"conv": 0.001, "add": 0.3, "mul": 0.0, "head": 0.0}, {"add"}),  # heavy layers are fine: one light one is not
+        ({"conv": 0.001, "add": 0.0, "mul": 0.0, "head": 0.3}, {"head"}),
+        # The most sensitive one has most of the work, but it is several light ones that have to go.
+        ({"conv": 0.004, "add": 0.004, "mul": 0.004, "head": 0.0}, {"add", "mul"}),
+    ],
+)
+def test_convolutions_and_products_stay_in_int8_if_they_can(costs, left):
+    order = sorted(costs, key=lambda name: -costs[name])
+    assert _chosen(0.005, LAYERS, order, {"conv", "head"}, exactly(costs)) == (left, None)
+
+
+def test_where_nothing_helps_it_is_said_why():
+    costs = dict.fromkeys(("conv", "add", "mul", "head"), 0.3)
+    assert _chosen(0.0, LAYERS, list(costs), {"conv", "head"}, exactly(costs)) == (
+        {"conv", "add", "mul", "head"}, "every layer would have to stay in float"
+    )  # fmt: skip
+    floor = exactly(costs | {"never": 0.1})
+    assert _chosen(0.05, LAYERS, list(costs), {"conv", "head"}, floor)[1] == (
+        "even with every layer in float it misses the budget"
+    )
 
 
 def test_options_that_are_given_stand_and_the_others_are_tried():

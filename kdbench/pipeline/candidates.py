@@ -1,7 +1,7 @@
 """Ways to quantize one model, each judged; and how those that lose too much are mended."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kdbench.backends.client import WorkerError
 from kdbench.errors import UserError
 from kdbench.progress import Progress, silent
+from kdbench.proofs.layers import FLOAT_KERNELS
 from kdbench.quantization.bias import Shifts, bias_corrected, bias_shifts
 from kdbench.quantization.calibration import Observed, Ranges, observe
 from kdbench.quantization.equalization import equalized
@@ -33,7 +34,7 @@ from kdbench.quantization.sensitivity import (
 from kdbench.quantization.static import quantizable, static_int8
 from kdbench.records import Quantize
 from kdbench.records.budget import CandidateRecord, CurvePoint, Estimate, LayerNoise
-from kdbench.search.int8_budget import ROUNDING, Tried, smallest_float_set
+from kdbench.search.int8_budget import ROUNDING, Tried, Verdict, smallest_float_set
 from kdbench.stats import Interval
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
 
 BIAS_SAMPLES = 128
 """On which the means of channels are taken."""
+
+WHY_NOT: Mapping[Verdict, str] = {
+    "even float misses": "even with every layer in float it misses the budget",
+    "all in float": "every layer would have to stay in float",
+}
 
 MENDED = 2
 """Candidates whose layers are looked at, where none keeps the accuracy with all of them in int8."""
@@ -160,7 +166,7 @@ def contenders(
     """Those that are worth timing: of each kind of int8 the calibration that loses least, if it keeps the accuracy.
 
     Where none does, the `MENDED` best kinds come mended, which `keeps` tells of. Bias correction and equalisation are
-    asked for, refused, or, where nothing is said, taken to mend a candidate if they lower its noise.
+    asked for, refused, or, where nothing is said, taken where they mend a candidate.
     """
     able = sorted((one for one in found if one.loss is not None), key=lambda one: _kind(one.options))
     best = [min(group, key=_merit) for _, group in groupby(able, key=lambda one: _kind(one.options))]
@@ -238,14 +244,16 @@ def _equalized(ground: Ground, candidate: Candidate) -> Candidate:
 
 
 def _corrected(ground: Ground, candidate: Candidate) -> Candidate:
-    """With biases that make up for what int8 adds on average; itself where no layer has one."""
+    """With biases that make up for what int8 adds on average with these layers in float; itself where no layer has
+    one."""
     options = candidate.options.model_copy(update={"format": "qdq"})
+    left = names_of([layer for layer in candidate.layers if layer.name in candidate.left])
     try:
         shifts = bias_shifts(
             candidate.graph,
-            lambda model: static_int8(model, candidate.ranges, options),
+            lambda model: static_int8(model, candidate.ranges, options, left),
             partial(ground.runner.batches, samples=ground.calibration.first(BIAS_SAMPLES)),
-            names_of(candidate.layers),
+            set(names_of(candidate.layers)) - set(left),
             ground.progress,
         )
     except WorkerError:  # the backend refuses what is added to the graph to tell the means
@@ -254,12 +262,24 @@ def _corrected(ground: Ground, candidate: Candidate) -> Candidate:
 
 
 def _mended(ground: Ground, candidate: Candidate, bias_correction: bool | None, equalization: bool | None) -> Candidate:
-    """With what lowers its noise, and as few layers in float as then keep the accuracy."""
+    """With equalisation if that lowers its noise, then with bias correction if that is enough, else with as few layers
+    in float as keep the accuracy.
+
+    Biases are corrected for a set of layers in int8: with others in float they would make up for what isn't there.
+    """
+    if candidate.shifts:
+        candidate = _judged(ground, replace(candidate, shifts={}))
     if equalization is None:
         candidate = min(candidate, _equalized(ground, candidate), key=_noise)
-    if bias_correction is None and not keeps(ground, candidate):
-        candidate = min(candidate, _corrected(ground, candidate), key=_noise)
-    return candidate if keeps(ground, candidate) else _searched(ground, candidate)
+    if bias_correction is not False and not keeps(ground, candidate):
+        corrected = _corrected(ground, candidate)
+        candidate = corrected if keeps(ground, corrected) else candidate
+    if not keeps(ground, candidate):
+        candidate = _searched(ground, candidate)
+        if bias_correction and keeps(ground, candidate):
+            corrected = _corrected(ground, candidate)
+            candidate = corrected if keeps(ground, corrected) else candidate
+    return candidate
 
 
 def _noise(candidate: Candidate) -> float:
@@ -289,11 +309,38 @@ def _searched(ground: Ground, candidate: Candidate) -> Candidate:
         return Interval(1.0, 1.0, 1.0) if loss is None else loss.drop
 
     order = [one.layer.name for one in noise]
-    found = smallest_float_set(order, drop, ground.max_drop, work_of(candidate.layers))
-    left = found.kept.left_in_float
-    error = None
-    if found.verdict == "even float misses":
-        error = "even with every layer in float it misses the budget"
-    elif found.verdict == "all in float":
-        error = "every layer would have to stay in float"
-    return replace(candidate, left=left, loss=losses[left], tried=found.tried, noise=tuple(noise), error=error)
+    heavy = {layer.name for layer in candidate.layers if layer.operator in FLOAT_KERNELS}
+    left, error = _chosen(ground.max_drop, candidate.layers, order, heavy, drop)
+    tried = tuple(Tried(tested, drop(tested)) for tested in losses)
+    return replace(candidate, left=left, loss=losses[left], tried=tried, noise=tuple(noise), error=error)
+
+
+def _chosen(
+    max_drop: float,
+    layers: Sequence[Layer],
+    order: Sequence[str],
+    heavy: Collection[str],
+    drop: Callable[[frozenset[str]], Interval],
+) -> tuple[frozenset[str], str | None]:
+    """The layers to leave in float, of those in `order`, and why they do not do where they don't.
+
+    Products of matrices and convolutions are what int8 is fast at: if they keep the accuracy where all that is light
+    is in float, as in transformers, only light layers are looked at. Else the search goes over all layers, and over
+    the heavy ones beside the light ones in float; of both ends, that with more multiply-accumulates in int8 is taken.
+    """
+    light = frozenset(name for name in order if name not in heavy)
+    heavy_order, work = [name for name in order if name in heavy], work_of(layers)
+
+    def beside(base: frozenset[str], names: Sequence[str]) -> tuple[frozenset[str], Verdict]:
+        found = smallest_float_set(names, lambda left: drop(left | base), max_drop, work)
+        return found.kept.left_in_float | base, found.verdict
+
+    if light and heavy_order and drop(light).value <= max_drop + ROUNDING:
+        return beside(frozenset(), [name for name in order if name in light])[0], None
+    ends = [beside(frozenset(), order)]
+    if light and heavy_order:
+        ends.append(beside(light, heavy_order))
+    within = [left for left, verdict in ends if verdict == "within"]
+    if within:
+        return max(within, key=lambda left: (int8_share(layers, left) or 0.0, -len(left))), None
+    return ends[0][0], WHY_NOT[ends[0][1]]

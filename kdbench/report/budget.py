@@ -4,6 +4,8 @@ from kdbench.records.budget import Budget, CandidateRecord, Estimate
 from kdbench.report.text import TextTable, mark, percent, three_digits
 
 CHOSEN = "→"
+SHOWN = 5
+"""Names of layers; the budget's file has them all."""
 
 
 def candidates_table(budget: Budget) -> TextTable:
@@ -71,7 +73,8 @@ def verdict(budget: Budget) -> list[str]:
     chosen = next(one for one in budget.candidates if one.name == budget.chosen)
     lines = [f"chosen     {chosen.name}, after {budget.evaluations} evaluations"]
     if chosen.left_in_float:
-        lines.append(f"in float   {', '.join(chosen.left_in_float)}")
+        names, more = chosen.left_in_float[:SHOWN], len(chosen.left_in_float) - SHOWN
+        lines.append(f"in float   {', '.join(names)}{f' and {more} more' if more > 0 else ''}")
     done = [
         word
         for word, used in (("equalised", chosen.equalization), ("biases corrected", chosen.bias_correction))
