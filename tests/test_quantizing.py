@@ -11,8 +11,8 @@ from kdbench.data.pack import EvalPack, load_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline import quantizing, rungs
-from kdbench.pipeline.candidates import _chosen
 from kdbench.pipeline.judged_data import pack_for
+from kdbench.pipeline.mending import _chosen
 from kdbench.pipeline.quantizing import fastest_int8, ways_of
 from kdbench.progress import silent, unsaid
 from kdbench.quantization.sensitivity import Layer

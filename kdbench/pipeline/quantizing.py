@@ -14,13 +14,13 @@ from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import inspect, load_model, portable
-from kdbench.pipeline.candidates import Candidate, Ground, attempts, contenders, estimate, keeps
+from kdbench.pipeline.candidates import Candidate, Ground, attempts, estimate, keeps
 from kdbench.pipeline.judged_data import pack_for, parted, test_samples
+from kdbench.pipeline.mending import contenders
 from kdbench.pipeline.racing import Place, Raced, raced
+from kdbench.pipeline.reasons import on_test, why_none, why_slow
 from kdbench.progress import Progress, silent, unsaid
-from kdbench.proofs.explanations import explain
-from kdbench.proofs.layers import FLOAT_KERNELS, INT8_KERNELS
-from kdbench.proofs.profile import profile_one
+from kdbench.proofs.layers import FLOAT_KERNELS
 from kdbench.quantization.calibration import observe
 from kdbench.quantization.judging import Judge, Loss, remarks
 from kdbench.quantization.running import Runner, running
@@ -41,7 +41,6 @@ POINT = 0.01
 POOR = 0.5
 """Below this accuracy on samples of the training set it is asked whether the model sees what it was trained on."""
 
-PROFILE_S = 1.0
 RECORD = ".budget.json"
 """How the name of a budget's file ends."""
 
@@ -143,7 +142,7 @@ def fastest_int8(
         able = [one for one in picked if keeps(ground, one)]
         every = [*picked, *(one for one in tried if one.name not in {other.name for other in picked})]
         if not able:
-            raise UserError(_why_none(model, every, judge, options.max_drop))
+            raise UserError(why_none(model, every, judge, options.max_drop))
         subjects = _subjects(able, parent, Path(scratch))
         feed = replace(judged.pack, x_test=judged.pack.x_calibration, y_test=None)
         times = raced(subjects, place, feed, progress)
@@ -153,9 +152,9 @@ def fastest_int8(
             raise UserError(f"{model}: in int8 it can't be timed on {target}: {time.error}")
         assert chosen.loss is not None
         tested = _tested(chosen, runner, parent)
-        said = [*remarks(chosen.loss, len(judged), bound, judge.metric), *_on_test(tested, bound)]
+        said = [*remarks(chosen.loss, len(judged), bound, judge.metric), *on_test(tested, bound)]
         file = next(subject.model for subject in subjects if subject.artifact.rung == chosen.name)
-        said += _why_slow(time, file, target, place, feed)
+        said += why_slow(time, file, target, place, feed)
         write_atomic(out, file.read_bytes())
     budget = Budget(
         model=model.name,
@@ -198,23 +197,6 @@ def _target(place: Place) -> Target:
     return target
 
 
-def _why_none(model: Path, found: Sequence[Candidate], judge: Judge, max_drop: float | None) -> str:
-    """What came closest, and what to try."""
-    able = [one for one in found if one.loss is not None]
-    if not able:
-        return f"{model}: can't be run in int8: {'; '.join(dict.fromkeys(one.error or '' for one in found))[:300]}"
-    points_ = [(point.drop.value, one, point.left_in_float) for one in able for point in one.tried]
-    points_ = [item for item in points_ if len(item[2]) < len(item[1].layers)]
-    reasons = " and ".join(dict.fromkeys(one.error for one in able if one.error))
-    drop, best, left = min(points_, key=lambda item: item[0])
-    return (
-        f"{model}: no int8 file within {max_drop:g} points of {judge.metric} on {len(judge.samples)} samples: "
-        f"{reasons}; the closest, {best.name} with {len(left)} of {len(best.layers)} layers in float, loses "
-        f"{100 * drop:.2g}: "
-        "raise --max-drop, or ship it in fp32"
-    )
-
-
 def _subjects(able: Sequence[Candidate], parent: Parent, folder: Path) -> list[Subject]:
     """The fp32 model and the candidates' files, which are written to `folder`."""
     subjects = [Subject(parent.artifact.model_copy(update={"rung": FP32}), parent.file)]
@@ -233,7 +215,7 @@ def _float_layers(candidate: Candidate) -> dict[str, Any]:
 
 
 def _fastest(able: Sequence[Candidate], times: Mapping[str, Raced]) -> Candidate:
-    """The fastest; of those that can't be told from it, whose interval reaches its speed-up, the one that loses least."""
+    """The fastest; of those that can't be told from it, as their interval reaches its speed-up, the least lossy."""
     speed = {one.name: times[one.name].speedup for one in able}
     best = max((found.value for found in speed.values() if found), default=0.0)
     level = [one for one in able if (found := speed[one.name]) is not None and found.high >= best]
@@ -249,36 +231,6 @@ def _tested(chosen: Candidate, runner: Runner, parent: Parent) -> Loss | None:
         return parent.judge(samples).of(chosen.model(), runner)
     except WorkerError:
         return None
-
-
-def _on_test(tested: Loss | None, bound: float | None) -> list[str]:
-    if tested is None or bound is None or tested.drop.value <= bound:
-        return []
-    return [
-        f"on the {tested.parity.samples} test samples the drop is {100 * tested.drop.value:.2g} points, more than the "
-        f"budget of {100 * bound:g}: a model errs less on samples that it was trained on; give others as calibration "
-        "samples, or a lower --max-drop"
-    ]
-
-
-def _why_slow(time: Raced, file: Path, target: Target, place: Place, feed: EvalPack) -> list[str]:
-    """Where int8 does not win: what takes the time, and what to try."""
-    if time.speedup is not None and time.speedup.low > 1:
-        return []
-    ratio = "its speed-up can't be told" if time.speedup is None else f"speed-up {time.speedup.value:.2f}"
-    try:
-        found = profile_one(file, target, place.batch, place.threads, feed, {}, PROFILE_S)
-    except UserError:
-        return [f"int8 does not win on {target} ({ratio}): ship it in fp32"]
-    sentences = explain(found)
-    slow = [(name, spent) for name, _, spent in found.by_operator() if name not in INT8_KERNELS]
-    if not sentences and slow:
-        name, spent = slow[0]
-        share = spent / found.kernels_s
-        sentences = [
-            f"{name}, which is not computed in int8, takes {share:.0%} of the kernels' time; try a larger --batch"
-        ]
-    return [f"int8 does not win on {target} ({ratio}): {sentence}" for sentence in sentences or ["ship it in fp32"]]
 
 
 def _record(candidate: Candidate, time: Raced | None) -> CandidateRecord:

@@ -30,13 +30,14 @@ class Weighted:
     def values(self) -> NDArray[Any]:
         from onnx import numpy_helper
 
-        return np.asarray(numpy_helper.to_array(self.weight))
+        values: NDArray[Any] = numpy_helper.to_array(self.weight)
+        return values
 
     def largest(self, of: str) -> NDArray[Any]:
         """The largest absolute weight of each `output` or `input` channel, [channels]."""
         size = np.abs(self._by_group(self.values()))
         size = size.max(axis=tuple(range(3, size.ndim))) if size.ndim > 3 else size
-        return size.max(axis=2 if of == "output" else 1).reshape(-1)
+        return np.asarray(size.max(axis=2 if of == "output" else 1)).reshape(-1)
 
     def scale(self, factors: NDArray[Any], of: str) -> None:
         """Multiplies the weight of each `output` channel, with its bias, or of each `input` channel by its factor."""
@@ -54,13 +55,15 @@ class Weighted:
     def _by_group(self, weight: NDArray[Any]) -> NDArray[Any]:
         """The weight as [groups, outputs of a group, inputs of a group, *kernel]."""
         if self.node.op_type == "Gemm":
-            return np.asarray(weight if attribute(self.node, "transB", 0) else weight.T)[None]
+            weight = weight if attribute(self.node, "transB", 0) else weight.T
+            return weight.reshape(1, *weight.shape)
         groups = int(attribute(self.node, "group", 1))
         return weight.reshape(groups, -1, *weight.shape[1:])
 
     def _from_groups(self, weight: NDArray[Any]) -> NDArray[Any]:
         if self.node.op_type == "Gemm":
-            return weight[0] if attribute(self.node, "transB", 0) else weight[0].T
+            flat = weight.reshape(weight.shape[1:])
+            return flat if attribute(self.node, "transB", 0) else flat.T
         return weight.reshape(-1, *weight.shape[2:])
 
 
