@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kdbench import UserError, quantize
 from kdbench.onnxfile import load_model
 from kdbench.quantization.calibration import calibrate
-from kdbench.quantization.static import prepare, quantizable, quantized_nodes, static_int8
+from kdbench.quantization.static import prepare, quantizable, quantized_nodes, static_int8, tensors_to_calibrate
 from kdbench.quantization.targets import CPU, PROVIDERS, TARGETS, candidates, targeted
 from kdbench.records import Machine, Quantize, parse
 from tests import models
@@ -156,6 +156,18 @@ def test_nodes_without_names_get_some(tmp_path, folder):
     names = [node.name for node in found.graph.node]
     assert len(set(names)) == len(names)
     assert names[0] == "Conv_0"
+
+
+def test_what_goes_into_an_activation_alone_needs_no_range_of_its_own(folder, prepared, ranges):
+    wanted = tensors_to_calibrate(prepared, Quantize())
+    assert {"x", "r0", "r1", "r2", "p"} <= set(wanted)
+    assert not {"h0", "h1", "h2"} & set(wanted)
+    assert {"h0", "h1", "h2"} <= set(tensors_to_calibrate(prepared, Quantize(operators=("Conv",))))
+    assert "h1" in tensors_to_calibrate(prepared, Quantize(exclude=("relu1",)))
+    fewer = {name: ranges[name] for name in wanted}
+    for options in (Quantize(), Quantize(activations="int8", symmetric=True), Quantize(format="qoperator")):
+        one, other = (static_int8(prepared, given, options) for given in (ranges, fewer))
+        assert one.SerializeToString(deterministic=True) == other.SerializeToString(deterministic=True)
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def observe(
     initializers = {tensor.name for tensor in graph.graph.initializer}
     inputs = [value for value in graph.graph.input if value.name not in initializers]
     outputs = [value.name for value in graph.graph.output if value.name in typed]
-    asked = {
+    asked: dict[str, Any] = {
         "tensors": wanted,
         "outputs": [output for output in outputs if output not in {value.name for value in inputs}],
         "counted": counted,
