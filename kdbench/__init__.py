@@ -1,7 +1,8 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `export`, `slim`,
-`quantize`, `convert`, `prove`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`, `load_results`.
+`quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`,
+`load_results`.
 torch and onnxruntime are imported when a function needs them, not before.
 """
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline.checking import check
     from kdbench.pipeline.packing import pack
     from kdbench.pipeline.proving import prove
+    from kdbench.pipeline.quantizing import fastest_int8
     from kdbench.pipeline.self_test import self_test
     from kdbench.pipeline.starting import init
     from kdbench.proofs.profile import profile
@@ -37,6 +39,7 @@ _HOMES = {
     "distill": "pipeline",
     "evaluate": "evaluation",
     "export": "steps.export",
+    "fastest_int8": "pipeline.quantizing",
     "init": "pipeline.starting",
     "load_results": "report.table",
     "pack": "pipeline.packing",
@@ -59,6 +62,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "fastest_int8",
     "init",
     "load_results",
     "pack",

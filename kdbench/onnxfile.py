@@ -190,6 +190,18 @@ def count_macs(model: "onnx.ModelProto", sizes: Mapping[str, int] | None = None)
     `sizes` are those of symbolic dimensions. None where a shape can't be inferred, or where an operator does such work
     in a way that is not counted here.
     """
+    found = _counted(model)
+    return None if found is None else sum(found[0].values()) // found[1]
+
+
+def macs_by_node(model: "onnx.ModelProto") -> dict[str, int] | None:
+    """The same by the name of a node's first output; 0 for a node of another kind."""
+    found = _counted(model)
+    return None if found is None else {name: macs // found[1] for name, macs in found[0].items()}
+
+
+def _counted(model: "onnx.ModelProto") -> tuple[dict[str, int], int] | None:
+    """Multiply-accumulates of a run by a node's first output, and its number of samples."""
     import onnx
 
     if any(_counts_otherwise(node) for node in model.graph.node):
@@ -217,9 +229,14 @@ def count_macs(model: "onnx.ModelProto", sizes: Mapping[str, int] | None = None)
         tensor = value.type.tensor_type
         if tensor.HasField("shape") and all(dim.dim_value > 0 for dim in tensor.shape.dim):
             shapes.setdefault(value.name, tuple(dim.dim_value for dim in tensor.shape.dim))
-    counted = [_macs(node, shapes) for node in fixed.graph.node]
+    counted: dict[str, int] = {}
+    for node in fixed.graph.node:
+        macs = _macs(node, shapes)
+        if macs is None:
+            return None
+        counted[next(filter(None, node.output), "")] = macs
     batch = next((shape[0] for value in inputs if (shape := shapes.get(value.name))), 1)
-    return None if None in counted else sum(filter(None, counted)) // max(batch, 1)
+    return counted, max(batch, 1)
 
 
 def _macs(node: "onnx.NodeProto", shapes: Mapping[str, tuple[int, ...]]) -> int | None:

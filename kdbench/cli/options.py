@@ -178,3 +178,52 @@ def run_folder(command: F) -> F:
 
 def out_file(command: F) -> F:
     return click.option("--out", type=FILE, required=True, metavar="FILE", help="The ONNX file to write.")(command)
+
+
+def budgeted(command: F) -> F:
+    """What the fastest int8 file is chosen and judged by."""
+    added = (
+        click.option(
+            "--data",
+            metavar="PATH",
+            help="Calibrate and judge on this: arrays, images, sounds, text, a table or a pack; of several int8 files "
+            "that are plausible for --for, the fastest is kept.",
+        ),
+        named("--data-option", "data_options", "An option of the data, such as size_px=64. May be repeated."),
+        named(
+            "--preprocess", "preprocess", "How the model wants its samples: scale=, mean=, std=; (x·scale−mean)/std."
+        ),
+        click.option(
+            "--max-drop",
+            type=click.FloatRange(0, 100, max_open=True),
+            metavar="POINTS",
+            help="Of accuracy on held-out calibration samples: as many layers stay in float as that takes.",
+        ),
+        click.option(
+            "--samples", type=click.IntRange(min=2), metavar="N", help="To calibrate and judge on.  [default: by size]"
+        ),
+        click.option(
+            "--bias-correction/--no-bias-correction",
+            default=None,
+            help="Biases make up for what int8 adds on average.  [default: where it helps to keep --max-drop]",
+        ),
+        click.option(
+            "--equalization/--no-equalization",
+            default=None,
+            help="Neighbouring layers share their ranges first.  [default: likewise]",
+        ),
+        backend_options,
+        click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of what is timed."),
+        click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Likewise."),
+        click.option(
+            "--budget",
+            type=click.FloatRange(min=0, min_open=True),
+            default=30.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="Time to find the fastest.",
+        ),
+    )
+    for option in reversed(added):
+        command = option(command)
+    return command

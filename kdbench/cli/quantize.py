@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from kdbench.cli import options
+from kdbench.errors import UserError
 from kdbench.progress import bars
 
 
@@ -18,7 +19,7 @@ from kdbench.progress import bars
     metavar="PACK",
     help="Calibrate on the 'x_calibration' of this .npz. Without it on generated inputs, for speed tests only.",
 )
-@options.out_file
+@click.option("--out", type=options.FILE, metavar="FILE", help="The ONNX file to write.  [default: MODEL-int8.onnx]")
 @click.option(
     "--for",
     "backend",
@@ -82,29 +83,78 @@ from kdbench.progress import bars
 )
 @click.option("--exclude", multiple=True, metavar="NAME", help="Leave this node in float. May be repeated.")
 @click.option("--prove/--no-prove", default=True, show_default=True, help="Set it beside MODEL, and time both.")
+@options.budgeted
 @options.dims
 def quantize(
-    model: Path, pack: Path | None, out: Path, backend: str | None, prove: bool, dims: dict[str, int], **said: Any
+    model: Path,
+    pack: Path | None,
+    out: Path | None,
+    backend: str | None,
+    prove: bool,
+    dims: dict[str, int],
+    data: str | None,
+    data_options: dict[str, Any],
+    preprocess: dict[str, Any],
+    samples: int | None,
+    backend_options: dict[str, dict[str, str]],
+    threads: int,
+    batch: int,
+    budget: float,
+    **said: Any,
 ) -> None:
     """Quantize an ONNX MODEL to static int8: slimmed first, calibrated, then written with its record.
+
+    With --data the int8 files that are plausible for a backend are judged on samples that they were not calibrated on,
+    and timed against fp32 in turns: the fastest within --max-drop is kept, and MODEL-int8.budget.json has all that was
+    tried.
 
     \b
     kdbench quantize model.onnx --calibration pack.npz --out int8.onnx
     kdbench quantize model.onnx --calibration pack.npz --method mse --exclude head --out int8.onnx
     kdbench quantize model.onnx --calibration pack.npz --for tensorrt --out int8.onnx
+    kdbench quantize model.onnx --data photos/ --for cpu --max-drop 0.5
     """
     from kdbench.cli.proof import show_proof_of
-    from kdbench.cli.show import show_artifact
+    from kdbench.cli.show import remark, show_artifact, show_quantized
     from kdbench.quantization.targets import candidates
-    from kdbench.records import Quantize, parse
+    from kdbench.records import Preprocessing, Quantize, parse
     from kdbench.steps.quantize import quantize as quantize_step
 
     given = {name: value for name, value in said.items() if options.given(name, value) is not None}
     chosen = parse(Quantize, given, "options")
-    if backend is not None:
-        chosen = candidates(backend)[0].over(chosen)
+    if data is None and chosen.max_drop is None:
+        needless = {"data-option": data_options, "preprocess": preprocess, "samples": samples}
+        needless |= {name.replace("_", "-"): given.get(name) for name in ("bias_correction", "equalization")}
+        for name, value in needless.items():
+            if value:
+                raise UserError(f"--{name}: goes with --data: add it")
+        if backend is not None:
+            chosen = candidates(backend)[0].over(chosen)
+        with bars() as progress:
+            target = out or model.with_name(f"{model.stem}-int8.onnx")
+            made = quantize_step(model, target, pack, chosen, dims=dims, progress=progress)
+        show_artifact(made, target)
+        if prove:
+            show_proof_of(model, target, pack, backend=backend or "cpu", dims=dims)
+        return
+    if data is not None and pack is not None:
+        raise UserError("--calibration: --data has the samples: leave one of them out")
+    from kdbench.pipeline.quantizing import fastest_int8
+
     with bars() as progress:
-        made = quantize_step(model, out, pack, chosen, dims=dims, progress=progress)
-    show_artifact(made, out)
-    if prove:
-        show_proof_of(model, out, pack, backend=backend or "cpu", dims=dims)
+        found = fastest_int8(
+            model,
+            out,
+            data or pack,
+            chosen.model_copy(update={"backend": backend or "cpu"}),
+            backend_options=backend_options,
+            data_options=data_options,
+            preprocessing=parse(Preprocessing, preprocess, "--preprocess") if preprocess else None,
+            samples=samples,
+            threads=threads,
+            batch=batch,
+            budget_s=budget,
+            progress=progress,
+            say=remark,
+        )
+    show_quantized(found)

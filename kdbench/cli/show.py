@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline.comparing import Compared
     from kdbench.pipeline.measuring import Report
     from kdbench.pipeline.packing import Packed
+    from kdbench.pipeline.quantizing import Quantized
     from kdbench.pipeline.self_test import SelfTest
     from kdbench.records import Artifact
 
@@ -31,6 +32,19 @@ def show_artifact(artifact: "Artifact", path: Path) -> None:
     click.echo(f"{path}: {', '.join(facts)}\n{sidecar(path)}")
     for warning in artifact.warnings:
         warn(warning)
+
+
+def show_quantized(found: "Quantized") -> None:
+    """The candidates, the file of the one that was chosen, and what should be known of it."""
+    from kdbench.report.budget import candidates_table, verdict
+    from kdbench.report.terminal import print_table
+
+    print_table(candidates_table(found.budget))
+    for line in verdict(found.budget):
+        click.echo(line)
+    show_artifact(found.artifact, found.file)
+    for path in (found.record, *found.plots):
+        click.echo(path)
 
 
 def warn(sentence: str) -> None:

@@ -33,6 +33,8 @@ class EvalPack:
     classes: tuple[str, ...]
     preprocessing: Preprocessing | None
     task: Task = "classification"
+    y_calibration: Labels | None = None
+    """By which a budget of accuracy is judged; older packs have none."""
 
     def test_inputs(self, inputs: Sequence[TensorSpec], preprocessing: Preprocessing | None = None) -> Arrays:
         """All evaluation samples as the model's input, under the model's own `preprocessing` where it has one.
@@ -80,19 +82,34 @@ class EvalPack:
         return {spec.name: np.ascontiguousarray(values, dtype=spec.dtype)}
 
 
-def save_pack(path: Path, dataset: Dataset, calibration_samples: int, seed: int) -> bytes:
-    """Writes the pack of a dataset, its calibration samples drawn from the training set; returns the file's bytes."""
+def pack_of(dataset: Dataset, calibration_samples: int, seed: int, name: str) -> EvalPack:
+    """The pack of a dataset, its calibration samples drawn from the training set."""
     count = min(calibration_samples, len(dataset.x_train))
     chosen = np.sort(np.random.default_rng(seed).choice(len(dataset.x_train), count, replace=False))
-    meta = PackMeta(task=dataset.task, classes=dataset.classes, preprocessing=dataset.preprocessing)
-    arrays: Arrays = {
-        "x_test": dataset.x_test,
-        "x_calibration": dataset.x_train[chosen],
+    return EvalPack(
+        name,
+        dataset.x_test,
+        dataset.y_test,
+        dataset.x_train[chosen],
+        dataset.classes,
+        dataset.preprocessing,
+        dataset.task,
+        None if dataset.y_train is None else dataset.y_train[chosen],
+    )
+
+
+def save_pack(path: Path, dataset: Dataset, calibration_samples: int, seed: int) -> bytes:
+    """Writes the pack of a dataset; returns the file's bytes."""
+    pack = pack_of(dataset, calibration_samples, seed, str(path))
+    meta = PackMeta(task=pack.task, classes=pack.classes, preprocessing=pack.preprocessing)
+    arrays = {
+        "x_test": pack.x_test,
+        "x_calibration": pack.x_calibration,
         "meta": np.frombuffer(meta.to_json().encode(), dtype=np.uint8),
+        "y_test": pack.y_test,
+        "y_calibration": pack.y_calibration,
     }
-    if dataset.y_test is not None:
-        arrays["y_test"] = dataset.y_test
-    return write_npz(path, arrays)
+    return write_npz(path, {name: values for name, values in arrays.items() if values is not None})
 
 
 def open_pack(pack: "EvalPack | str | Path | None") -> EvalPack | None:
@@ -106,7 +123,7 @@ def load_pack(path: Path) -> EvalPack:
     Labels without a record of their task are of several classes a sample where they have two axes.
     """
     arrays = read_npz(path)
-    known = ("x_test", "y_test", "x_calibration", "meta")
+    known = ("x_test", "y_test", "x_calibration", "y_calibration", "meta")
     for name in arrays:
         if name not in known:
             raise UserError(f"{path}: unknown array '{name}': {nearest(name, known)}")
@@ -118,16 +135,23 @@ def load_pack(path: Path) -> EvalPack:
         except ValueError:
             raise UserError(f"{path}: its 'meta' is damaged: make the pack again") from None
         meta = from_json(PackMeta, text, f"{path}: meta")
-    labels = arrays.get("y_test")
-    task = meta.task if "meta" in arrays or labels is None else task_of(labels)
-    if labels is not None:
-        check_labels(labels, len(meta.classes) or None, f"{path}: y_test", task)
-        labels = labels.astype(np.int64)
-    for name in ("x_test", "x_calibration"):
-        if name in arrays:
-            check_samples(arrays[name], None if name != "x_test" or labels is None else len(labels), f"{path}: {name}")
+    labels = {part: arrays[f"y_{part}"] for part in ("test", "calibration") if f"y_{part}" in arrays}
+    task = meta.task if "meta" in arrays or not labels else task_of(next(iter(labels.values())))
+    for part, values in labels.items():
+        check_labels(values, len(meta.classes) or None, f"{path}: y_{part}", task)
+        labels[part] = values.astype(np.int64)
+    for part in ("test", "calibration"):
+        if f"x_{part}" in arrays:
+            check_samples(arrays[f"x_{part}"], len(labels[part]) if part in labels else None, f"{path}: x_{part}")
     if not arrays.keys() & {"x_test", "x_calibration"}:
         raise UserError(f"{path}: neither 'x_test' nor 'x_calibration' in it: not a pack")
     return EvalPack(
-        str(path), arrays.get("x_test"), labels, arrays.get("x_calibration"), meta.classes, meta.preprocessing, task
+        str(path),
+        arrays.get("x_test"),
+        labels.get("test"),
+        arrays.get("x_calibration"),
+        meta.classes,
+        meta.preprocessing,
+        task,
+        labels.get("calibration"),
     )

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kdbench import __version__
+from kdbench.backends import pick_backend
 from kdbench.backends.available import rivals
 from kdbench.benchmark.cells import Cell, Subject, inputs, plan, reference_cell
 from kdbench.benchmark.loads import Load, library, plan_loads
@@ -178,7 +179,12 @@ def _without_paths(recipe: Recipe, cells: Sequence[Cell]) -> Recipe:
     """The recipe with the labels of its backends, as paths of interpreters are no part of a result."""
     labels = tuple(dict.fromkeys(cell.backend.label for cell in cells))
     changed = labels if any(cell.backend.python for cell in cells) else recipe.bench.backends
-    return recipe.model_copy(update={"bench": recipe.bench.model_copy(update={"backends": changed})})
+    quantize, wanted = recipe.quantize, recipe.quantize.backend
+    if wanted is not None and "@" in wanted:
+        quantize = quantize.model_copy(update={"backend": pick_backend(wanted).label})
+    return recipe.model_copy(
+        update={"bench": recipe.bench.model_copy(update={"backends": changed}), "quantize": quantize}
+    )
 
 
 def _read_again(path: Path, found: ResultFile, arrays: Arrays, wanted: ResultFile) -> Report:

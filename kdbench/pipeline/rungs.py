@@ -19,6 +19,9 @@ from kdbench.store import SIDECAR, RunFolder, fingerprint, save_artifact, sha256
 LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim", "student-int8")
 """The rungs of a recipe, in the order of the table."""
 
+RACE_S = 20.0
+"""To find the fastest of the int8 files of a rung, where a backend or a budget of accuracy asks for it."""
+
 
 def run_subjects(folder: RunFolder) -> list[Subject]:
     """The rungs of a run folder in the order of the ladder, then others by name."""
@@ -58,8 +61,10 @@ def compressed(
 ) -> None:
     """The slimmed and the int8 rungs of the student, and the int8 one of `teacher`, if there is such a rung.
 
-    A teacher that came as an ONNX file goes without where it can't be quantized.
+    A teacher that came as an ONNX file goes without where it can't be quantized, and so does each of them where it
+    can't be within a bound of the accuracy.
     """
+    from kdbench.pipeline.quantizing import fastest_int8
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
 
@@ -71,7 +76,13 @@ def compressed(
     }
 
     def quantized(parent: str, rung: str) -> Callable[[Path], Artifact]:
-        return lambda out: quantize(folder.onnx(parent), out, pack, options, rung)
+        if options.max_drop is None and options.backend is None:
+            return lambda out: quantize(folder.onnx(parent), out, pack, options, rung)
+        return lambda out: (
+            fastest_int8(
+                folder.onnx(parent), out, pack, options, budget_s=RACE_S, rung=rung, progress=progress, say=say
+            ).artifact
+        )
 
     steps: list[tuple[str, str, str, Callable[[Path], Artifact]]] = [
         ("student", "student-slim", "slim", lambda out: slim(folder.onnx("student"), out, "student-slim", pack)),
@@ -84,7 +95,7 @@ def compressed(
         try:
             kept(folder, rung, make, step, parent=sha256(folder.onnx(parent).read_bytes()), **facts)
         except UserError as error:
-            if known_artifact(folder.onnx(parent)).step != IMPORTED:
+            if known_artifact(folder.onnx(parent)).step != IMPORTED and options.max_drop is None:
                 raise
             say(f"no rung {rung}: {error}")
             for left in (folder.onnx(rung), sidecar(folder.onnx(rung))):

@@ -35,3 +35,13 @@ class Quantize(Record):
     """Names of nodes that stay in float."""
     target: str | None = None
     """What the file is for, such as x86-vnni or tensorrt: it fills in what isn't said here."""
+    backend: Annotated[Annotated[str, Field(min_length=1)] | None, Field(alias="for")] = None
+    """As NAME[:PRECISION][@PYTHON]: the fastest of the int8 files that are plausible for it is taken."""
+    max_drop: Annotated[float, Field(ge=0, lt=100)] | None = None
+    """Points of accuracy (of F1; of agreement with fp32 without labels) that may be lost on held-out calibration
+    samples: layers stay in float where that takes it. Where nothing is said, nothing is judged."""
+    bias_correction: bool | None = None
+    """Whether biases make up for what int8 adds on average; where nothing is said, where it helps to keep `max_drop`.
+    """
+    equalization: bool | None = None
+    """Whether neighbouring layers share their ranges first; where nothing is said, likewise."""

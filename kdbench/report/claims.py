@@ -103,7 +103,9 @@ def _not_fused(artifact: Artifact, evaluation: Evaluation | None) -> str | None:
         return None
     wanted = sum(artifact.operators.get(name, 0) for name in names)
     if not wanted:
-        wanted = artifact.operators.get("DequantizeLinear", 0) if artifact.precision == "int4" else low + floating
+        meant = int(artifact.options.get("float_layers", 0))  # left in float to keep the accuracy
+        pairs = artifact.operators.get("DequantizeLinear", 0)
+        wanted = pairs if artifact.precision == "int4" else low + floating - meant
     left = min(wanted - low, floating)
     if left <= 0:
         return None

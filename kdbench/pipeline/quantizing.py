@@ -1,0 +1,277 @@
+"""The fastest int8 file that keeps the accuracy, of any ONNX model: tried, judged, timed and proven on its backend."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kdbench.backends import Target
+from kdbench.backends.client import WorkerError
+from kdbench.benchmark.cells import Subject, check_backends
+from kdbench.data.generated import batch_size
+from kdbench.data.pack import EvalPack
+from kdbench.errors import UserError
+from kdbench.machine import saturates_in_int8
+from kdbench.onnxfile import inspect, load_model, portable
+from kdbench.pipeline.candidates import Candidate, Ground, attempts, estimate, keeps
+from kdbench.pipeline.judged_data import pack_for, parted, test_samples
+from kdbench.pipeline.mending import contenders
+from kdbench.pipeline.racing import Place, Raced, raced
+from kdbench.pipeline.reasons import on_test, why_none, why_slow
+from kdbench.progress import Progress, silent, unsaid
+from kdbench.proofs.layers import FLOAT_KERNELS
+from kdbench.quantization.calibration import observe
+from kdbench.quantization.judging import Judge, Loss, remarks
+from kdbench.quantization.running import Runner, running
+from kdbench.quantization.samples import Samples
+from kdbench.quantization.sensitivity import names_of
+from kdbench.quantization.static import check_options, prepare, tensors_to_calibrate
+from kdbench.quantization.targets import candidates, targeted
+from kdbench.records import Artifact, Preprocessing, Quantize
+from kdbench.records.budget import Budget, CandidateRecord
+from kdbench.report.sensitivity_plot import save_sensitivity_plot
+from kdbench.steps.quantize import float_artifact
+from kdbench.steps.slim import derived, slimmed_graph
+from kdbench.store import output_file, save_artifact, write_atomic
+
+POINT = 0.01
+"""Budgets are given in points and judged as shares."""
+
+POOR = 0.5
+"""Below this accuracy on samples of the training set it is asked whether the model sees what it was trained on."""
+
+RECORD = ".budget.json"
+"""How the name of a budget's file ends."""
+
+FP32 = "fp32"
+
+METHODS = ("minmax", "percentile", "mse")
+"""Calibrations that are tried where none is named; all of them from one pass over the samples."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An int8 file, and what it was chosen from."""
+
+    artifact: Artifact
+    file: Path
+    budget: Budget
+    record: Path
+    """The budget's file: every candidate, the trade-off curve, the layers."""
+    plots: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The fp32 model, and what it answers."""
+
+    artifact: Artifact
+    file: Path
+    pack: EvalPack
+    runner: Runner
+    """On onnxruntime's CPU provider: what int8 is compared with wherever it runs."""
+
+    def judge(self, samples: Samples) -> Judge:
+        try:
+            return Judge(samples, self.runner.outputs(self.file, samples), self.artifact.task)
+        except WorkerError as error:
+            raise UserError(f"{self.file}: {error}") from None
+
+
+def fastest_int8(
+    model: str | Path,
+    out: str | Path | None = None,
+    source: EvalPack | str | Path | None = None,
+    options: Quantize | None = None,
+    *,
+    backend_options: Mapping[str, Mapping[str, Any]] | None = None,
+    data_options: Mapping[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
+    samples: int | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    budget_s: float = 30.0,
+    seed: int = 0,
+    rung: str | None = None,
+    progress: Progress = silent,
+    say: Callable[[str], None] = unsaid,
+) -> Quantized:
+    """Writes the fastest int8 file of an fp32 model that loses at most `options.max_drop` points, and what was tried.
+
+    `source` is a pack, or what `kdbench init` knows as data. Its calibration samples, `samples` of them, are parted:
+    ranges are found on some, drops of accuracy (of F1; of agreement with fp32 where there are no labels) are judged on
+    the others, and the test split only reports. What the options leave unsaid is tried: the targets that are plausible
+    for `options.backend`, and METHODS of calibration. Of each kind of int8 within the budget the best is timed, for
+    `budget_s` seconds in all; where none is within it, layers are left in float.
+
+    `out` is by default `MODEL-int8.onnx`. Raises UserError for what doesn't fit, and where nothing in int8 keeps the
+    accuracy; nothing is written then.
+    """
+    model, options = Path(model), options or Quantize()
+    out = output_file(out or model.with_name(f"{model.stem}-int8.onnx"), model)
+    place = Place(options.backend or "cpu", backend_options or {}, threads, batch, budget_s, seed)
+    target, ways = _target(place), ways_of(options)
+    artifact = float_artifact(model)
+    if preprocessing is not None:
+        artifact = artifact.model_copy(update={"preprocessing": preprocessing})
+    pack = pack_for(source, data_options or {}, artifact, samples, seed)
+    calibration, judged = parted(pack, artifact, samples)
+    graph, notes = prepare(slimmed_graph(load_model(model), model), model, options.per_channel)
+    for way in ways:
+        check_options(graph, way, model)
+    with (
+        running("cpu", threads) as reference,
+        running(target, threads) as runner,
+        tempfile.TemporaryDirectory(prefix="kdbench-") as scratch,
+    ):
+        parent = Parent(artifact, model, pack, reference)
+        judge = parent.judge(judged)
+        if judge.metric == "accuracy" and judge.score < POOR:
+            say(
+                f"{model.name} is right on {100 * judge.score:.1f} % of its calibration samples only: does it see what "
+                "it was trained on? --preprocess says how samples are normalised"
+            )
+        counted = any(way.calibration != "minmax" for way in ways)
+        tensors = tensors_to_calibrate(graph, options)
+        observed = observe(graph, calibration.batches, tensors, counted, progress, len(calibration), str(model))
+        bound = None if options.max_drop is None else options.max_drop * POINT
+        ground = Ground(graph, calibration, judge, runner, observed, bound, progress)
+        tried = attempts(ground, ways)
+        picked = contenders(ground, tried, options.bias_correction, options.equalization)
+        able = [one for one in picked if keeps(ground, one)]
+        every = [*picked, *(one for one in tried if one.name not in {other.name for other in picked})]
+        if not able:
+            raise UserError(why_none(model, every, judge, options.max_drop))
+        subjects = _subjects(able, parent, Path(scratch))
+        feed = replace(judged.pack, x_test=judged.pack.x_calibration, y_test=None)
+        times = raced(subjects, place, feed, progress)
+        chosen = _fastest(able, times)
+        time = times[chosen.name]
+        if time.error:
+            raise UserError(f"{model}: in int8 it can't be timed on {target}: {time.error}")
+        assert chosen.loss is not None
+        tested = _tested(chosen, runner, parent)
+        said = [*remarks(chosen.loss, len(judged), bound, judge.metric), *on_test(tested, bound)]
+        file = next(subject.model for subject in subjects if subject.artifact.rung == chosen.name)
+        said += why_slow(time, file, target, place, feed)
+        write_atomic(out, file.read_bytes())
+    budget = Budget(
+        model=model.name,
+        model_sha256=artifact.sha256,
+        backend=target.label,
+        threads=threads,
+        batch=batch_size(artifact.inputs) or batch,
+        metric=judge.metric,
+        fp32=judge.score,
+        max_drop=bound,
+        calibration_samples=len(calibration),
+        judged_samples=len(judged),
+        evaluations=runner.evaluations,
+        candidates=tuple(_record(one, times.get(one.name)) for one in every),
+        chosen=chosen.name,
+        test_drop=None if tested is None else estimate(tested.drop),
+        test_samples=0 if tested is None else tested.parity.samples,
+        remarks=tuple(said),
+    )
+    return _saved(out, rung, artifact, chosen, options, notes, budget)
+
+
+def ways_of(options: Quantize) -> list[Quantize]:
+    """What is tried: every plausible target by every method of calibration, as far as the options leave them open."""
+    methods = (options.calibration,) if "calibration" in options.model_fields_set else METHODS
+    open_ = [options.model_copy(update={"calibration": method}) for method in methods]
+    if options.target is not None:
+        return [targeted(way) for way in open_]
+    found: dict[str, Quantize] = {}
+    for way in (row.over(way) for row in candidates(options.backend or "cpu") for way in open_):
+        found.setdefault(way.model_dump_json(exclude={"target"}), way)  # two targets may differ in what is given
+    return list(found.values())
+
+
+def _target(place: Place) -> Target:
+    """The backend to quantize for; raises UserError where it is unknown, not here, or runs no ONNX files."""
+    (target,) = check_backends([place.backend], place.options)
+    if target.row.runs != "onnx":
+        raise UserError(f"--for {place.backend}: it runs weights, not ONNX files: name an execution provider")
+    return target
+
+
+def _subjects(able: Sequence[Candidate], parent: Parent, folder: Path) -> list[Subject]:
+    """The fp32 model and the candidates' files, which are written to `folder`."""
+    subjects = [Subject(parent.artifact.model_copy(update={"rung": FP32}), parent.file)]
+    for number, candidate in enumerate(able):
+        path = folder / f"{number}.onnx"
+        path.write_bytes(portable(candidate.model()))
+        lineage = {"preprocessing": parent.artifact.preprocessing, "options": _float_layers(candidate)}
+        subjects.append(Subject(inspect(path, candidate.name, **lineage), path))
+    return subjects
+
+
+def _float_layers(candidate: Candidate) -> dict[str, Any]:
+    """What the record says of layers that are meant to run in float."""
+    left = [layer for layer in candidate.layers if layer.name in candidate.left]
+    return {"left_in_float": names_of(left), "float_layers": sum(layer.operator in FLOAT_KERNELS for layer in left)}
+
+
+def _fastest(able: Sequence[Candidate], times: Mapping[str, Raced]) -> Candidate:
+    """The fastest; of those that can't be told from it, as their interval reaches its speed-up, the least lossy."""
+    speed = {one.name: times[one.name].speedup for one in able}
+    best = max((found.value for found in speed.values() if found), default=0.0)
+    level = [one for one in able if (found := speed[one.name]) is not None and found.high >= best]
+    return min(level or able, key=lambda one: one.drop)
+
+
+def _tested(chosen: Candidate, runner: Runner, parent: Parent) -> Loss | None:
+    """What the chosen one loses on the test split; None without one, and where the backend fails at it."""
+    samples = test_samples(parent.pack, parent.artifact)
+    if samples is None:
+        return None
+    try:
+        return parent.judge(samples).of(chosen.model(), runner)
+    except WorkerError:
+        return None
+
+
+def _record(candidate: Candidate, time: Raced | None) -> CandidateRecord:
+    record = candidate.record
+    if time is None:
+        return record
+    return record.model_copy(
+        update={
+            "speedup": None if time.speedup is None else estimate(time.speedup),
+            "int8_kernels": time.int8_kernels,
+            "broken_claims": time.broken_claims,
+            "error": record.error or time.error,
+        }
+    )
+
+
+def _saved(
+    out: Path,
+    rung: str | None,
+    parent: Artifact,
+    chosen: Candidate,
+    options: Quantize,
+    notes: dict[str, Any],
+    budget: Budget,
+) -> Quantized:
+    """The file's record, the budget's beside it, and its figure."""
+    assert chosen.loss is not None
+    how = {
+        "for": budget.backend,
+        "max_drop": options.max_drop,
+        "bias_correction": bool(chosen.shifts),
+        "equalization": chosen.equalized,
+    }
+    used = chosen.options.model_dump() | how | _float_layers(chosen) | notes
+    used.pop("backend")
+    if chosen.options.reduce_range is None:
+        used["reduce_range"] = saturates_in_int8()
+    artifact = derived(out, rung, parent, "quantize", used, chosen.loss.parity, budget.remarks)
+    drop = {"judged_drop": chosen.loss.drop.value, "judged_samples": float(budget.judged_samples)}
+    artifact = artifact.model_copy(update={"metrics": artifact.metrics | drop})
+    record = out.with_name(out.stem + RECORD)
+    write_atomic(record, budget.to_json())
+    plots = save_sensitivity_plot(budget, out.with_name(f"{out.stem}-budget"))
+    return Quantized(save_artifact(out.parent, artifact), out, budget, record, tuple(plots))

@@ -1,0 +1,87 @@
+"""The story of a search for an int8 file under a budget of accuracy, as a table of at most 100 columns."""
+
+from kdbench.records.budget import Budget, CandidateRecord, Estimate
+from kdbench.report.text import TextTable, mark, percent, three_digits
+
+CHOSEN = "→"
+SHOWN = 5
+"""Names of layers; the budget's file has them all."""
+
+
+def candidates_table(budget: Budget) -> TextTable:
+    """A row for each candidate: what it loses, how fast it is, how much of it is int8; the chosen one is marked."""
+    notes: dict[str, int] = {}
+    rows = []
+    for candidate in budget.candidates:
+        chosen = CHOSEN if candidate.name == budget.chosen else ""
+        drop = _drop(candidate.drop)
+        target, _, method = candidate.name.rpartition(", ")
+        count = str(len(candidate.left_in_float) or "")
+        figures = (drop, _ratio(candidate), _coverage(candidate))
+        rows.append((target, method, count, *figures, chosen, _notes(candidate, notes)))
+    bound = "no bound" if budget.max_drop is None else f"at most {100 * budget.max_drop:g} points"
+    what = {"agreement": "answers that differ from fp32's", "micro F1": "drop of micro F1", "accuracy": "drop"}
+    title = (
+        f"int8 on {budget.backend}, {budget.threads} thread{'s' if budget.threads > 1 else ''}, batch {budget.batch}; "
+        f"{what[budget.metric]} {bound}"
+    )
+    legend = (
+        f"drop: points against fp32 ({_fp32(budget)}) on {budget.judged_samples:,} held-out calibration samples; "
+        "float: layers left in it; int8: convolutions and matrix products that run in it, and the share of "
+        "multiply-accumulates meant to."
+    )
+    header = ("target", "ranges", "float", "drop [95 %]", "speed-up [95 %]", "int8", "", "")
+    return TextTable(title, header, tuple(rows), tuple(notes), legend)
+
+
+def _fp32(budget: Budget) -> str:
+    return "no labels" if budget.metric == "agreement" else f"{budget.metric} {percent(budget.fp32)}"
+
+
+def _drop(drop: Estimate | None) -> str:
+    if drop is None:
+        return "–"
+    return f"{_points(drop.value)} [{_points(drop.low)}, {_points(drop.high)}]"
+
+
+def _points(share: float) -> str:
+    text = f"{100 * share:.2f}".replace("-", "−")
+    return "0.00" if text == "−0.00" else text
+
+
+def _ratio(candidate: CandidateRecord) -> str:
+    found = candidate.speedup
+    if found is None:
+        return "not timed"
+    return f"{three_digits(found.value)}× [{three_digits(found.low)}, {three_digits(found.high)}]"
+
+
+def _coverage(candidate: CandidateRecord) -> str:
+    """`100 % · 98 %`: of the kernels, and of the multiply-accumulates."""
+    kernels = "–" if candidate.int8_kernels is None else f"{100 * candidate.int8_kernels:.0f} %"
+    macs = "" if candidate.int8_macs is None else f" · {100 * candidate.int8_macs:.0f} %"
+    return f"{kernels}{macs}"
+
+
+def _notes(candidate: CandidateRecord, notes: dict[str, int]) -> str:
+    said = [*candidate.broken_claims, *([f"error: {candidate.error}"] if candidate.error else [])]
+    return " ".join(mark(notes.setdefault(text, len(notes) + 1)) for text in said)
+
+
+def verdict(budget: Budget) -> list[str]:
+    """What was chosen, which layers stay in float, and what the test split says of it."""
+    chosen = next(one for one in budget.candidates if one.name == budget.chosen)
+    lines = [f"chosen     {chosen.name}, after {budget.evaluations} evaluations"]
+    if chosen.left_in_float:
+        names, more = chosen.left_in_float[:SHOWN], len(chosen.left_in_float) - SHOWN
+        lines.append(f"in float   {', '.join(names)}{f' and {more} more' if more > 0 else ''}")
+    done = [
+        word
+        for word, used in (("equalised", chosen.equalization), ("biases corrected", chosen.bias_correction))
+        if used
+    ]
+    if done:
+        lines.append(f"also       {' and '.join(done)}")
+    if budget.test_drop is not None:
+        lines.append(f"test       drop {_drop(budget.test_drop)} points on {budget.test_samples:,} samples")
+    return lines

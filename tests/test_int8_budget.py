@@ -1,0 +1,121 @@
+"""The search for the layers that stay in float, with made-up costs."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdbench.search.int8_budget import PUT_BACK, Found, smallest_float_set
+from kdbench.stats import Interval
+
+Drop = Callable[[frozenset[str]], Interval]
+
+
+def exactly(value: float) -> Interval:
+    return Interval(value, value, value)
+
+
+def additive(costs: dict[str, float], floor: float = 0.0) -> Drop:
+    """Each layer in int8 costs what it costs, whatever the others are in."""
+    return lambda left: exactly(floor + sum(cost for layer, cost in costs.items() if layer not in left))
+
+
+def ordered(costs: dict[str, float]) -> list[str]:
+    return sorted(costs, key=lambda layer: -costs[layer])
+
+
+def bound(found: Found) -> int:
+    """The number of evaluations that is promised for a search that ended within the budget."""
+    # Layers that could go back were in the prefix that was found: its length is the longest set that met the budget.
+    longest = max(len(point.left_in_float) for point in found.tried)
+    return 1 if longest == 0 else 2 + 2 * math.ceil(math.log2(longest)) + min(longest, PUT_BACK)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.floats(0, 10))
+def test_what_is_kept_meets_the_budget_with_few_evaluations(values, budget):
+    costs = {f"layer{number}": value for number, value in enumerate(values)}
+    found = smallest_float_set(ordered(costs), additive(costs), budget)
+    assert found.verdict in ("within", "all in float")
+    assert found.kept.drop.value <= budget + 1e-9
+    assert found.kept == next(point for point in found.tried if point.left_in_float == found.kept.left_in_float)
+    assert len(found.tried) <= bound(found)
+    assert len({point.left_in_float for point in found.tried}) == len(found.tried)  # none is evaluated twice
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.floats(0, 10))
+def test_of_layers_whose_costs_add_up_the_fewest_stay_in_float(values, budget):
+    costs = {f"layer{number}": value for number, value in enumerate(values)}
+    found = smallest_float_set(ordered(costs), additive(costs), budget)
+    cheapest_first = sorted(values)
+    fewest = next(
+        count for count in range(len(values) + 1) if sum(cheapest_first[: len(values) - count]) <= budget + 1e-9
+    )
+    assert len(found.kept.left_in_float) == fewest
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdefghij"), st.floats(-1, 1), min_size=1),
+    st.floats(-1, 1),
+    st.floats(0, 1),
+    st.randoms(),
+)
+def test_an_accuracy_that_is_not_monotone_never_makes_it_keep_what_misses_the_budget(costs, floor, budget, random):
+    order = sorted(costs)
+    random.shuffle(order)
+    found = smallest_float_set(order, additive(costs, floor), budget)
+    if found.verdict == "even float misses":
+        assert all(point.drop.value > budget for point in found.tried)
+        assert found.kept.drop.value == min(point.drop.value for point in found.tried)
+    else:
+        assert found.kept.drop.value <= budget + 1e-9
+
+
+def test_one_sensitive_layer_takes_two_evaluations():
+    costs = {f"layer{number}": 0.0 for number in range(100)} | {"bad": 0.3}
+    found = smallest_float_set(ordered(costs), additive(costs), 0.005)
+    assert found.kept.left_in_float == {"bad"}
+    assert len(found.tried) == 2
+
+
+def test_a_layer_that_need_not_have_been_there_goes_back_to_int8():
+    costs = {"innocent": 0.0, "bad": 0.3, "quiet": 0.001}
+    found = smallest_float_set(["innocent", "bad", "quiet"], additive(costs), 0.005)
+    assert found.kept.left_in_float == {"bad"}
+
+
+def test_those_that_do_most_of_the_work_go_back_first():
+    """Two layers cost as much as the budget has room for one of them: the one with more work gets it."""
+    costs = {"small": 0.004, "large": 0.004, "bad": 0.3}
+    found = smallest_float_set(
+        ["small", "large", "bad"], additive(costs), 0.005, {"small": 1.0, "large": 100.0, "bad": 1.0}
+    )
+    assert found.kept.left_in_float == {"small", "bad"}
+
+
+def test_nothing_is_searched_where_int8_keeps_the_accuracy():
+    found = smallest_float_set(["a", "b"], additive({"a": 0.001, "b": 0.001}), 0.005)
+    assert (found.verdict, found.kept.left_in_float, len(found.tried)) == ("within", frozenset(), 1)
+
+
+def test_a_budget_that_float_misses_says_what_comes_closest():
+    found = smallest_float_set(["a", "b", "c"], additive({"a": 0.1, "b": 0.1, "c": 0.1}, floor=0.01), 0.005)
+    assert (found.verdict, found.kept.left_in_float) == ("even float misses", {"a", "b", "c"})
+    assert found.kept.drop.value == pytest.approx(0.01)
+
+
+def test_layers_that_all_have_to_stay_are_told_apart_from_a_success():
+    found = smallest_float_set(["a", "b"], additive({"a": 0.1, "b": 0.1}), 0.0)
+    assert (found.verdict, found.kept.left_in_float) == ("all in float", {"a", "b"})
+
+
+def test_a_budget_in_points_is_met_by_as_many_samples():
+    """0.7 points as a share are a little less than 7 of 1,000."""
+    assert 0.7 / 100 < 7 / 1000
+    assert smallest_float_set(["a"], additive({"a": 7 / 1000}), 0.7 / 100).kept.left_in_float == frozenset()
+
+
+def test_a_layer_named_twice_is_an_error_of_the_caller():
+    with pytest.raises(ValueError, match="once"):
+        smallest_float_set(["a", "a"], additive({"a": 1.0}), 0.5)

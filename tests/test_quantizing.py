@@ -1,0 +1,308 @@
+"""The fastest int8 file that keeps the accuracy, as a user gets it: files, record, table, and what is refused."""
+
+import json
+import re
+
+import numpy as np
+import onnx
+import pytest
+
+from kdbench.data.pack import EvalPack, load_pack
+from kdbench.errors import UserError
+from kdbench.onnxfile import known_artifact
+from kdbench.pipeline import quantizing, rungs
+from kdbench.pipeline.judged_data import pack_for
+from kdbench.pipeline.mending import _chosen
+from kdbench.pipeline.quantizing import fastest_int8, ways_of
+from kdbench.progress import silent, unsaid
+from kdbench.quantization.sensitivity import Layer
+from kdbench.records import Quantize, parse
+from kdbench.records.base import from_json
+from kdbench.records.budget import Budget, CandidateRecord, Estimate
+from kdbench.report.budget import candidates_table
+from kdbench.stats import Interval
+from kdbench.store import RunFolder, load_artifact, sidecar, write_npz
+from tests import models
+from tests.conftest import kdbench, save_mlp
+from tests.test_sensitivity import features, mlp
+
+TINY, HUGE = 1e-4, 1e4
+
+
+def answers(path, x):
+    """Classes, as numpy makes them of the three products."""
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    h = x
+    for number in range(3):
+        h = h @ weights[f"w{number}"] if number == 2 else np.maximum(h @ weights[f"w{number}"], 0)
+    return h.argmax(axis=1)
+
+
+@pytest.fixture
+def sensitive(tmp_path):
+    """A model whose first layer loses half of its features in int8, and a pack with labels that it gets right."""
+    path = mlp(tmp_path / "model.onnx", (TINY, 1.0, 1.0))
+    x, x_test = features(400, TINY), features(200, TINY, seed=2)
+    arrays = {
+        "x_calibration": x, "y_calibration": answers(path, x), "x_test": x_test, "y_test": answers(path, x_test)
+    }  # fmt: skip
+    write_npz(tmp_path / "pack.npz", arrays)
+    return path
+
+
+def test_the_one_sensitive_layer_is_left_in_float_and_the_proof_is_printed(sensitive, tmp_path):
+    found = kdbench(
+        *("quantize", "model.onnx", "--data", "pack.npz", "--for", "cpu", "--max-drop", "5", "--budget", "1"),
+        *("--no-equalization", "--no-bias-correction", "--method", "minmax"),
+        cwd=tmp_path,
+    )
+    written = tmp_path / "model-int8.onnx"
+    artifact = load_artifact(sidecar(written))
+    assert artifact.options["left_in_float"][0] == "fc0" and "fc1" not in artifact.options["left_in_float"]
+    assert artifact.precision == "int8" and artifact == known_artifact(written)
+    assert {"x"} <= {name for node in onnx.load(written).graph.node if node.name == "fc0" for name in node.input}
+    budget = from_json(Budget, (tmp_path / "model-int8.budget.json").read_text(), "budget")
+    chosen = next(one for one in budget.candidates if one.name == budget.chosen)
+    assert chosen.left_in_float == ("fc0",)
+    assert chosen.drop.value <= 0.05 < next(point.drop.value for point in chosen.curve if not point.left_in_float)
+    assert chosen.layers[0].layer == "fc0"
+    assert chosen.int8_macs == pytest.approx(1 - 256 / (256 + 256 + 80))
+    assert chosen.int8_kernels == pytest.approx(2 / 3)
+    assert chosen.speedup is not None and not chosen.broken_claims
+    assert (budget.metric, budget.judged_samples, budget.calibration_samples) == ("accuracy", 200, 200)
+    assert (budget.fp32, budget.test_samples) == (1.0, 200)
+    assert budget.test_drop is not None and budget.test_drop.value < 0.05
+    for kind in ("svg", "png"):
+        assert (tmp_path / f"model-int8-budget.{kind}").stat().st_size > 1000
+    assert max(map(len, found.stdout.split("against fp32")[0].splitlines())) <= 100
+    assert re.search(r"fc0$", found.stdout, re.MULTILINE) and "→" in found.stdout
+    measured = kdbench("evaluate", written, "pack.npz", cwd=tmp_path).stdout
+    assert f"{100 * (1 - budget.test_drop.value):.2f} %" in measured
+
+
+def test_equalisation_is_taken_where_it_makes_layers_in_float_needless(tmp_path):
+    """The same loss, made by uneven channels between two layers: evened out, all of them are in int8."""
+    path = mlp(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    values = {name: onnx.numpy_helper.to_array(tensor).copy() for name, tensor in tensors.items()}
+    values["w0"][:, :8] *= HUGE
+    values["w1"][:8] /= HUGE
+    for name in ("w0", "w1"):
+        tensors[name].CopyFrom(onnx.numpy_helper.from_array(values[name], name))
+    onnx.save(model, path)
+    x = features(400)
+    pack = EvalPack("made", None, None, x, (), None, y_calibration=answers(path, x))
+    found = fastest_int8(path, tmp_path / "int8.onnx", pack, Quantize(max_drop=5), budget_s=1)
+    chosen = next(one for one in found.budget.candidates if one.name == found.budget.chosen)
+    assert (chosen.equalization, chosen.left_in_float) == (True, ())
+    assert found.plots == ()
+    refused = [one for one in found.budget.candidates if not one.equalization]
+    assert refused and all(one.drop.value > 0.05 and one.speedup is None for one in refused)
+
+
+def test_without_labels_agreement_is_judged(sensitive, tmp_path):
+    pack = load_pack(tmp_path / "pack.npz")
+    pack = EvalPack("made", None, None, pack.x_calibration, (), None)
+    found = fastest_int8(
+        sensitive,
+        tmp_path / "int8.onnx",
+        pack,
+        Quantize(max_drop=5, target="x86-vnni", calibration="minmax"),
+        budget_s=1,
+    )
+    assert (found.budget.metric, found.budget.fp32, found.budget.test_drop) == ("agreement", 1.0, None)
+    assert "fc0" in found.budget.candidates[0].left_in_float
+
+
+def test_nothing_is_written_where_every_layer_would_have_to_stay_in_float(tmp_path):
+    path = mlp(tmp_path / "model.onnx", (TINY, TINY, TINY))
+    x = features(400, TINY)
+    pack = EvalPack("made", None, None, x, (), None, y_calibration=answers(path, x))
+    with pytest.raises(
+        UserError, match=r"no int8 file within 0 points of accuracy on 200 samples.*closest.*raise --max"
+    ):
+        fastest_int8(path, tmp_path / "int8.onnx", pack, Quantize(max_drop=0), budget_s=1)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
+
+
+def exactly(costs):
+    """Layers that cost so much each, one beside the other."""
+
+    def drop(left):
+        value = sum(cost for layer, cost in costs.items() if layer not in left)
+        return Interval(value, value, value)
+
+    return drop
+
+
+def layer(name, operator, macs):
+    return Layer(name, (name,), operator, macs)
+
+
+LAYERS = [layer("conv", "Conv", 900), layer("add", "Add", 0), layer("mul", "Mul", 0), layer("head", "Gemm", 100)]
+
+
+@pytest.mark.parametrize(
+    ("costs", "left"),
+    [
+        ({"conv": 0.001, "add": 0.3, "mul": 0.0, "head": 0.0}, {"add"}),  # heavy layers are fine: one light one is not
+        ({"conv": 0.001, "add": 0.0, "mul": 0.0, "head": 0.3}, {"head"}),
+        # The most sensitive one has most of the work, but it is several light ones that have to go.
+        ({"conv": 0.004, "add": 0.004, "mul": 0.004, "head": 0.0}, {"add", "mul"}),
+    ],
+)
+def test_convolutions_and_products_stay_in_int8_if_they_can(costs, left):
+    order = sorted(costs, key=lambda name: -costs[name])
+    assert _chosen(0.005, LAYERS, order, {"conv", "head"}, exactly(costs)) == (left, None)
+
+
+def test_where_nothing_helps_it_is_said_why():
+    costs = dict.fromkeys(("conv", "add", "mul", "head"), 0.3)
+    assert _chosen(0.0, LAYERS, list(costs), {"conv", "head"}, exactly(costs)) == (
+        {"conv", "add", "mul", "head"}, "every layer would have to stay in float"
+    )  # fmt: skip
+    floor = exactly(costs | {"never": 0.1})
+    assert _chosen(0.05, LAYERS, list(costs), {"conv", "head"}, floor)[1] == (
+        "even with every layer in float it misses the budget"
+    )
+
+
+def test_options_that_are_given_stand_and_the_others_are_tried():
+    tried = ways_of(Quantize(backend="cpu"))
+    assert {way.calibration for way in tried} == {"minmax", "percentile", "mse"}
+    assert len({way.target for way in tried}) * 3 == len(tried)
+    (only,) = ways_of(Quantize(target="tensorrt", calibration="entropy", max_drop=1))
+    assert (only.calibration, only.symmetric, only.max_drop) == ("entropy", True, 1)
+    assert {way.activations for way in ways_of(Quantize(activations="int8"))} == {"int8"}
+
+
+def test_a_recipe_with_a_budget_makes_its_int8_rungs_so(sensitive, tmp_path, monkeypatch):
+    monkeypatch.setattr(rungs, "RACE_S", 1.0)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    sensitive.rename(folder.onnx("student"))
+    (tmp_path / "pack.npz").rename(folder.pack)
+    options = parse(Quantize, {"max_drop": 3.0, "for": "cpu", "calibration": "minmax"}, "quantize")
+    rungs.compressed(folder, options, None, silent, unsaid)
+    made = folder.artifacts()
+    assert made["student-int8"].parent == "student-slim"
+    assert made["student-int8"].options["max_drop"] == 3
+    assert made["student-int8"].options["left_in_float"] or made["student-int8"].options["equalization"]
+    again = folder.onnx("student-int8").stat().st_mtime_ns
+    rungs.compressed(folder, options, None, silent, unsaid)
+    assert folder.onnx("student-int8").stat().st_mtime_ns == again
+    said = []
+    impossible = options.model_copy(update={"max_drop": 0.0, "bias_correction": False, "equalization": False})
+    monkeypatch.setattr(quantizing, "attempts", lambda ground, ways: [])
+    rungs.compressed(folder, impossible, None, silent, said.append)
+    assert "no rung student-int8" in said[0] and not folder.onnx("student-int8").exists()
+
+
+BAD = {
+    "quantize small.onnx --max-drop 0.5": "--max-drop: accuracy is judged on data: give --data",
+    "quantize small.onnx --data pack.npz --max-drop=-1": "-1.0 is not in the range 0<=x<100",
+    "quantize small.onnx --data pack.npz --for tensort": "unknown backend 'tensort': did you mean 'tensorrt'?",
+    "quantize small.onnx --data pack.npz --for cuda": "no backend is available: cuda: ",
+    "quantize small.onnx --data shape.npz --max-drop 1": "samples of shape (3,), the model's input 'x' takes (4,)",
+    "quantize small.onnx --data labels.npz --max-drop 1": "label 5 is out of range: 0 to 2 allowed",
+    "quantize small.onnx --data test.npz --max-drop 1": "no array 'x_calibration' in it",
+    "quantize small.onnx --data one.npz --max-drop 1": "1 calibration samples, to be parted",
+    "quantize small.onnx --data pack.npz --samples 99": "--samples 99: pack.npz has 12 calibration samples",
+    "quantize small.onnx --data pack.npz --node Gem": "has no node 'Gem'",
+    "quantize small.onnx --data pack.npz --data-option x=1": "pack.npz: a pack has no options",
+    "quantize small.onnx --data pack.npz --preprocess mena=1": "unknown key 'mena': did you mean 'mean'?",
+    "quantize small.onnx --data pack.npz --calibration pack.npz": "--data has the samples",
+    "quantize small.onnx --data nowhere --max-drop 1": "no file or folder 'nowhere'",
+    "quantize small.onnx --data flat.npz --max-drop 1": "calibration samples are the same",
+    "quantize small.onnx --samples 3": "--samples: goes with --data",
+    "quantize small.onnx --data pack.npz --out small.onnx": "is the input itself",
+}
+
+
+@pytest.mark.parametrize(("call", "said"), BAD.items())
+def test_bad_input_is_answered_in_one_line_and_nothing_is_written(call, said, tmp_path):
+    save_mlp(tmp_path / "small.onnx")
+    x, y = np.random.default_rng(0).standard_normal((12, 4)).astype(np.float32), np.arange(12) % 3
+    packs = {
+        "pack": {"x_calibration": x, "y_calibration": y},
+        "shape": {"x_calibration": x[:, :3], "y_calibration": y},
+        "labels": {"x_calibration": x, "y_calibration": y + 5},
+        "test": {"x_test": x, "y_test": y},
+        "one": {"x_calibration": x[:1], "y_calibration": y[:1]},
+        "flat": {"x_calibration": np.ones_like(x), "y_calibration": y},
+    }
+    for name, arrays in packs.items():
+        write_npz(tmp_path / f"{name}.npz", arrays)
+    before = sorted(tmp_path.iterdir())
+    done = kdbench(*call.split(), cwd=tmp_path, check=False)
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert [line for line in done.stderr.splitlines() if not line.startswith("NOTE")] == done.stderr.splitlines()[-1:]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_int8_model_is_refused(tmp_path):
+    path = models.int8(models.cnn(tmp_path / "m.onnx", layers=1), tmp_path / "int8.onnx")
+    with pytest.raises(UserError, match="is quantized already"):
+        fastest_int8(path, tmp_path / "again.onnx", EvalPack("p", None, None, models.images(8), (), None))
+
+
+# --- the samples ------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_to_train_on_are_data_and_their_test_split_only_reports(tmp_path):
+    path = mlp(tmp_path / "model.onnx")
+    x, x_test = features(60), features(20, seed=2)
+    arrays = {"x_train": x, "y_train": answers(path, x), "x_test": x_test, "y_test": answers(path, x_test)}
+    write_npz(tmp_path / "data.npz", arrays)
+    pack = pack_for(tmp_path / "data.npz", {}, known_artifact(path), 30, seed=0)
+    assert len(pack.x_calibration) == len(pack.y_calibration) == 30
+    assert {row.tobytes() for row in pack.x_calibration} <= {row.tobytes() for row in x}
+    np.testing.assert_array_equal(answers(path, pack.x_calibration), pack.y_calibration)
+
+
+def test_labels_are_numbered_as_the_model_numbers_its_classes(tmp_path):
+    artifact = known_artifact(save_mlp(tmp_path / "m.onnx")).model_copy(update={"classes": ("cat", "dog", "owl")})
+    x = np.zeros((3, 4), np.float32)
+    pack = EvalPack("p", x, np.array([0, 1, 2]), x, ("owl", "cat", "dog"), None, y_calibration=np.array([2, 2, 0]))
+    found = pack_for(pack, {}, artifact, None, 0)
+    assert [artifact.classes[label] for label in found.y_test] == ["owl", "cat", "dog"]
+    assert [artifact.classes[label] for label in found.y_calibration] == ["dog", "dog", "owl"]
+    with pytest.raises(UserError, match=r"its classes \(owl, cat, dog, …\) are not those of the model"):
+        pack_for(pack, {}, artifact.model_copy(update={"classes": ("cat", "dog", "cow")}), None, 0)
+
+
+def test_packs_keep_the_labels_of_their_calibration_samples(digits, tmp_path):
+    from kdbench.data.pack import save_pack
+
+    save_pack(tmp_path / "pack.npz", digits, 50, seed=3)
+    pack = load_pack(tmp_path / "pack.npz")
+    by_bytes = {sample.tobytes(): label for sample, label in zip(digits.x_train, digits.y_train, strict=True)}
+    assert [by_bytes[sample.tobytes()] for sample in pack.x_calibration] == pack.y_calibration.tolist()
+    with np.load(tmp_path / "pack.npz") as arrays:
+        older = {name: arrays[name] for name in arrays.files if name != "y_calibration"}
+    write_npz(tmp_path / "older.npz", older)
+    assert load_pack(tmp_path / "older.npz").y_calibration is None
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_candidates_fits_a_terminal():
+    drop = Estimate(value=-0.00123, low=-0.1, high=0.0789)
+    candidates = tuple(
+        CandidateRecord(name=f"x86-signed, percentile{number}", options={}, drop=drop, speedup=drop, int8_kernels=0.5,
+                        int8_macs=0.25, left_in_float=("a",) * number, error="refused" if number == 2 else None)
+        for number in range(3)
+    )  # fmt: skip
+    budget = Budget(
+        model="m.onnx", model_sha256="", backend="cpu", threads=1, batch=1, metric="accuracy", fp32=0.9, max_drop=0.005,
+        calibration_samples=100, judged_samples=1000, evaluations=7, candidates=candidates,
+        chosen=candidates[0].name,
+    )  # fmt: skip
+    table = candidates_table(budget)
+    assert [row[6] for row in table.rows] == ["→", "", ""]
+    assert table.rows[2][:4] == ("x86-signed", "percentile2", "2", "−0.12 [−10.00, 7.89]")
+    assert table.notes == ("error: refused",) and table.rows[2][7] == "¹"
+    assert all(sum(len(cell) + 1 for cell in row) <= 100 for row in table.rows)
+    assert json.loads(budget.to_json())["schema"] == 1
