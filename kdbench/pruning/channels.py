@@ -73,9 +73,9 @@ def silence(model: nn.Module, cuts: Cuts) -> None:
         module, places = modules[layer], sorted(removed)
         if part not in READS:
             continue
-        weight = module.weight
-        assert isinstance(weight, Tensor)
         with torch.no_grad():
+            weight = module.weight.clone()  # type: ignore[operator, union-attr]
+            module.weight = nn.Parameter(weight)
             if part == "conv.in" and module.groups != 1:
                 groups, each = int(module.groups), weight.shape[1]  # type: ignore[arg-type]
                 by_group = weight.view(groups, weight.shape[0] // groups, *weight.shape[1:])
@@ -83,6 +83,22 @@ def silence(model: nn.Module, cuts: Cuts) -> None:
                     by_group[place // each, :, place % each] = 0
             else:
                 weight[:, places] = 0
+
+
+def light_copy(model: nn.Module) -> nn.Module:
+    """A network of its own structure, with the same tensors: whoever changes one has to put a new one in its place."""
+    made: dict[int, nn.Module] = {}
+
+    def copied(module: nn.Module) -> nn.Module:
+        if id(module) not in made:
+            new = made[id(module)] = module.__class__.__new__(module.__class__)
+            new.__dict__ = dict(module.__dict__)
+            for name in ("_parameters", "_buffers"):
+                new.__dict__[name] = dict(module.__dict__[name])
+            new.__dict__["_modules"] = {name: part and copied(part) for name, part in module._modules.items()}
+        return made[id(module)]
+
+    return copied(model)
 
 
 def options(cuts: Cuts, heads: Mapping[str, int]) -> dict[str, Any]:
