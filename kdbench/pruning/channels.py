@@ -74,10 +74,10 @@ def silence(model: nn.Module, cuts: Cuts) -> None:
         if part not in READS:
             continue
         with torch.no_grad():
-            weight = module.weight.clone()  # type: ignore[operator, union-attr]
+            weight = module.weight.clone()
             module.weight = nn.Parameter(weight)
             if part == "conv.in" and module.groups != 1:
-                groups, each = int(module.groups), weight.shape[1]  # type: ignore[arg-type]
+                groups, each = int(module.groups), weight.shape[1]
                 by_group = weight.view(groups, weight.shape[0] // groups, *weight.shape[1:])
                 for place in places:
                     by_group[place // each, :, place % each] = 0
@@ -119,7 +119,7 @@ def redo(model: nn.Module, example: Tensor, options: Mapping[str, Any]) -> None:
         for layer, part in cut["of"]:
             _cut(modules[layer], layer, part, removed)
     for name, heads in options.get("heads", {}).items():
-        if not 1 <= heads <= int(modules[name].heads):  # type: ignore[arg-type]
+        if not 1 <= heads <= int(modules[name].heads):
             raise ValueError(f"{name} can't have {heads} heads")
         modules[name].heads = int(heads)
 

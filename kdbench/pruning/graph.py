@@ -296,17 +296,14 @@ def _alike_in_all_groups(
     members: Sequence[Member], modules: Mapping[str, nn.Module], channels: int
 ) -> list[tuple[int, ...]]:
     """The smallest sets of channels of which each group of each grouped convolution has those at the same places."""
-    grouped = [
-        (
-            dict(zip(member.roots, member.places, strict=False)),
-            dict(zip(member.places, member.roots, strict=False)),
-            each,
-        )
-        for member in members
-        if member.part.startswith("conv.")
-        and (each := size(modules[member.layer], member.part) // int(modules[member.layer].groups))
-        and modules[member.layer].groups != 1
-    ]
+    grouped = []
+    for member in members:
+        layer: Any = modules[member.layer]
+        if member.part.startswith("conv.") and layer.groups != 1:
+            pairs = list(zip(member.roots, member.places, strict=True))
+            grouped.append(
+                (dict(pairs), [(place, root) for root, place in pairs], size(layer, member.part) // layer.groups)
+            )
     units, seen = [], set[int]()
     for channel in range(channels):
         if channel in seen:
@@ -314,9 +311,9 @@ def _alike_in_all_groups(
         unit, new = {channel}, {channel}
         while new:
             found = set[int]()
-            for place_of, root_of, each in grouped:
+            for place_of, roots, each in grouped:
                 within = {place_of[root] % each for root in new if root in place_of}
-                found |= {root for place, root in root_of.items() if place % each in within}
+                found |= {root for place, root in roots if place % each in within}
             new = found - unit
             unit |= new
         seen |= unit

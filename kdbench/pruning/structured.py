@@ -175,8 +175,9 @@ def _narrowed(
     counted, now = cost(model, x), share_of(model) if what != "latency" else 1.0
 
     def told(removal: Removal) -> float:
-        left = cost_without(model, counted, all_cuts(groups, removal), heads_left(groups, removal))
-        return now * left[what == "macs"] / getattr(counted, what)
+        cuts, heads = all_cuts(groups, removal), heads_left(groups, removal)
+        parameters, macs = cost_without(model, counted, cuts, heads)
+        return now * (macs / counted.macs if what == "macs" else parameters / counted.parameters)
 
     def share(number: int) -> float:
         removal = ranking.removal(number)

@@ -109,7 +109,7 @@ def cost_without(model: nn.Module, whole: Cost, cuts: Cuts, heads: Mapping[str, 
         weight = getattr(module, "weight", None)
         read_by = weight.numel() if isinstance(weight, Tensor) else 0
         parameters += made[name] * (read[name] * read_by + own - read_by)
-        of_heads = heads[name] / int(module.heads) if name in heads else 1.0  # type: ignore[arg-type]
+        of_heads = heads[name] / int(module.heads) if name in heads else 1.0
         macs += made[name] * read[name] * of_heads * own_macs
     return round(parameters), round(macs)
 
