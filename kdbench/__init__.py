@@ -1,9 +1,8 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
-What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `export`, `slim`,
-`quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`,
-`load_results`.
-torch and onnxruntime are imported when a function needs them, not before.
+What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `prune`, `export`,
+`slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`,
+`bundle`, `load_results`. torch and onnxruntime are imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from kdbench.report.table import load_results
     from kdbench.steps.convert import convert
     from kdbench.steps.export import export
+    from kdbench.steps.prune import prune
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
 
@@ -46,6 +46,7 @@ _HOMES = {
     "parity": "evaluation",
     "profile": "proofs.profile",
     "prove": "pipeline.proving",
+    "prune": "steps.prune",
     "quantize": "steps.quantize",
     "run": "pipeline",
     "self_test": "pipeline.self_test",
@@ -69,6 +70,7 @@ __all__ = [
     "parity",
     "profile",
     "prove",
+    "prune",
     "quantize",
     "run",
     "self_test",

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from kdbench.pipeline.quantizing import Quantized
     from kdbench.pipeline.self_test import SelfTest
     from kdbench.records import Artifact
+    from kdbench.steps.prune import Narrowed
+
+SHOWN = 4
+"""Names in a sentence, at most."""
 
 
 def show_artifact(artifact: "Artifact", path: Path) -> None:
@@ -45,6 +49,31 @@ def show_quantized(found: "Quantized") -> None:
     show_artifact(found.artifact, found.file)
     for path in (found.record, *found.plots):
         click.echo(path)
+
+
+def show_pruned(found: "Narrowed", layers: bool) -> None:
+    """What the network was and is, by layer if asked, and what was left alone."""
+    from kdbench.report.text import count
+
+    rows = [
+        ("parameters", found.before.parameters, found.after.parameters),
+        ("MACs", found.before.macs, found.after.macs),
+    ]
+    what = {"macs": "MACs"}.get(found.target, found.target)
+    click.echo(f"{found.path}: {100 * found.share:.3g} % of the {what} left")
+    for name, before, after in rows:
+        click.echo(f"{name:<11}{count(before):>9} → {count(after):<9}{after / max(before, 1):>8.3f}")
+    if layers:
+        width = max(map(len, found.before.layers), default=0)
+        click.echo(f"\n{'layer':<{width}}{'parameters':>22}{'MACs':>22}")
+        for name in dict.fromkeys((*found.before.layers, *found.after.layers)):
+            was, left = (cost.layers.get(name, (0, 0)) for cost in (found.before, found.after))
+            cells = (f"{count(old)} → {count(new)}" for old, new in zip(was, left, strict=True))
+            click.echo(f"{name:<{width}}" + "".join(f"{cell:>22}" for cell in cells))
+    for why in dict.fromkeys(found.left.values()):
+        names = [f"'{name}'" for name, reason in found.left.items() if reason == why]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        remark(f"left as it is: {', '.join(names[:SHOWN])}{more}: {why}")
 
 
 def warn(sentence: str) -> None:

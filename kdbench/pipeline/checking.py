@@ -22,7 +22,7 @@ from kdbench.evaluation import judge
 from kdbench.pipeline import describing
 from kdbench.pipeline.describing import Fact
 from kdbench.pipeline.learning import Ground, grounded, ladder, learned, loaded, needs_torch
-from kdbench.pipeline.rungs import compressed, run_subjects
+from kdbench.pipeline.rungs import PRUNED, compressed, run_subjects
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Recipe, Teacher, Training
 from kdbench.store import RunFolder, load_recipe
@@ -144,6 +144,10 @@ def learning_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch) -> dict[str, 
     trainings: dict[str, Training | None] = {"student-alone": recipe.student.training}
     trainings |= {name: teacher.training for name, teacher in zip(recipe.teacher_names, recipe.teachers, strict=True)}
     trainings["student"] = recipe.student.training
+    if recipe.prune:
+        from kdbench.steps.prune import fine_tuning, sparse_training
+
+        trainings |= {"student-sparse": sparse_training(recipe), PRUNED: fine_tuning(recipe)}
     samples, estimate = len(dataset.x_train), {}
     for rung, training in trainings.items():
         if training and rung in watch.calls:
@@ -210,8 +214,13 @@ def _one_epoch(recipe: Recipe) -> Recipe:
     at_once = {"from_epoch": 1, "until_epoch": None, "warmup_epochs": 0}
     losses = {name: loss.model_copy(update=at_once) for name, loss in recipe.distill.losses.items()}
     several = isinstance(recipe.teacher, tuple)
+    prune = recipe.prune
+    if prune:
+        sparse = prune.sparse and prune.sparse.model_copy(update={"epochs": 1})
+        prune = prune.model_copy(update={"training": prune.training and short(prune.training), "sparse": sparse})
     return recipe.model_copy(
         update={
+            "prune": prune,
             "teacher": tuple(map(taught, recipe.teachers)) if several else taught(recipe.teachers[0]),
             "student": recipe.student.model_copy(update={"training": short(recipe.student.training)}),
             "distill": recipe.distill.model_copy(update={"losses": losses}),

@@ -22,7 +22,7 @@ from kdbench.records.base import (
     read_text,
     slug,
 )
-from kdbench.records.compression import Quantize
+from kdbench.records.compression import Prune, Quantize, Sparse
 from kdbench.records.conversion import Convert
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
@@ -33,6 +33,7 @@ from kdbench.records.recipe import (
     Distill,
     Loss,
     Network,
+    PruneSection,
     Recipe,
     ScenarioName,
     Schedule,
@@ -86,6 +87,8 @@ __all__ = [
     "Preprocessing",
     "Process",
     "Proof",
+    "Prune",
+    "PruneSection",
     "Quantize",
     "RawFile",
     "Recipe",
@@ -95,6 +98,7 @@ __all__ = [
     "ScenarioMeasurement",
     "ScenarioName",
     "Schedule",
+    "Sparse",
     "Task",
     "Teacher",
     "Temperature",
