@@ -1,8 +1,8 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
-What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `export`, `slim`,
-`quantize`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and
-onnxruntime are imported when a function needs them, not before.
+What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `sparsify`,
+`factorise`, `export`, `slim`, `quantize`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`,
+`load_results`. torch and onnxruntime are imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from kdbench.proofs.profile import profile
     from kdbench.report.table import load_results
     from kdbench.steps.export import export
+    from kdbench.steps.factorise import factorise
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
+    from kdbench.steps.sparsify import sparsify
 
 _HOMES = {
     "UserError": "errors",
@@ -34,6 +36,7 @@ _HOMES = {
     "distill": "pipeline",
     "evaluate": "evaluation",
     "export": "steps.export",
+    "factorise": "steps.factorise",
     "init": "pipeline.starting",
     "load_results": "report.table",
     "pack": "pipeline.packing",
@@ -43,6 +46,7 @@ _HOMES = {
     "run": "pipeline",
     "self_test": "pipeline.self_test",
     "slim": "steps.slim",
+    "sparsify": "steps.sparsify",
 }
 
 __all__ = [
@@ -54,6 +58,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "factorise",
     "init",
     "load_results",
     "pack",
@@ -63,6 +68,7 @@ __all__ = [
     "run",
     "self_test",
     "slim",
+    "sparsify",
 ]
 
 

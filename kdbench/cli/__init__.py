@@ -18,6 +18,8 @@ COMMANDS = (
     "check",
     "run",
     "distill",
+    "sparsify",
+    "factorise",
     "export",
     "slim",
     "quantize",

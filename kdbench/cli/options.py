@@ -178,3 +178,24 @@ def run_folder(command: F) -> F:
 
 def out_file(command: F) -> F:
     return click.option("--out", type=FILE, required=True, metavar="FILE", help="The ONNX file to write.")(command)
+
+
+def out_weights(command: F) -> F:
+    return click.option("--out", type=FILE, required=True, metavar="FILE", help="The weights file to write.")(command)
+
+
+def layers(text: str) -> Callable[[F], F]:
+    """Names of parts of a network."""
+    return click.option("--layer", "layers", multiple=True, metavar="NAME", help=f"{text} May be repeated.")
+
+
+def dense(command: F) -> F:
+    return click.option(
+        "--dense", multiple=True, metavar="NAME", help="Leave this submodule as it is. May be repeated."
+    )(command)
+
+
+def code(command: F) -> F:
+    return click.option(
+        "--code", type=FILE, metavar="DIR", help="Where the module.py of a model of your own lies: it is run."
+    )(command)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line, pick
+from kdbench.pruning import low_rank
 from kdbench.records import Record
 
 
@@ -19,7 +20,9 @@ class Change(Record):
     """All that it takes to do it again to the same network: plain values, names of submodules, indices."""
 
 
-CHANGES: dict[str, Callable[[nn.Module, Tensor, dict[str, Any]], None]] = {}
+CHANGES: dict[str, Callable[[nn.Module, Tensor, dict[str, Any]], None]] = {
+    "low_rank": low_rank.split,
+}
 """By kind: given the network, one batch that it can take, and the options of the change."""
 
 
@@ -29,6 +32,6 @@ def replay(model: nn.Module, changes: Sequence[Change], example: Tensor, field: 
         do = pick(CHANGES, change.kind, "change of a network")
         try:
             do(model, example, change.options)
-        except (RuntimeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except (RuntimeError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
             raise UserError(f"{field}: '{change.kind}' can't be done again: {first_line(error, 160)}") from None
     return model

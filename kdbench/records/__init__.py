@@ -21,7 +21,7 @@ from kdbench.records.base import (
     read_text,
     slug,
 )
-from kdbench.records.compression import Quantize
+from kdbench.records.compression import Factorise, Quantize, Sparsify
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
     Augment,
@@ -29,11 +29,13 @@ from kdbench.records.recipe import (
     CommonOptions,
     Data,
     Distill,
+    FactoriseSection,
     Loss,
     Network,
     Recipe,
     ScenarioName,
     Schedule,
+    SparsifySection,
     Teacher,
     Temperature,
     Training,
@@ -68,6 +70,8 @@ __all__ = [
     "Data",
     "Distill",
     "Evaluation",
+    "Factorise",
+    "FactoriseSection",
     "LoadTest",
     "Loss",
     "Machine",
@@ -89,6 +93,8 @@ __all__ = [
     "ScenarioMeasurement",
     "ScenarioName",
     "Schedule",
+    "Sparsify",
+    "SparsifySection",
     "Task",
     "Teacher",
     "Temperature",

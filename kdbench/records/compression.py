@@ -1,8 +1,13 @@
 """What a recipe says of pruning and quantizing."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from kdbench.records.base import Record
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from kdbench.records.base import Positive, Record
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Quantize(Record):
@@ -13,3 +18,53 @@ class Quantize(Record):
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
     operators: tuple[str, ...] = ()
     """Operators to quantize, such as Conv and MatMul; all that onnxruntime can where none is named."""
+
+
+class Sparsify(Record):
+    """Unstructured pruning: single weights become zero."""
+
+    method: Literal["magnitude", "gradient", "random"] = "magnitude"
+    """Which go first: the smallest weights, those of the smallest |weight · gradient|, or any."""
+    sparsity: Share | None = None
+    """Share of zeros in the end."""
+    threshold: Annotated[Positive | None, Field(validate_default=True)] = None
+    """In the place of `sparsity`: what is smaller becomes zero."""
+    scope: Literal["global", "layer"] = "global"
+    """The share is of all weights together, or of those of each layer."""
+    layers: tuple[str, ...] = ()
+    """Submodules or weights to choose from; all but embeddings where none is named."""
+    dense: tuple[str, ...] = ()
+    """Submodules or weights that stay as they are."""
+
+    @field_validator("threshold")
+    @classmethod
+    def _instead(cls, threshold: float | None, info: ValidationInfo) -> float | None:
+        if threshold is None and info.data.get("sparsity", 0) is None:
+            raise PydanticCustomError("no_sparsity", "given where sparsity is not: name one of the two")
+        if threshold is not None and info.data.get("sparsity") is not None:
+            raise PydanticCustomError("two_sparsities", "left out where sparsity is given")
+        if threshold is not None and info.data.get("method", "magnitude") != "magnitude":
+            raise PydanticCustomError("unused_threshold", "left out where method is not 'magnitude'")
+        return threshold
+
+
+class Factorise(Record):
+    """Low rank: layers become products of two smaller ones, where that is cheaper."""
+
+    energy: Share | None = None
+    """Share of its squared singular values that each layer keeps at least."""
+    macs: Annotated[Share | None, Field(validate_default=True)] = None
+    """In the place of `energy`: share of the multiply-accumulates that is left at most."""
+    layers: tuple[str, ...] = ()
+    """Submodules to factorise; all where none is named."""
+    dense: tuple[str, ...] = ()
+    """Submodules that stay as they are."""
+
+    @field_validator("macs")
+    @classmethod
+    def _instead(cls, macs: float | None, info: ValidationInfo) -> float | None:
+        if macs is None and info.data.get("energy", 0) is None:
+            raise PydanticCustomError("no_target", "given where energy is not: name one of the two")
+        if macs is not None and info.data.get("energy") is not None:
+            raise PydanticCustomError("two_targets", "left out where energy is given")
+        return macs
