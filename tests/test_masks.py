@@ -119,8 +119,8 @@ def test_a_threshold_takes_what_is_smaller(network):
             {"sparsity": 0.5, "layers": ["stem.1"]},
             "sparsify.layers: no weights to mask in 'stem.1': did you mean 'stem",
         ),
-        ({"sparsity": 0.5, "dense": ["haed"]}, "sparsify.dense: no weights to mask in 'haed': did you mean 'head'"),
-        ({"sparsity": 0.5, "layers": ["head"], "dense": ["head"]}, "sparsify.layers: there are no weights to mask"),
+        ({"sparsity": 0.5, "ignore": ["haed"]}, "sparsify.ignore: no weights to mask in 'haed': did you mean 'head'"),
+        ({"sparsity": 0.5, "layers": ["head"], "ignore": ["head"]}, "sparsify.layers: there are no weights to mask"),
     ],
 )
 def test_what_cannot_be_masked_is_said(network, options, message):

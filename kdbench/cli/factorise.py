@@ -10,10 +10,17 @@ from kdbench.cli import options
 @click.command(short_help="Make layers of a weights file products of smaller ones.")
 @click.argument("weights", type=options.FILE)
 @options.out_weights
-@click.option("--energy", type=float, metavar="SHARE", help="Of its squared singular values that each layer keeps.")
-@click.option("--macs", type=float, metavar="SHARE", help="In its place: of the MACs that are left at most.")
+@click.option(
+    "--energy",
+    callback=options.maybe_share,
+    metavar="SHARE",
+    help="Of its squared singular values that each layer keeps.",
+)
+@click.option(
+    "--macs", callback=options.maybe_share, metavar="SHARE", help="In its place: of the MACs that are left at most."
+)
 @options.layers("Factorise this submodule only.  [default: all layers that get cheaper]")
-@options.dense
+@options.ignore
 @options.code
 def factorise(
     weights: Path,
@@ -21,7 +28,7 @@ def factorise(
     energy: float | None,
     macs: float | None,
     layers: tuple[str, ...],
-    dense: tuple[str, ...],
+    ignore: tuple[str, ...],
     code: Path | None,
 ) -> None:
     """Make layers of a WEIGHTS file (.safetensors, as `kdbench distill` writes) products of two smaller ones.
@@ -39,7 +46,7 @@ def factorise(
     needs_torch()
     from kdbench.steps.factorise import factorise as factorise_step
 
-    chosen = {"energy": energy, "macs": macs, "layers": layers, "dense": dense}
+    chosen = {"energy": energy, "macs": macs, "layers": layers, "ignore": ignore}
     made = factorise_step(weights, out, parse(Factorise, chosen, "options"), code)
     kept = f"{100 * made.energy:.3g} % of the squared singular values of each"
     click.echo(

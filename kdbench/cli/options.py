@@ -88,6 +88,11 @@ def share(ctx: click.Context, parameter: click.Parameter, text: str) -> float:
     return value
 
 
+def maybe_share(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """The same of an option that may be left out."""
+    return None if text is None else share(ctx, parameter, text)
+
+
 _TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?(s|ms|us|µs)")
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
@@ -181,17 +186,19 @@ def out_file(command: F) -> F:
 
 
 def out_weights(command: F) -> F:
-    return click.option("--out", type=FILE, required=True, metavar="FILE", help="The weights file to write.")(command)
+    return click.option("--out", type=FILE, required=True, metavar="FILE", help="The .safetensors file to write.")(
+        command
+    )
 
 
 def layers(text: str) -> Callable[[F], F]:
     """Names of parts of a network."""
-    return click.option("--layer", "layers", multiple=True, metavar="NAME", help=f"{text} May be repeated.")
+    return click.option("--layer", "layers", multiple=True, metavar="LAYER", help=f"{text} May be repeated.")
 
 
-def dense(command: F) -> F:
+def ignore(command: F) -> F:
     return click.option(
-        "--dense", multiple=True, metavar="NAME", help="Leave this submodule as it is. May be repeated."
+        "--ignore", multiple=True, metavar="LAYER", help="Leave this submodule as it is. May be repeated."
     )(command)
 
 

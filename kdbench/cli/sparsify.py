@@ -10,7 +10,7 @@ from kdbench.cli import options
 @click.command(short_help="Set weights of a weights file to zero.")
 @click.argument("weights", type=options.FILE)
 @options.out_weights
-@click.option("--sparsity", type=float, metavar="SHARE", help="Share of zeros, such as 0.8.")
+@click.option("--sparsity", callback=options.maybe_share, metavar="SHARE", help="Share of zeros, such as 0.8 or 80%.")
 @click.option("--threshold", type=float, metavar="VALUE", help="In its place: what is smaller becomes zero.")
 @click.option(
     "--method",
@@ -27,7 +27,7 @@ from kdbench.cli import options
     help="The share is of all weights together, or of each layer's.",
 )
 @options.layers("Choose from this submodule or weight only.  [default: all but embeddings]")
-@options.dense
+@options.ignore
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the method random.")
 @options.code
 def sparsify(
@@ -38,7 +38,7 @@ def sparsify(
     method: str,
     scope: str,
     layers: tuple[str, ...],
-    dense: tuple[str, ...],
+    ignore: tuple[str, ...],
     seed: int,
     code: Path | None,
 ) -> None:
@@ -65,7 +65,7 @@ def sparsify(
         "threshold": threshold,
         "scope": scope,
         "layers": layers,
-        "dense": dense,
+        "ignore": ignore,
     }
     done = sparsify_step(weights, out, parse(Sparsify, chosen, "options"), seed, code)
     compressed = f"{size(done.compressed_size_bytes)} compressed instead of {size(done.compressed_size_before_bytes)}"

@@ -10,18 +10,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line, pick
-from kdbench.pruning import low_rank
+from kdbench.pruning import blocks, channels, low_rank, shortcuts
 from kdbench.records import Record
 
 
 class Change(Record):
     kind: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # noqa: RUF012 — pydantic copies defaults
     """All that it takes to do it again to the same network: plain values, names of submodules, indices."""
 
 
 CHANGES: dict[str, Callable[[nn.Module, Tensor, dict[str, Any]], None]] = {
+    "blocks": blocks.redo,
+    "channels": channels.redo,
     "low_rank": low_rank.split,
+    "shortcuts": shortcuts.redo,
 }
 """By kind: given the network, one batch that it can take, and the options of the change."""
 

@@ -9,16 +9,16 @@ r (in + out) in the place of in · out multiply-accumulates, with in · k · k f
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil
 from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdbench.errors import UserError, nearest
+from kdbench.pruning.shortcuts import put
+from kdbench.pruning.targets import cost
 from kdbench.records import Factorise
 
 FACTORED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -117,8 +117,9 @@ def plan(model: nn.Module, example: Tensor, options: Factorise, field: str = "fa
     UserError, which names `field`, for an unknown layer, where nothing gets cheaper, and for a share of MACs that
     can't be reached, with the nearest one that can.
     """
-    named, left = candidates(model, options.layers, options.dense, field)
-    total, costs = macs(model, example, named)
+    named, left = candidates(model, options.layers, options.ignore, field)
+    found = cost(model, example)
+    total, costs = found.macs, {name: macs for name, (_, macs) in found.layers.items()}
     left |= {name: "not called in a forward pass" for name in named if not costs[name]}
     layers = [_layer(name, module, costs[name]) for name, module in named.items() if costs[name]]
     if not layers:
@@ -142,11 +143,11 @@ def plan(model: nn.Module, example: Tensor, options: Factorise, field: str = "fa
 
 
 def candidates(
-    model: nn.Module, layers: Sequence[str], dense: Sequence[str], field: str = "factorise"
+    model: nn.Module, layers: Sequence[str], ignore: Sequence[str], field: str = "factorise"
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The layers that can be factorised by name, and why each other one with a matrix of weights can't.
 
-    Raises UserError, which names `field`, for a name of `layers` or `dense` that is none.
+    Raises UserError, which names `field`, for a name of `layers` or `ignore` that is none.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     held = {
@@ -154,7 +155,7 @@ def candidates(
         for name, module in modules.items()
         if any(p.ndim > 1 for p in module.parameters(recurse=False)) or isinstance(module, FACTORED)
     }
-    for option, names in (("layers", layers), ("dense", dense)):
+    for option, names in (("layers", layers), ("ignore", ignore)):
         for name in names:
             if not any(_within(layer, name) for layer in held):
                 places = {".".join(layer.split(".")[:n]) for layer in held for n in range(1, layer.count(".") + 2)}
@@ -168,8 +169,8 @@ def candidates(
         parent = modules[name.rpartition(".")[0]]
         if not name:
             left["model"] = "is the whole of it"
-        elif any(_within(name, layer) for layer in dense):
-            left[name] = f"named in {field}.dense"
+        elif any(_within(name, layer) for layer in ignore):
+            left[name] = f"named in {field}.ignore"
         elif layers and not any(_within(name, layer) for layer in layers):
             left[name] = f"not named in {field}.layers"
         elif type(module) not in FACTORED:
@@ -205,9 +206,7 @@ def split(model: nn.Module, example: Tensor | None, options: dict[str, Any]) -> 
     """The same structure with weights that mean nothing yet, but for the biases: of `options`, {"ranks": {layer:
     rank}}."""
     for name, rank in options["ranks"].items():
-        module = model.get_submodule(name)
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, _pair(module, int(rank)))
+        put(model, name, _pair(model.get_submodule(name), int(rank)))
 
 
 def _pair(module: nn.Module, rank: int) -> Product:
@@ -241,36 +240,6 @@ def _pair(module: nn.Module, rank: int) -> Product:
     return Product(first, second).train(module.training)
 
 
-def macs(model: nn.Module, example: Tensor, layers: Mapping[str, nn.Module]) -> tuple[int, dict[str, int]]:
-    """Multiply-accumulates of one sample in the whole model, of those that matrices and convolutions take, and in each
-    of `layers`; the model is left in evaluation mode."""
-    samples = len(example)
-    costs = dict.fromkeys(layers, 0)
-
-    def counts(name: str) -> Any:
-        def count(module: nn.Module, inputs: object, output: Tensor) -> None:
-            outputs, each = module.get_parameter("weight").shape[0], prod(module.get_parameter("weight").shape)
-            costs[name] += output.numel() // outputs * each // samples
-
-        return count
-
-    hooks = [module.register_forward_hook(counts(name)) for name, module in layers.items()]
-    model.eval()
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _recurrent})
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:  # attention as the products that it is made of
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counter.get_total_flops() // 2 // samples, costs
-
-
-def _recurrent(x: Sequence[int], inputs: Sequence[int], states: Sequence[int], *_: object, **__: object) -> int:
-    """Twice the multiply-accumulates of a recurrent layer, by the shapes of its inputs [L, N, C] and of its weights."""
-    return 2 * prod(x[:2]) * (prod(inputs) + prod(states))
-
-
 def _layer(name: str, module: nn.Module, cost: int) -> Layer:
     matrix = _matrix(module)
     kept = torch.linalg.svdvals(matrix).square().cumsum(0)
@@ -288,15 +257,15 @@ def _energy(layers: Sequence[Layer], total: int, share: float, field: str) -> fl
     """The largest that costs at most a share of the total."""
     rest = total - sum(layer.macs for layer in layers)
 
-    def cost(energy: float) -> int:
+    def price(energy: float) -> int:
         return rest + sum(layer.cost(layer.rank(energy)) for layer in layers)
 
     energies = sorted({kept for layer in layers for kept in layer.kept})
-    affordable = bisect_right(energies, share * total, key=cost)
+    affordable = bisect_right(energies, share * total, key=price)
     if not affordable:
         raise UserError(
             f"{field}.macs: {share:g} can't be reached: rank 1 in all {len(layers)} layers that can be factorised "
-            f"leaves {ceil(1000 * cost(energies[0]) / total) / 1000:g} of the multiply-accumulates: take a larger share"
+            f"leaves {ceil(1000 * price(energies[0]) / total) / 1000:g} of the MACs: take a larger share"
         )
     return energies[affordable - 1]
 

@@ -119,7 +119,7 @@ def choose(
 
     Raises UserError, which names `field`, for an unknown layer, and where nothing would be left of one.
     """
-    weights = maskable(model, options.layers, options.dense, field)
+    weights = maskable(model, options.layers, options.ignore, field)
     if options.threshold is not None:
         chosen = {name: weight.detach().abs() < options.threshold for name, weight in weights.items()}
         _check_left(chosen, weights, f"{field}.threshold", options.threshold, _highest_threshold(weights))
@@ -130,7 +130,7 @@ def choose(
     wanted = share if share is not None else options.sparsity or 0.0
     chosen = lowest(scores, wanted, options.scope)
     hint = "lower it" if options.scope == "layer" else 'lower it, take scope = "layer"'
-    _check_left(chosen, weights, f"{field}.sparsity", wanted, f"{hint}, or name it in {field}.dense")
+    _check_left(chosen, weights, f"{field}.sparsity", wanted, f"{hint}, or name it in {field}.ignore")
     return chosen
 
 
@@ -149,11 +149,11 @@ def share_of(zeros: Zeros) -> float:
 
 
 def maskable(
-    model: nn.Module, layers: Sequence[str] = (), dense: Sequence[str] = (), field: str = "sparsify"
+    model: nn.Module, layers: Sequence[str] = (), ignore: Sequence[str] = (), field: str = "sparsify"
 ) -> dict[str, nn.Parameter]:
     """The weights that can be masked, by name: those of two or more axes, so that norms and biases are none of them.
 
-    Of the submodules or weights `layers` if any are named, without those of `dense`; tables that are looked up only
+    Of the submodules or weights `layers` if any are named, without those of `ignore`; tables that are looked up only
     where `layers` names them. Raises UserError for a name without such weights, and where none are left.
     """
     found: dict[str, nn.Parameter] = {}
@@ -165,7 +165,7 @@ def maskable(
             if parameter.ndim > 1 and "weight" in own and not isinstance(module, NORMS) and not shared:
                 found[name] = parameter
                 tables |= {name} if isinstance(module, TABLES) else set()
-    for option, names in (("layers", layers), ("dense", dense)):
+    for option, names in (("layers", layers), ("ignore", ignore)):
         for name in names:
             if not any(_within(weight, name) for weight in found):
                 raise UserError(f"{field}.{option}: no weights to mask in '{name}': {nearest(name, _places(found))}")
@@ -173,7 +173,7 @@ def maskable(
         name: parameter
         for name, parameter in found.items()
         if (any(_within(name, layer) for layer in layers) if layers else name not in tables)
-        and not any(_within(name, layer) for layer in dense)
+        and not any(_within(name, layer) for layer in ignore)
     }
     if not chosen:
         raise UserError(f"{field}.layers: there are no weights to mask: name some of {', '.join(sorted(found))}")
@@ -233,7 +233,7 @@ def _check_left(chosen: Zeros, weights: Weights, field: str, value: float, hint:
 def _highest_threshold(weights: Weights) -> str:
     """What to do about a threshold that leaves nothing of a layer."""
     most = 0.999 * min(float(weight.detach().abs().max()) for weight in weights.values())  # rounding won't exceed it
-    return f"at {most:.4g} something is left of each layer; or name it in dense"
+    return f"at {most:.4g} something is left of each layer; or name it in ignore"
 
 
 def _within(weight: str, layer: str) -> bool:

@@ -21,7 +21,7 @@ from kdbench.records.base import (
     read_text,
     slug,
 )
-from kdbench.records.compression import Factorise, Quantize, Sparsify
+from kdbench.records.compression import Factorise, Prune, Quantize, Sparse, Sparsify
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
     Augment,
@@ -32,6 +32,7 @@ from kdbench.records.recipe import (
     FactoriseSection,
     Loss,
     Network,
+    PruneSection,
     Recipe,
     ScenarioName,
     Schedule,
@@ -84,6 +85,8 @@ __all__ = [
     "Positive",
     "Preprocessing",
     "Process",
+    "Prune",
+    "PruneSection",
     "Quantize",
     "RawFile",
     "Recipe",
@@ -93,6 +96,7 @@ __all__ = [
     "ScenarioMeasurement",
     "ScenarioName",
     "Schedule",
+    "Sparse",
     "Sparsify",
     "SparsifySection",
     "Task",

@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from kdbench.errors import UserError
 from kdbench.records.artifacts import Preprocessing
 from kdbench.records.base import Count, Name, NotNegative, Positive, Record, Versioned, parse
-from kdbench.records.compression import Factorise, Quantize, Sparsify
+from kdbench.records.compression import Factorise, Prune, Quantize, Sparse, Sparsify
 
 
 def _is_number(value: Any) -> bool:
@@ -206,6 +206,15 @@ class Distill(Record):
     """
 
 
+class PruneSection(Prune):
+    """With the trainings around it, both of the student under its teachers."""
+
+    sparse: Sparse | None = None
+    """Before pruning."""
+    training: Training | None = None
+    """After it; without one half of the student's epochs, at a fifth of its learning rate."""
+
+
 class SparsifySection(Sparsify):
     """Of the student: when its weights become zero, and how it learns with the others, under its teachers."""
 
@@ -292,6 +301,8 @@ class Recipe(Versioned):
     distill: Distill
     methods: dict[Name, Distill] = {}
     """Other ways to distil the same student, by name: `kdbench distill --seeds` compares them with `distill`."""
+    prune: PruneSection | None = None
+    """Pruning of the student, which then learns again; without it there is no rung of it."""
     sparsify: SparsifySection | None = None
     """Unstructured pruning of the student; without it there is no rung of it."""
     factorise: FactoriseSection | None = None

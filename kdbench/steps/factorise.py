@@ -34,7 +34,7 @@ def factorise(
         except (RuntimeError, AttributeError, TypeError) as error:
             raise UserError(
                 f"{source}: can't run with factorised layers: {first_line(error, 160)}: "
-                f"name those that are read otherwise in {field}.dense"
+                f"name those that are read otherwise in {field}.ignore"
             ) from None
     change = Change(kind="low_rank", options={"ranks": made.ranks})
     known = {"fingerprint": mark(source, options), "changes": (*trained.changes, change)}

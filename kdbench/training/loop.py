@@ -33,6 +33,9 @@ from kdbench.training.weights import Trained
 Ends = dict[str, tuple[dict[str, Tensor], Trained]]
 """Weights and record of the `last` epoch and, where epochs are judged, of the `best`."""
 
+Penalty = Callable[[nn.Module, int], Tensor]
+"""A loss on a model's own weights in an epoch, counted from 0."""
+
 GRADIENT_BATCHES = 16
 """Whose mean gradient tells which weights matter, where that is asked."""
 
@@ -49,6 +52,7 @@ class Course:
     augmentation: Augment = Augment()  # noqa: RUF009 — frozen
     seed: int = 0
     threads: int = 1
+    penalty: Penalty | None = None
     masks: Masks | None = None
     """None where all weights are trained."""
     early_epoch: int | None = None
@@ -184,6 +188,9 @@ def _epoch(state: State, course: Course, epoch: int, label: str = "", progress: 
         index, share = processes.part(whole)
         optimizer.set_step(state.optimizer, epoch * batches + batch, training.epochs * batches, training)
         value, values = _value(state, course, epoch, index)
+        if course.penalty:
+            extra = course.penalty(state.model, epoch)
+            value, values = value + extra, {**values, "penalty": extra.detach()}
         means = processes.means({"loss": value, **{history_key(name): part for name, part in values.items()}}, share)
         if not math.isfinite(means["loss"]):
             raise UserError(
