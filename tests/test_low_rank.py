@@ -147,6 +147,12 @@ def test_layers_that_are_left_alone_say_why():
     assert model(x).shape == (2, 4, 64)
 
 
+@pytest.mark.parametrize(("cell", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_count_among_the_macs(cell, gates):
+    layer = nn.Sequential(cell(8, 16, num_layers=2, batch_first=True))
+    assert cost(layer, torch.randn(2, 5, 8)).macs == 5 * gates * 16 * (8 + 16 + 16 + 16)
+
+
 def test_the_classifier_may_be_factorised():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64))
     with torch.no_grad():

@@ -78,8 +78,8 @@ def prune(
     from kdbench.progress import bars
     from kdbench.records import Prune, parse
 
-    given = {"macs": macs, "parameters": parameters, "latency": latency, "backend": backend, "importance": importance}
-    given |= {"scope": scope, "round_to": round_to, "blocks": blocks, "ignore": ignore}
+    given: dict[str, object] = {"macs": macs, "parameters": parameters, "latency": latency, "backend": backend}
+    given |= {"importance": importance, "scope": scope, "round_to": round_to, "blocks": blocks, "ignore": ignore}
     chosen = parse(Prune, {name: value for name, value in given.items() if value is not None}, "options")
     needs_torch()
     from kdbench.steps.prune import prune as prune_step

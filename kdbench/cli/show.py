@@ -45,15 +45,16 @@ def show_pruned(found: "Narrowed", layers: bool) -> None:
         ("parameters", found.before.parameters, found.after.parameters),
         ("MACs", found.before.macs, found.after.macs),
     ]
-    click.echo(f"{found.path}: {100 * found.share:.3g} % of what was to fall is left")
+    what = {"macs": "MACs"}.get(found.target, found.target)
+    click.echo(f"{found.path}: {100 * found.share:.3g} % of the {what} left")
     for name, before, after in rows:
         click.echo(f"{name:<11}{count(before):>9} → {count(after):<9}{after / max(before, 1):>8.3f}")
     if layers:
         width = max(map(len, found.before.layers), default=0)
         click.echo(f"\n{'layer':<{width}}{'parameters':>22}{'MACs':>22}")
         for name in dict.fromkeys((*found.before.layers, *found.after.layers)):
-            before, after = (cost.layers.get(name, (0, 0)) for cost in (found.before, found.after))
-            cells = (f"{count(old)} → {count(new)}" for old, new in zip(before, after, strict=True))
+            was, left = (cost.layers.get(name, (0, 0)) for cost in (found.before, found.after))
+            cells = (f"{count(old)} → {count(new)}" for old, new in zip(was, left, strict=True))
             click.echo(f"{name:<{width}}" + "".join(f"{cell:>22}" for cell in cells))
     for why in dict.fromkeys(found.left.values()):
         names = [f"'{name}'" for name, reason in found.left.items() if reason == why]

@@ -56,6 +56,11 @@ class ChannelShuffle(nn.Module):
         grouped = x.reshape(n, self.groups, channels // self.groups, height, width)
         return grouped.transpose(1, 2).flatten(1, 2)
 
+    def channel_order(self, channels: int) -> list[int]:
+        """For each channel that comes out the one that goes in."""
+        order: list[int] = torch.arange(channels).reshape(self.groups, -1).t().flatten().tolist()
+        return order
+
 
 class MaskedMean(nn.Module):
     """Mean over the tokens that are not padding: features [N, L, width] and token ids [N, L] to [N, width]."""

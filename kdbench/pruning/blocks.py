@@ -20,7 +20,7 @@ def removable(model: nn.Module, x: Tensor, ignore: Sequence[str] = ()) -> list[s
     names = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
     hooks = [
         model.get_submodule(name).register_forward_hook(
-            lambda module, given, made, name=name: seen.update({name: (given, made)})  # type: ignore[misc]
+            lambda module, given, made, name=name: seen.update({name: (given, made)})
         )
         for name in names
     ]

@@ -73,16 +73,32 @@ def silence(model: nn.Module, cuts: Cuts) -> None:
         module, places = modules[layer], sorted(removed)
         if part not in READS:
             continue
-        weight = module.weight
-        assert isinstance(weight, Tensor)
         with torch.no_grad():
+            weight = module.weight.clone()
+            module.weight = nn.Parameter(weight)
             if part == "conv.in" and module.groups != 1:
-                groups, each = int(module.groups), weight.shape[1]  # type: ignore[arg-type]
+                groups, each = int(module.groups), weight.shape[1]
                 by_group = weight.view(groups, weight.shape[0] // groups, *weight.shape[1:])
                 for place in places:
                     by_group[place // each, :, place % each] = 0
             else:
                 weight[:, places] = 0
+
+
+def light_copy(model: nn.Module) -> nn.Module:
+    """A network of its own structure, with the same tensors: whoever changes one has to put a new one in its place."""
+    made: dict[int, nn.Module] = {}
+
+    def copied(module: nn.Module) -> nn.Module:
+        if id(module) not in made:
+            new = made[id(module)] = module.__class__.__new__(module.__class__)
+            new.__dict__ = dict(module.__dict__)
+            for name in ("_parameters", "_buffers"):
+                new.__dict__[name] = dict(module.__dict__[name])
+            new.__dict__["_modules"] = {name: part and copied(part) for name, part in module._modules.items()}
+        return made[id(module)]
+
+    return copied(model)
 
 
 def options(cuts: Cuts, heads: Mapping[str, int]) -> dict[str, Any]:
@@ -103,7 +119,7 @@ def redo(model: nn.Module, example: Tensor, options: Mapping[str, Any]) -> None:
         for layer, part in cut["of"]:
             _cut(modules[layer], layer, part, removed)
     for name, heads in options.get("heads", {}).items():
-        if not 1 <= heads <= int(modules[name].heads):  # type: ignore[arg-type]
+        if not 1 <= heads <= int(modules[name].heads):
             raise ValueError(f"{name} can't have {heads} heads")
         modules[name].heads = int(heads)
 

@@ -7,7 +7,7 @@ group of channels is proven: without them the network has to compute what it com
 
 import random
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import gcd
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line, nearest
-from kdbench.pruning.channels import MISSING, READS, Cuts, options, parts, redo, silence
+from kdbench.pruning.channels import MISSING, READS, Cuts, light_copy, options, parts, redo, silence, size
+from kdbench.pruning.shortcuts import put
 
 CLOSE = 1e-6
 """Largest difference that rounding makes in double precision, as a share of the largest output."""
@@ -94,9 +95,10 @@ def follow(model: nn.Module, x: Tensor, ignore: Sequence[str] = ()) -> Graph:
         else:
             left |= dict([found])
     halves = {group.name: _half(group) for group in groups}
-    if differs(model, x, groups, halves) is not None:  # which of them?
+    whole = proof(model, x)
+    if differs(whole, groups, halves) is not None:  # which of them?
         for group in list(groups):
-            why = differs(model, x, [group], halves)
+            why = differs(whole, [group], halves)
             if why is not None:
                 groups.remove(group)
                 left[group.name] = why
@@ -121,30 +123,91 @@ def all_cuts(groups: Iterable[Group], removed: Mapping[str, Sequence[int]]) -> C
     return found
 
 
-def differs(model: nn.Module, x: Tensor, groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> str | None:
-    """Why a network without these units of its groups is not what it should be on samples `x`; None where it is."""
-    cuts = all_cuts(groups, removed)
-    exact = deepcopy(model).eval().double()
-    samples, close = (x.double() if x.is_floating_point() else x), CLOSE
+@dataclass(frozen=True)
+class Proof:
+    """A network that others are compared with, in double precision where it can compute in it."""
+
+    model: nn.Module
+    x: Tensor
+    outputs: Tensor
+    close: float
+
+
+def proof(model: nn.Module, x: Tensor) -> Proof:
+    """Of a network, on samples `x` [N, …]."""
     with torch.no_grad():
         try:
-            whole = exact(samples)
+            exact, samples = deepcopy(model).eval().double(), x.double() if x.is_floating_point() else x
+            return Proof(exact, samples, exact(samples), CLOSE)
         except RuntimeError:  # something in it is of single precision whatever its weights are
-            exact, samples, close = deepcopy(model).eval(), x, CLOSE_SINGLE
-            whole = exact(samples)
-        narrow = deepcopy(exact)
-        silence(exact, cuts)
-        expected = exact(samples)
+            exact = deepcopy(model).eval()
+            return Proof(exact, x, exact(x), CLOSE_SINGLE)
+
+
+def differs(whole: Proof, groups: Sequence[Group], removed: Mapping[str, Sequence[int]]) -> str | None:
+    """Why a network without these units of its groups is not what it should be; None where it is."""
+    cuts = all_cuts(groups, removed)
+    silent, narrow = light_copy(whole.model), light_copy(whole.model)
+    silence(silent, cuts)
+    with torch.no_grad():
+        expected = silent(whole.x)
         try:
-            redo(narrow, samples, options(cuts, heads_left(groups, removed)))
-            given = narrow(samples)
+            redo(narrow, whole.x, options(cuts, heads_left(groups, removed)))
+            given = narrow(whole.x)
         except Exception as error:  # whatever a network raises whose shapes don't fit any more
             return f"without some of its channels the network fails: {first_line(error, 100)}"
-    if given.shape != whole.shape:
+    if given.shape != whole.outputs.shape:
         return "its channels are the network's outputs"
-    if not bool((given - expected).abs().max() <= close * expected.abs().max().clamp(min=1.0)):
+    if not bool((given - expected).abs().max() <= whole.close * expected.abs().max().clamp(min=1.0)):
         return "its channels depend on each other, or are mixed in a way that the dependency graph can't follow"
     return None
+
+
+class Reordered(nn.Module):
+    """Stands, while a network is followed, for a module that puts channels into another order."""
+
+    def __init__(self, order: Callable[[int], list[int]]) -> None:
+        super().__init__()
+        self.order = order
+        self.places: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.places = self.order(x.shape[1])
+        return x.index_select(1, torch.tensor(self.places))
+
+
+def _passing(torch_pruning: Any) -> Any:
+    """For torch-pruning a layer that has nothing to lose and passes on what goes."""
+
+    class Passing(torch_pruning.BasePruningFunc):  # type: ignore[misc]
+        def prune_out_channels(self, layer: Reordered, idxs: Sequence[int]) -> Reordered:
+            return layer
+
+        def get_out_channels(self, layer: Reordered) -> int:
+            return len(layer.places)
+
+        prune_in_channels = prune_out_channels
+        get_in_channels = get_out_channels
+
+    return Passing()
+
+
+def _map_orders(graph: Any) -> None:
+    """Tells the dependency graph which channel comes out where."""
+
+    def mapping(places: Sequence[int]) -> Callable[[Any], Any]:
+        return lambda found: [place._replace(idx=places[place.idx]) for place in found]
+
+    for node in graph.module2node.values():
+        if isinstance(node.module, Reordered):
+            there = {came: place for place, came in enumerate(node.module.places)}
+            for before in node.inputs:
+                for edge in before.dependencies:
+                    if edge.target is node:
+                        edge.index_mapping[1] = mapping([there[place] for place in sorted(there)])
+                for edge in node.dependencies:
+                    if edge.target is before:
+                        edge.index_mapping[0] = mapping(node.module.places)
 
 
 def _half(group: Group) -> list[int]:
@@ -161,6 +224,9 @@ def _groups(model: nn.Module, x: Tensor) -> list[Group | tuple[str, str]]:
     except ImportError:
         raise UserError(MISSING) from None
     traced = deepcopy(model).requires_grad_(True).eval()
+    for name, module in list(traced.named_modules()):
+        if callable(getattr(module, "channel_order", None)):
+            put(traced, name, Reordered(module.channel_order))
     names = {module: name for name, module in traced.named_modules()}
     tensors = {parameter: name for name, parameter in traced.named_parameters()}
     known = {function: part for part, function in parts().items()}
@@ -169,11 +235,25 @@ def _groups(model: nn.Module, x: Tensor) -> list[Group | tuple[str, str]]:
         warnings.simplefilter("ignore")
         try:
             graph = torch_pruning.DependencyGraph().build_dependency(
-                traced, x, forward_fn=lambda module, samples: module(samples), verbose=False
+                traced,
+                x,
+                forward_fn=lambda module, samples: module(samples),
+                customized_pruners={Reordered: _passing(torch_pruning)},
+                verbose=False,
             )
+            _map_orders(graph)
             items = list(graph.get_all_groups(root_module_types=(ops.TORCH_CONV, ops.TORCH_LINEAR, ops.TORCH_EMBED)))
         except Exception as error:  # it takes much for granted
-            raise UserError(f"the dependency graph can't follow this network: {first_line(error)}") from None
+            unknown = [
+                f"'{name}', a {type(module).__name__}"
+                for module, name in names.items()
+                if ops.module2type(module) == ops.OPTYPE.ELEMENTWISE
+                and next(module.parameters(recurse=False), None) is not None
+            ]
+            where = f" with {unknown[0]}" if unknown else ""
+            raise UserError(
+                f"prune: the dependency graph can't follow this network{where}: {first_line(error)}"
+            ) from None
     output = next(iter(graph.module2node))
     for item in items:
         ends = any(entry.dep.target.module is output and known.get(entry.dep.handler) not in READS for entry in item)
@@ -190,7 +270,7 @@ def _group(
         module, part = entry.dep.target.module, known.get(entry.dep.handler)
         if isinstance(module, nn.Parameter):
             return root, f"it hangs together with the parameter '{tensors.get(module, '?')}'"
-        if module not in names:
+        if module not in names or isinstance(module, Reordered):
             continue  # an operation without weights
         if part == "prelu" and module.num_parameters == 1:
             continue  # one slope for all
@@ -206,12 +286,39 @@ def _group(
         each = channels // int(modules[attention].heads)
         units = [tuple(range(start, start + each)) for start in range(0, channels, each)]
         return Group(root, tuple(members), tuple(units), attention)
-    grouped = [member for member in members if member.part.startswith("conv.")]
-    groups = max((int(modules[member.layer].groups) for member in grouped), default=1)
-    if channels % groups:
-        return root, f"its {channels} channels are read in {groups} groups"
-    each = channels // groups
-    return Group(root, tuple(members), tuple(tuple(range(k, channels, each)) for k in range(each)))
+    units = _alike_in_all_groups(members, modules, channels)
+    if len(set(map(len, units))) > 1 or sum(map(len, units)) != channels:
+        return root, "its channels are read in groups, of which not all can lose the same"
+    return Group(root, tuple(members), tuple(units))
+
+
+def _alike_in_all_groups(
+    members: Sequence[Member], modules: Mapping[str, nn.Module], channels: int
+) -> list[tuple[int, ...]]:
+    """The smallest sets of channels of which each group of each grouped convolution has those at the same places."""
+    grouped = []
+    for member in members:
+        layer: Any = modules[member.layer]
+        if member.part.startswith("conv.") and layer.groups != 1:
+            pairs = list(zip(member.roots, member.places, strict=True))
+            grouped.append(
+                (dict(pairs), [(place, root) for root, place in pairs], size(layer, member.part) // layer.groups)
+            )
+    units, seen = [], set[int]()
+    for channel in range(channels):
+        if channel in seen:
+            continue
+        unit, new = {channel}, {channel}
+        while new:
+            found = set[int]()
+            for place_of, roots, each in grouped:
+                within = {place_of[root] % each for root in new if root in place_of}
+                found |= {root for place, root in roots if place % each in within}
+            new = found - unit
+            unit |= new
+        seen |= unit
+        units.append(tuple(sorted(unit)))
+    return units
 
 
 def _attention(members: Sequence[Member], modules: Mapping[str, nn.Module]) -> str:

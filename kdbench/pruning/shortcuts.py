@@ -18,8 +18,9 @@ def rewritable(model: nn.Module) -> list[str]:
 def redo(model: nn.Module, example: Tensor, options: Mapping[str, Any]) -> None:
     """Puts the convolutions in the place of the `layers`, in place; their weights are constants, and never trained."""
     for name in options["layers"]:
+        shortcut: Any = model.get_submodule(name)
         with torch.random.fork_rng():  # what a new layer would draw
-            convolution = model.get_submodule(name).as_convolution()
+            convolution = shortcut.as_convolution()
         like = next(model.parameters())
         put(model, name, convolution.to(device=like.device, dtype=like.dtype).requires_grad_(False))
 

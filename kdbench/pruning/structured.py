@@ -13,9 +13,9 @@ from kdbench.errors import UserError
 from kdbench.progress import Progress, silent
 from kdbench.pruning import blocks, channels, shortcuts
 from kdbench.pruning.changes import CHANGES, Change
-from kdbench.pruning.graph import Graph, all_cuts, differs, follow, heads_left
+from kdbench.pruning.graph import Graph, all_cuts, differs, follow, heads_left, proof
 from kdbench.pruning.importance import Gradients, unit_scores
-from kdbench.pruning.targets import MEASUREMENTS, Cost, Ranking, Removal, cost, least
+from kdbench.pruning.targets import MEASUREMENTS, Cost, Ranking, Removal, cost, cost_without, least
 from kdbench.records import Prune
 
 Measure = Callable[[nn.Module], float]
@@ -162,18 +162,28 @@ def _narrowed(
     groups = [group for group in graph.groups if group.name not in untold]
     graph = Graph(tuple(groups), {**graph.left, **untold})
     ranking = Ranking(groups, scores, options.scope, options.round_to)
-    shares: dict[tuple[tuple[int, ...], ...], float] = {}
+    shares: dict[tuple[tuple[int, ...], ...], float] = {}  # of different numbers the same may go
 
     def redone(removal: Removal) -> dict[str, Any]:
         return channels.options(all_cuts(groups, removal), heads_left(groups, removal))
+
+    def done(removal: Removal) -> nn.Module:
+        narrow = deepcopy(model)
+        channels.redo(narrow, x, redone(removal))
+        return narrow
+
+    counted, now = cost(model, x), share_of(model) if what != "latency" else 1.0
+
+    def told(removal: Removal) -> float:
+        cuts, heads = all_cuts(groups, removal), heads_left(groups, removal)
+        parameters, macs = cost_without(model, counted, cuts, heads)
+        return now * (macs / counted.macs if what == "macs" else parameters / counted.parameters)
 
     def share(number: int) -> float:
         removal = ranking.removal(number)
         key = tuple(tuple(removal[group.name]) for group in groups)
         if key not in shares:
-            narrow = deepcopy(model)
-            channels.redo(narrow, x, redone(removal))
-            shares[key] = share_of(narrow)
+            shares[key] = told(removal) if what != "latency" else share_of(done(removal))
         return shares[key]
 
     if not groups:
@@ -182,7 +192,7 @@ def _narrowed(
     if number is None:
         return None, share(ranking.length), graph
     removal = ranking.removal(number)
-    why = differs(model, x[:PROOF], groups, removal)
+    why = differs(proof(model, x[:PROOF]), groups, removal)
     if why is not None:
         raise UserError(f"pruning: the network as a whole doesn't stand it, though each layer does: {why}")
     return redone(removal), share(number), graph

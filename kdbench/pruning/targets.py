@@ -1,14 +1,16 @@
 """What a network costs, and the least pruning that brings it down to a share of that."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
+from kdbench.pruning.channels import READS, Cuts, size
 from kdbench.pruning.graph import Group
 
 MEASUREMENTS = 8
@@ -25,30 +27,99 @@ class Cost:
     macs: int
     """Multiply-accumulates in convolutions, matrix products, attention and recurrent layers."""
     layers: Mapping[str, tuple[int, int]]
-    """Parameters and MACs of each submodule that has weights of its own, by name."""
+    """Parameters and MACs of each submodule that has any of its own, by name."""
 
 
 def cost(model: nn.Module, x: Tensor) -> Cost:
     """Counted on the first of the samples `x`."""
-    aten = torch.ops.aten
-
-    def attended(query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    def recurred(inputs: Any, weights: Any, weights_of_states: Any, *rest: Any, **more: Any) -> int:
-        found: int = 2 * prod(inputs[:2]) * (prod(weights) + prod(weights_of_states))
-        return found
-
-    fused = {aten._scaled_dot_product_flash_attention_for_cpu: attended, aten.mkldnn_rnn_layer: recurred}
-    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=fused) as counter:
-        model.eval()(x[:1])
-    flops = {name.partition(".")[2]: sum(found.values()) for name, found in counter.get_flop_counts().items()}
+    names = {module: name for name, module in model.named_modules()}
+    counter = _Counter()
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: counter.within.append(names[module])) for module in names
+    ]
+    hooks += [module.register_forward_hook(lambda *_: counter.within.pop() and None) for module in names]
+    try:
+        with torch.no_grad(), counter:
+            model.eval()(x[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
     layers = {}
-    for name, module in model.named_modules():
+    for module, name in names.items():
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        if own:
-            layers[name] = (own, flops.get(name, 0) // 2)
-    return Cost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2, layers)
+        if own or counter.macs[name]:
+            layers[name] = (own, counter.macs[name])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(parameters, sum(counter.macs.values()), layers)
+
+
+class _Counter(TorchFunctionMode):
+    """Counts the multiply-accumulates of what a network calls, by the submodule that it is in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.within = [""]
+        self.macs = Counter[str]()
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if function in MACS:
+            self.macs[self.within[-1]] += MACS[function](made, *args)
+        return made
+
+
+def _product(made: Tensor, left: Tensor, *rest: Any) -> int:
+    return made.numel() * left.shape[-1]
+
+
+def _convolution(made: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> int:
+    return made.numel() * weight[0].numel()
+
+
+def _attention(made: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> int:
+    return query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+
+
+def _recurrent(made: Any, x: Tensor, states: Any, weights: Sequence[Tensor], *rest: Any) -> int:
+    return x[..., 0].numel() * sum(weight.numel() for weight in weights if weight.ndim > 1)
+
+
+MACS: dict[Any, Callable[..., int]] = {
+    functional.linear: _product,
+    torch.matmul: _product,
+    torch.bmm: _product,
+    torch.mm: _product,
+    Tensor.matmul: _product,
+    Tensor.__matmul__: _product,
+    functional.conv1d: _convolution,
+    functional.conv2d: _convolution,
+    functional.conv3d: _convolution,
+    functional.scaled_dot_product_attention: _attention,
+    torch.lstm: _recurrent,
+    torch.gru: _recurrent,
+    torch.rnn_tanh: _recurrent,
+    torch.rnn_relu: _recurrent,
+}
+
+
+def cost_without(model: nn.Module, whole: Cost, cuts: Cuts, heads: Mapping[str, int]) -> tuple[int, int]:
+    """Parameters and MACs of a network whose cost is `whole`, without what is cut, told without doing it."""
+    modules = dict(model.named_modules())
+    made, read = dict.fromkeys(whole.layers, 1.0), dict.fromkeys(whole.layers, 1.0)
+    for (layer, part), removed in cuts.items():
+        side = read if part in READS else made
+        side[layer] *= 1 - len(removed) / size(modules[layer], part)
+    parameters = macs = 0.0
+    for name, (own, own_macs) in whole.layers.items():
+        module = modules[name]
+        weight = getattr(module, "weight", None)
+        read_by = weight.numel() if isinstance(weight, Tensor) else 0
+        parameters += made[name] * (read[name] * read_by + own - read_by)
+        of_heads = heads[name] / int(module.heads) if name in heads else 1.0
+        macs += made[name] * read[name] * of_heads * own_macs
+    return round(parameters), round(macs)
 
 
 Removal = dict[str, list[int]]

@@ -53,8 +53,10 @@ class Narrowed:
     path: Path
     before: Cost
     after: Cost
+    target: str
+    """What was to fall: macs, parameters or latency."""
     share: float
-    """Of the target's quantity, so much is left."""
+    """Of it, so much is left."""
     left: Mapping[str, str]
     """Why the channels of these layers were left alone."""
 
@@ -90,7 +92,7 @@ def prune(
         "fingerprint": mark(source, options, seed),
     }
     weights.save(out, found.model.state_dict(), trained.model_copy(update=kept))
-    return Narrowed(out, found.before, found.after, found.share, found.left)
+    return Narrowed(out, found.before, found.after, options.target[0], found.share, found.left)
 
 
 def mark(source: Path, options: Prune, seed: int) -> str:
@@ -177,7 +179,7 @@ def _gradients(x: Tensor, labels: Labels | None, task: Task) -> Gradients:
                 loss = functional.binary_cross_entropy_with_logits(logits, target)
             else:
                 loss = functional.cross_entropy(logits, said.argmax(1) if known is None else known)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             yield
 
     return run
