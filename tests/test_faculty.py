@@ -149,7 +149,10 @@ def test_two_teachers_are_rungs_and_their_mean_is_what_is_taught(tmp_path, datas
     run = RunFolder(tmp_path / "run")
     models = [weights.model_of(run.weights(name))[0] for name in recipe.teacher_names]
     x = dataset.x_train[:8]
-    with train._at_work([run.weights(name) for name in recipe.teacher_names], recipe) as members:
+    voices = [
+        (name, run.weights(name), of.weight) for name, of in zip(recipe.teacher_names, recipe.teachers, strict=True)
+    ]
+    with train._at_work(voices, recipe) as members:
         faculty = Faculty(members, dataset.preprocessing, 10)
         seen = torch.from_numpy(train.apply(x, dataset.preprocessing))
         said = faculty.say(x, seen, np.arange(8))

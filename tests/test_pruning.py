@@ -155,6 +155,33 @@ def test_a_wrong_mapping_of_equal_shapes_is_found():
     assert "mixed" in graph.left["first"]
 
 
+class Padded(nn.Module):
+    """A shortcut that pads by a function, as many copies of CIFAR's ResNets have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.inner = nn.Conv2d(8, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 12, 3, padding=1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        y = self.second(torch.relu(self.inner(x)))
+        return self.head(torch.relu(y + nn.functional.pad(x, (0, 0, 0, 0, 2, 2))).mean((2, 3)))
+
+
+def test_a_padding_shortcut_of_ones_own_is_left_and_named():
+    torch.manual_seed(0)
+    model = Padded()
+    graph = follow(model, samples(IMAGE))
+    assert [group.name for group in graph.groups] == ["inner"]
+    assert set(graph.left) & {"first", "second"}
+    found = structured.prune(model, asked(macs=0.9, parameters=None), samples(IMAGE))
+    assert found.model.inner.out_channels < 8
+    assert (found.model.first.out_channels, found.model.second.out_channels) == (8, 12)
+
+
 def test_a_model_of_which_nothing_can_be_followed_is_refused_by_the_name_of_its_layer():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Linear(16, 5))

@@ -71,7 +71,7 @@ def prune(
 
     \b
     kdbench prune runs/digits/student.safetensors --macs 0.5 --out pruned.safetensors
-    kdbench prune big.safetensors --latency 60% --importance taylor --pack pack.npz --out small.safetensors
+    kdbench prune big.safetensors --latency 60% --pack pack.npz --blocks --out small.safetensors
     """
     from kdbench.cli.show import show_pruned
     from kdbench.pipeline.learning import needs_torch

@@ -148,13 +148,13 @@ def differs(whole: Proof, groups: Sequence[Group], removed: Mapping[str, Sequenc
     """Why a network without these units of its groups is not what it should be; None where it is."""
     cuts = all_cuts(groups, removed)
     silent, narrow = light_copy(whole.model), light_copy(whole.model)
-    silence(silent, cuts)
     with torch.no_grad():
-        expected = silent(whole.x)
         try:
+            silence(silent, cuts)
+            expected = silent(whole.x)
             redo(narrow, whole.x, options(cuts, heads_left(groups, removed)))
             given = narrow(whole.x)
-        except Exception as error:  # whatever a network raises whose shapes don't fit any more
+        except Exception as error:  # whatever is raised where channels are not there, or shapes don't fit any more
             return f"without some of its channels the network fails: {first_line(error, 100)}"
     if given.shape != whole.outputs.shape:
         return "its channels are the network's outputs"

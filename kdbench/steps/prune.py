@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdbench import __version__
+from kdbench.benchmark.cells import check_backends
 from kdbench.data.dataset import Dataset, Labels
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.data.preprocess import apply
@@ -107,6 +108,8 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
     trained."""
     if recipe.prune is None:
         return
+    if recipe.prune.target[0] == "latency":
+        check_backends([recipe.prune.backend])
     student = initial(recipe.student, dataset, recipe.seed, "student", recipe.folder)
     x = torch.from_numpy(apply(dataset.x_train[: structured.PROOF], dataset.preprocessing))
     structured.check(student, recipe.prune, x)
