@@ -1,8 +1,9 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
-What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `prune`, `export`,
-`slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`,
-`bundle`, `load_results`. torch and onnxruntime are imported when a function needs them, not before.
+What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `prune`, `sparsify`,
+`factorise`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`,
+`self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and onnxruntime are imported when a function needs them,
+not before.
 """
 
 from importlib import import_module
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from kdbench.report.table import load_results
     from kdbench.steps.convert import convert
     from kdbench.steps.export import export
+    from kdbench.steps.factorise import factorise
     from kdbench.steps.prune import prune
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
+    from kdbench.steps.sparsify import sparsify
 
 _HOMES = {
     "UserError": "errors",
@@ -39,6 +42,7 @@ _HOMES = {
     "distill": "pipeline",
     "evaluate": "evaluation",
     "export": "steps.export",
+    "factorise": "steps.factorise",
     "fastest_int8": "pipeline.quantizing",
     "init": "pipeline.starting",
     "load_results": "report.table",
@@ -51,6 +55,7 @@ _HOMES = {
     "run": "pipeline",
     "self_test": "pipeline.self_test",
     "slim": "steps.slim",
+    "sparsify": "steps.sparsify",
 }
 
 __all__ = [
@@ -63,6 +68,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "factorise",
     "fastest_int8",
     "init",
     "load_results",
@@ -75,6 +81,7 @@ __all__ = [
     "run",
     "self_test",
     "slim",
+    "sparsify",
 ]
 
 

@@ -56,7 +56,7 @@ def test_the_history_survives_training(run):
     assert [change.kind for change in end.changes] == ["channels"]
     assert end.changes == start.changes
     assert len(end.history) == end.epoch == 2  # half of three epochs
-    assert weights.record(run / "student-sparse.safetensors").history[0]["loss.penalty"] > 0
+    assert weights.record(run / "student-pruned-sparse.safetensors").history[0]["loss.penalty"] > 0
 
 
 def test_a_second_run_keeps_all_and_one_without_prune_forgets_the_rung(run, tmp_path):

@@ -19,6 +19,8 @@ COMMANDS = (
     "run",
     "distill",
     "prune",
+    "sparsify",
+    "factorise",
     "export",
     "slim",
     "quantize",

@@ -88,6 +88,11 @@ def share(ctx: click.Context, parameter: click.Parameter, text: str) -> float:
     return value
 
 
+def maybe_share(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """The same of an option that may be left out."""
+    return None if text is None else share(ctx, parameter, text)
+
+
 _TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?(s|ms|us|µs)")
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
@@ -227,3 +232,26 @@ def budgeted(command: F) -> F:
     for option in reversed(added):
         command = option(command)
     return command
+
+
+def out_weights(command: F) -> F:
+    return click.option("--out", type=FILE, required=True, metavar="FILE", help="The .safetensors file to write.")(
+        command
+    )
+
+
+def layers(text: str) -> Callable[[F], F]:
+    """Names of parts of a network."""
+    return click.option("--layer", "layers", multiple=True, metavar="LAYER", help=f"{text} May be repeated.")
+
+
+def ignore(command: F) -> F:
+    return click.option(
+        "--ignore", multiple=True, metavar="LAYER", help="Leave this submodule as it is. May be repeated."
+    )(command)
+
+
+def code(command: F) -> F:
+    return click.option(
+        "--code", type=FILE, metavar="DIR", help="Where the module.py of a model of your own lies: it is run."
+    )(command)

@@ -7,16 +7,22 @@ import click
 from kdbench.cli import options
 
 
-def _share(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
-    return None if text is None else options.share(ctx, parameter, text)
-
-
 @click.command(short_help="Take channels and blocks out of a weights file.")
 @click.argument("weights", type=options.FILE)
 @click.option("--out", type=options.FILE, required=True, metavar="FILE", help="The .safetensors file to write.")
-@click.option("--macs", callback=_share, metavar="SHARE", help="Keep so much of the multiply-accumulates: 0.5 or 50%.")
-@click.option("--parameters", callback=_share, metavar="SHARE", help="Keep so much of the parameters.")
-@click.option("--latency", callback=_share, metavar="SHARE", help="Keep so much of the latency measured on --backend.")
+@click.option(
+    "--macs",
+    callback=options.maybe_share,
+    metavar="SHARE",
+    help="Keep so much of the multiply-accumulates: 0.5 or 50%.",
+)
+@click.option("--parameters", callback=options.maybe_share, metavar="SHARE", help="Keep so much of the parameters.")
+@click.option(
+    "--latency",
+    callback=options.maybe_share,
+    metavar="SHARE",
+    help="Keep so much of the latency measured on --backend.",
+)
 @click.option("--backend", default="cpu", show_default=True, metavar="NAME[:PRECISION]", help="Where it is measured.")
 @click.option(
     "--importance",

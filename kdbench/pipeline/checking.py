@@ -21,8 +21,8 @@ from kdbench.errors import UserError
 from kdbench.evaluation import judge
 from kdbench.pipeline import describing
 from kdbench.pipeline.describing import Fact
-from kdbench.pipeline.learning import Ground, grounded, ladder, learned, loaded, needs_torch
-from kdbench.pipeline.rungs import PRUNED, compressed, run_subjects
+from kdbench.pipeline.learning import Ground, grounded, learned, loaded, made, needs_torch
+from kdbench.pipeline.rungs import LOW_RANK, PRUNED, SPARSE, compressed, run_subjects
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Recipe, Teacher, Training
 from kdbench.store import RunFolder, load_recipe
@@ -108,7 +108,7 @@ def check(recipe: Recipe | str, *, progress: Progress = silent, say: Callable[[s
         dataset, teachers = loaded(recipe, say)
         steps = {"load, build": now() - start}
         ground = replace(_small(folder, recipe, dataset, watch, say), teachers=teachers)
-        artifacts = ladder(ground, learned(ground, alone=True))
+        artifacts = made(ground, alone=True)
         baseline = next(iter(artifacts))
         compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, watch, say)
         subjects, pack = run_subjects(folder), load_pack(folder.pack)
@@ -147,7 +147,12 @@ def learning_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch) -> dict[str, 
     if recipe.prune:
         from kdbench.steps.prune import fine_tuning, sparse_training
 
-        trainings |= {"student-sparse": sparse_training(recipe), PRUNED: fine_tuning(recipe)}
+        trainings |= {f"{PRUNED}-sparse": sparse_training(recipe), PRUNED: fine_tuning(recipe)}
+    if recipe.sparsify or recipe.factorise:
+        from kdbench.steps.lighter import training as taught_again
+
+        sections = {SPARSE: ("sparsify", recipe.sparsify), LOW_RANK: ("factorise", recipe.factorise)}
+        trainings |= {rung: taught_again(recipe, name) for rung, (name, section) in sections.items() if section}
     samples, estimate = len(dataset.x_train), {}
     for rung, training in trainings.items():
         if training and rung in watch.calls:
@@ -218,9 +223,20 @@ def _one_epoch(recipe: Recipe) -> Recipe:
     if prune:
         sparse = prune.sparse and prune.sparse.model_copy(update={"epochs": 1})
         prune = prune.model_copy(update={"training": prune.training and short(prune.training), "sparse": sparse})
+    # The weights of a few steps say nothing of how much can go in the end.
+    sparsify, factorise = recipe.sparsify, recipe.factorise
+    if sparsify:
+        some = {"sparsity": 0.5, "threshold": None, "scope": "layer"}
+        some |= {"begin_epoch": 0, "end_epoch": sparsify.end_epoch and 1, "rewind_epoch": sparsify.rewind_epoch and 1}
+        sparsify = sparsify.model_copy(update=some | {"training": sparsify.training and short(sparsify.training)})
+    if factorise:
+        least = {"energy": 0.01, "macs": None, "training": factorise.training and short(factorise.training)}
+        factorise = factorise.model_copy(update=least)
     return recipe.model_copy(
         update={
             "prune": prune,
+            "sparsify": sparsify,
+            "factorise": factorise,
             "teacher": tuple(map(taught, recipe.teachers)) if several else taught(recipe.teachers[0]),
             "student": recipe.student.model_copy(update={"training": short(recipe.student.training)}),
             "distill": recipe.distill.model_copy(update={"losses": losses}),

@@ -12,6 +12,7 @@ from kdbench.data.pack import save_pack
 from kdbench.data.remarks import remarks
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
+from kdbench.pipeline.lighter import lighter
 from kdbench.pipeline.rungs import PRUNED, forget, kept
 from kdbench.progress import Progress, is_main
 from kdbench.records import Artifact, Distill, Recipe
@@ -54,12 +55,14 @@ def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callabl
 def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["Candidate"]]:
     """The recipe's data, of which everything in the recipe is known to fit; and its teachers as they were loaded."""
     from kdbench import data
+    from kdbench.steps import lighter as beside
     from kdbench.steps import prune, train
 
     dataset = data.load(recipe.data)
     for remark in remarks(dataset):
         say(remark)
     prune.check(recipe, dataset)
+    beside.check(recipe, dataset)
     return dataset, train.check(recipe, dataset)
 
 
@@ -85,11 +88,17 @@ def distilled(
 
     Of several processes that train together, the main one exports; the others give no artifacts.
     """
-    ground = prepared(folder, recipe, progress, say)
-    artifacts = ladder(ground, learned(ground, alone))
+    artifacts = made(prepared(folder, recipe, progress, say), alone)
     if is_main():
         forget(folder, artifacts, alone)
     return artifacts
+
+
+def made(ground: Ground, alone: bool) -> dict[str, Artifact]:
+    """The same on a ground that is prepared, but for what an earlier recipe has left."""
+    weights = learned(ground, alone)
+    artifacts = ladder(ground, weights)
+    return artifacts | lighter(ground, weights, artifacts)
 
 
 def learned(ground: Ground, alone: bool) -> dict[str, Path]:
@@ -187,7 +196,7 @@ def pruned(ground: Ground, student: Path, teachers: dict[str, Path]) -> Path:
         facts = {"sparse": options.sparse.model_dump()}
         training = prune.sparse_training(recipe)
         student = train.refine(
-            folder, "student-sparse", student, *lessons, training=training, penalty=penalty, facts=facts
+            folder, f"{PRUNED}-sparse", student, *lessons, training=training, penalty=penalty, facts=facts
         )
     narrowed = folder.weights(f"{PRUNED}-start")
 

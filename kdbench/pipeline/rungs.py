@@ -17,11 +17,13 @@ from kdbench.records import IMPORTED, Artifact, Quantize
 from kdbench.store import SIDECAR, RunFolder, fingerprint, save_artifact, sha256, sidecar
 
 PRUNED = "student-pruned"
+SPARSE = "student-sparse"
+LOW_RANK = "student-low-rank"
 
 LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim", "student-int8")
 """The rungs of every recipe, in the order of the table."""
 
-ORDER = (*LADDER[:4], PRUNED, *LADDER[4:])
+ORDER = (*LADDER[:4], SPARSE, LOW_RANK, PRUNED, *LADDER[4:])
 """The same with those that a recipe may ask for."""
 
 RACE_S = 20.0

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line, pick
-from kdbench.pruning import blocks, channels, shortcuts
+from kdbench.pruning import blocks, channels, low_rank, shortcuts
 from kdbench.records import Record
 
 
@@ -23,6 +23,7 @@ class Change(Record):
 CHANGES: dict[str, Callable[[nn.Module, Tensor, dict[str, Any]], None]] = {
     "blocks": blocks.redo,
     "channels": channels.redo,
+    "low_rank": low_rank.split,
     "shortcuts": shortcuts.redo,
 }
 """By kind: given the network, one batch that it can take, and the options of the change."""

@@ -25,7 +25,7 @@ class Cost:
 
     parameters: int
     macs: int
-    """Multiply-accumulates in convolutions, matrix products and attention."""
+    """Multiply-accumulates in convolutions, matrix products, attention and recurrent layers."""
     layers: Mapping[str, tuple[int, int]]
     """Parameters and MACs of each submodule that has any of its own, by name."""
 
@@ -82,6 +82,10 @@ def _attention(made: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: A
     return query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
+def _recurrent(made: Any, x: Tensor, states: Any, weights: Sequence[Tensor], *rest: Any) -> int:
+    return x[..., 0].numel() * sum(weight.numel() for weight in weights if weight.ndim > 1)
+
+
 MACS: dict[Any, Callable[..., int]] = {
     functional.linear: _product,
     torch.matmul: _product,
@@ -93,6 +97,10 @@ MACS: dict[Any, Callable[..., int]] = {
     functional.conv2d: _convolution,
     functional.conv3d: _convolution,
     functional.scaled_dot_product_attention: _attention,
+    torch.lstm: _recurrent,
+    torch.gru: _recurrent,
+    torch.rnn_tanh: _recurrent,
+    torch.rnn_relu: _recurrent,
 }
 
 

@@ -22,7 +22,7 @@ from kdbench.records.base import (
     read_text,
     slug,
 )
-from kdbench.records.compression import Prune, Quantize, Sparse
+from kdbench.records.compression import Factorise, Prune, Quantize, Sparse, Sparsify
 from kdbench.records.conversion import Convert
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
@@ -31,12 +31,14 @@ from kdbench.records.recipe import (
     CommonOptions,
     Data,
     Distill,
+    FactoriseSection,
     Loss,
     Network,
     PruneSection,
     Recipe,
     ScenarioName,
     Schedule,
+    SparsifySection,
     Teacher,
     Temperature,
     Training,
@@ -73,6 +75,8 @@ __all__ = [
     "Data",
     "Distill",
     "Evaluation",
+    "Factorise",
+    "FactoriseSection",
     "LoadTest",
     "Loss",
     "Machine",
@@ -99,6 +103,8 @@ __all__ = [
     "ScenarioName",
     "Schedule",
     "Sparse",
+    "Sparsify",
+    "SparsifySection",
     "Task",
     "Teacher",
     "Temperature",

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from kdbench.records.base import Count, Positive, Record
@@ -96,3 +96,53 @@ class Prune(Record):
         if sum(share is not None for share in (self.macs, self.parameters, self.latency)) != 1:
             raise PydanticCustomError("target", "with one of macs, parameters and latency: the share of it to keep")
         return self
+
+
+class Sparsify(Record):
+    """Unstructured pruning: single weights become zero."""
+
+    method: Literal["magnitude", "gradient", "random"] = "magnitude"
+    """Which go first: the smallest weights, those of the smallest |weight · gradient|, or any."""
+    sparsity: Share | None = None
+    """Share of zeros in the end."""
+    threshold: Annotated[Positive | None, Field(validate_default=True)] = None
+    """In the place of `sparsity`: what is smaller becomes zero."""
+    scope: Literal["global", "layer"] = "global"
+    """The share is of all weights together, or of those of each layer."""
+    layers: tuple[str, ...] = ()
+    """Submodules or weights to choose from; all but embeddings where none is named."""
+    ignore: tuple[str, ...] = ()
+    """Submodules or weights that stay as they are."""
+
+    @field_validator("threshold")
+    @classmethod
+    def _instead(cls, threshold: float | None, info: ValidationInfo) -> float | None:
+        if threshold is None and info.data.get("sparsity", 0) is None:
+            raise PydanticCustomError("no_sparsity", "given where sparsity is not: name one of the two")
+        if threshold is not None and info.data.get("sparsity") is not None:
+            raise PydanticCustomError("two_sparsities", "left out where sparsity is given")
+        if threshold is not None and info.data.get("method", "magnitude") != "magnitude":
+            raise PydanticCustomError("unused_threshold", "left out where method is not 'magnitude'")
+        return threshold
+
+
+class Factorise(Record):
+    """Low rank: layers become products of two smaller ones, where that is cheaper."""
+
+    energy: Share | None = None
+    """Share of its squared singular values that each layer keeps at least."""
+    macs: Annotated[Share | None, Field(validate_default=True)] = None
+    """In the place of `energy`: share of the multiply-accumulates that is left at most."""
+    layers: tuple[str, ...] = ()
+    """Submodules to factorise; all where none is named."""
+    ignore: tuple[str, ...] = ()
+    """Submodules that stay as they are."""
+
+    @field_validator("macs")
+    @classmethod
+    def _instead(cls, macs: float | None, info: ValidationInfo) -> float | None:
+        if macs is None and info.data.get("energy", 0) is None:
+            raise PydanticCustomError("no_target", "given where energy is not: name one of the two")
+        if macs is not None and info.data.get("energy") is not None:
+            raise PydanticCustomError("two_targets", "left out where energy is given")
+        return macs

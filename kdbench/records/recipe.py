@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from kdbench.errors import UserError
 from kdbench.records.artifacts import Preprocessing
 from kdbench.records.base import Count, Name, NotNegative, Positive, Record, Versioned, parse
-from kdbench.records.compression import Prune, Quantize, Sparse
+from kdbench.records.compression import Factorise, Prune, Quantize, Sparse, Sparsify
 
 
 def _is_number(value: Any) -> bool:
@@ -215,6 +215,47 @@ class PruneSection(Prune):
     """After it; without one half of the student's epochs, at a fifth of its learning rate."""
 
 
+class SparsifySection(Sparsify):
+    """Of the student: when its weights become zero, and how it learns with the others, under its teachers."""
+
+    begin_epoch: Annotated[int, Field(ge=0)] = 0
+    """Of a gradual schedule: the last epoch before the first zeros."""
+    end_epoch: Annotated[Count | None, Field(validate_default=True)] = None
+    """The first epoch with all of them. Without it they are set at once, before the first epoch."""
+    rewind_epoch: Count | None = None
+    """All that is not zero goes back to what it was after that epoch of the student's training."""
+    training: Training | None = None
+    """Without one half of the student's epochs, at a fifth of its learning rate; after rewinding the student's own."""
+
+    @field_validator("end_epoch")
+    @classmethod
+    def _gradual(cls, end: int | None, info: ValidationInfo) -> int | None:
+        begin = info.data.get("begin_epoch", 0)
+        if end is None and begin:
+            raise PydanticCustomError("no_end", "given where begin_epoch is")
+        if end is not None and end <= begin:
+            raise PydanticCustomError("early_end", "after begin_epoch, {begin}", {"begin": begin})
+        if end is not None and info.data.get("threshold") is not None:
+            raise PydanticCustomError("gradual_threshold", "left out with a threshold: a schedule is of a sparsity")
+        return end
+
+    @field_validator("rewind_epoch")
+    @classmethod
+    def _at_once(cls, epoch: int | None, info: ValidationInfo) -> int | None:
+        if epoch is not None and info.data.get("end_epoch") is not None:
+            raise PydanticCustomError(
+                "gradual_rewind", "left out where end_epoch is given: it is for zeros set at once"
+            )
+        return epoch
+
+
+class FactoriseSection(Factorise):
+    """Of the student, which then learns again under its teachers."""
+
+    training: Training | None = None
+    """Without one half of the student's epochs, at a fifth of its learning rate."""
+
+
 ScenarioName = Literal["single_stream", "multi_stream", "server", "offline"]
 
 
@@ -262,6 +303,10 @@ class Recipe(Versioned):
     """Other ways to distil the same student, by name: `kdbench distill --seeds` compares them with `distill`."""
     prune: PruneSection | None = None
     """Pruning of the student, which then learns again; without it there is no rung of it."""
+    sparsify: SparsifySection | None = None
+    """Unstructured pruning of the student; without it there is no rung of it."""
+    factorise: FactoriseSection | None = None
+    """Low rank, likewise."""
     quantize: Quantize = Quantize()
     bench: Bench = Bench()
     _folder: Path = PrivateAttr(default=Path())

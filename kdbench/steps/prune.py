@@ -124,13 +124,13 @@ def fine_tuning(recipe: Recipe) -> Training:
     own = recipe.student.training
     if recipe.prune and recipe.prune.training:
         return recipe.prune.training
-    return _shorter(own, ceil(own.epochs / 2))
+    return shorter(own, ceil(own.epochs / 2))
 
 
 def sparse_training(recipe: Recipe) -> Training | None:
     """How the student learns before it is pruned, at the learning rate of what follows; None where it doesn't."""
     sparse = recipe.prune and recipe.prune.sparse
-    return _shorter(recipe.student.training, sparse.epochs) if sparse else None
+    return shorter(recipe.student.training, sparse.epochs) if sparse else None
 
 
 def sparse_penalty(recipe: Recipe, dataset: Dataset, source: Path) -> Penalty:
@@ -151,7 +151,7 @@ def training_samples(recipe: Recipe, dataset: Dataset) -> Samples:
     return Samples(apply(dataset.x_train[chosen], dataset.preprocessing), None if labels is None else labels[chosen])
 
 
-def _shorter(training: Training, epochs: int) -> Training:
+def shorter(training: Training, epochs: int) -> Training:
     """So many epochs at a fifth of the learning rate; steps of a schedule keep their share of the time."""
     steps = {epoch * epochs // training.epochs for epoch in training.step_epochs}
     steps = {epoch for epoch in steps if 0 < epoch < epochs}

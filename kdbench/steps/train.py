@@ -17,6 +17,7 @@ from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.models import build
 from kdbench.progress import Progress, silent, unsaid
+from kdbench.pruning.masks import Masks
 from kdbench.records import Distill, Loss, Network, Recipe, Teacher, Training
 from kdbench.steps.teach import ALONE, at_work, digest, prepared, untrained
 from kdbench.store import RunFolder, fingerprint, sha256
@@ -138,6 +139,8 @@ def _check_judged(recipe: Recipe) -> None:
         field: section.training for field, section in zip(recipe.teacher_fields, recipe.teachers, strict=True)
     }
     trainings["student"] = recipe.student.training
+    sections = {"prune": recipe.prune, "sparsify": recipe.sparsify, "factorise": recipe.factorise}
+    trainings |= {name: section.training for name, section in sections.items() if section}
     for name, training in trainings.items() if not recipe.data.held_out_samples else ():
         asked = training and ("patience_epochs" if training.patience_epochs else training.keep == "best" and "keep")
         if asked:
@@ -203,7 +206,9 @@ def distill(
         return model
 
     part = Part(rung, started)
-    return _taught(run, part, start, voices, recipe, dataset, data_sha256, method, answers or run, progress, say)
+    lessons = (voices, recipe, dataset, data_sha256, method, answers or run, progress, say)
+    early = recipe.sparsify.rewind_epoch if recipe.sparsify and rung == "student" else None
+    return _taught(run, part, start, *lessons, early_epoch=early)
 
 
 def refine(
@@ -221,13 +226,15 @@ def refine(
     training: Training | None = None,
     answers: RunFolder | None = None,
     penalty: Penalty | None = None,
+    masks: Masks | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> Path:
     """Trains the model of the weights file `source` further, under teachers by name; the weights file of `rung`.
 
     The model goes on from its weights, and what was done to its structure is kept. It learns by `method` and by
     `training`, those of the recipe and its student where they are None. Teachers of the recipe have its weights, others
-    1. A `penalty` is added to the loss; `facts` tell it from others. Otherwise as `distill`.
+    1. A `penalty` is added to the loss, and `masks` keep weights at zero; `facts` tell them from others. Otherwise as
+    `distill`.
     """
     method = method or recipe.distill
     training = training or recipe.student.training
@@ -245,8 +252,8 @@ def refine(
     def start(members: Sequence[Teaching]) -> nn.Module:
         return weights.model_of(source, recipe.folder)[0]
 
-    part, place = Part(rung, started), answers or run
-    return _taught(run, part, start, voices, recipe, dataset, data_sha256, method, place, progress, say, penalty)
+    lessons = (voices, recipe, dataset, data_sha256, method, answers or run, progress, say)
+    return _taught(run, Part(rung, started), start, *lessons, penalty=penalty, masks=masks)
 
 
 def _taught(
@@ -262,6 +269,8 @@ def _taught(
     progress: Progress,
     say: Callable[[str], None],
     penalty: Penalty | None = None,
+    masks: Masks | None = None,
+    early_epoch: int | None = None,
 ) -> Path:
     """The weights file of a model that learns under teachers at work, whose answers are kept in `answers`."""
     shelf = Shelf(
@@ -273,7 +282,8 @@ def _taught(
     terms = _terms(recipe, recipe.student, method.losses, "distill", method.temperature)
     with _at_work(voices, recipe) as members:
         faculty = Faculty(members, dataset.preprocessing, len(dataset.classes), shelf if method.cache else None)
-        course = replace(_course(recipe, dataset, terms), faculty=faculty, penalty=penalty)
+        course = _course(recipe, dataset, terms)
+        course = replace(course, faculty=faculty, penalty=penalty, masks=masks, early_epoch=early_epoch)
         return weights_files(run, [part], lambda: start(members), course, progress)[0]
 
 

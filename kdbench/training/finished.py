@@ -37,10 +37,19 @@ def weights_files(
     """The weights files of `parts`: of the model that `start` gives, trained unless `course` is None.
 
     Files of the same `started.fingerprint` are kept, and a checkpoint of it continued. Of the last and the best epoch
-    the one that the recipe does not ask for is written beside. Only the main process writes; all wait for it.
+    the one that the recipe does not ask for is written beside, as the course's early epoch is. Only the main process
+    writes; all wait for it.
     """
     checkpoint = run.checkpoint(parts[0].rung)
+    epoch = course.early_epoch if course else None
+    early = run.weights_of_epoch(parts[0].rung, f"epoch-{epoch}") if epoch is not None else None
     there = all(weights.load_matching(run.weights(part.rung), part.started.fingerprint) for part in parts)
+    if early and not weights.load_matching(early, parts[0].started.fingerprint):
+        there = False
+        past = weights.load_matching(checkpoint, parts[0].started.fingerprint)
+        if past and epoch and past[1].epoch >= epoch and is_main():  # it would not come by that epoch again
+            checkpoint.unlink()
+        processes.wait()
     if not processes.of_main(there):
         model, first = start(), parts[0]
         ends: Ends = {"last": (model.state_dict(), first.started)}
@@ -53,6 +62,7 @@ def weights_files(
                 checkpoint,
                 lines=lines,
                 curves=curves,
+                early=early,
                 label=first.rung,
                 progress=progress,
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kdbench.data import augment, preprocess
@@ -18,6 +19,7 @@ from kdbench.errors import UserError
 from kdbench.losses.outputs import Outputs, full_precision
 from kdbench.losses.weighted import Term, WeightedSum, history_key
 from kdbench.progress import Progress, is_main, silent
+from kdbench.pruning.masks import Masks
 from kdbench.records import Augment, Training
 from kdbench.training import metrics, mutual, optimizer, processes, weights
 from kdbench.training import precision as precisions
@@ -34,6 +36,9 @@ Ends = dict[str, tuple[dict[str, Tensor], Trained]]
 Penalty = Callable[[nn.Module, int], Tensor]
 """A loss on a model's own weights in an epoch, counted from 0."""
 
+GRADIENT_BATCHES = 16
+"""Whose mean gradient tells which weights matter, where that is asked."""
+
 
 @dataclass(frozen=True)
 class Course:
@@ -48,6 +53,10 @@ class Course:
     seed: int = 0
     threads: int = 1
     penalty: Penalty | None = None
+    masks: Masks | None = None
+    """None where all weights are trained."""
+    early_epoch: int | None = None
+    """The epoch whose weights are kept beside those of its end."""
 
 
 def fit(
@@ -58,6 +67,7 @@ def fit(
     *,
     lines: Path | None = None,
     curves: Path | None = None,
+    early: Path | None = None,
     label: str = "train",
     progress: Progress = silent,
 ) -> Ends:
@@ -66,7 +76,8 @@ def fit(
     Teachers answer the very view that the student sees, in evaluation mode and without gradients. The losses' target is
     None where the training set has no labels. A checkpoint of the same training (`started.fingerprint`) is continued:
     it holds all that changes, and all that is drawn depends on seed and epoch. Where the dataset has held-out samples,
-    each epoch is judged on them. `lines` is the file of metrics as JSON lines, `curves` the folder of TensorBoard's.
+    each epoch is judged on them, but for those before all zeros of the course's masks are chosen. `lines` is the file
+    of metrics as JSON lines, `curves` the folder of TensorBoard's, `early` the file for the course's early epoch.
     Raises UserError where the loss stops being finite; the last good checkpoint stays.
     """
     dataset, training, faculty, seed = course.dataset, course.training, course.faculty, course.seed
@@ -80,13 +91,18 @@ def fit(
             if faculty and faculty.cached(course.terms, course.augmentation):
                 faculty.begin(dataset, course.augmentation, seed, epoch)
             state.loss.begin(epoch + 1, history)
+            if state.masks:
+                with seeded(seed, epoch + 1):
+                    state.masks.begin_epoch(epoch + 1, partial(_gradients, state, course, epoch), *state.networks)
             begun = time.perf_counter()
             with seeded(seed, epoch + 1, *([processes.rank()] if processes.rank() else [])):
                 means = _epoch(state, course, epoch, label, progress)
             samples_per_s = len(dataset.x_train) / (time.perf_counter() - begun)
             processes.share_buffers(model, state.loss, *([state.average] if state.average else []))
             history.append({**means, "learning_rate": state.optimizer.param_groups[0]["lr"]})
-            if dataset.x_held_out is not None:
+            if state.masks:
+                history[-1]["sparsity"] = state.masks.sparsity
+            if dataset.x_held_out is not None and (state.masks is None or state.masks.settled(epoch + 1)):
                 judged = processes.agreed(lambda: _held_out(state, course) if is_main() else 0.0)
                 history[-1]["held_out"] = processes.of_main(judged)
                 if metrics.best_epoch(history) == len(history):
@@ -94,6 +110,8 @@ def fit(
             found_so_far = {"epoch": len(history), "history": tuple(history), "processes": processes.count()}
             started = started.model_copy(update=found_so_far)
             if journal:
+                if early and len(history) == course.early_epoch:
+                    weights.save(early, state.result.state_dict(), started)
                 weights.save(checkpoint, state.tensors(), started)
                 journal.add(history[-1], samples_per_s, state.precision)
         if journal:
@@ -122,6 +140,7 @@ def _begun(model: nn.Module, course: Course, started: Trained, checkpoint: Path)
     if faculty:
         faculty.prepare(device, started.precision)
     state = begin(model, loss, course.training, started.precision)
+    state.masks = course.masks
     if found:
         state.restore(found[0])
     return state, started
@@ -155,16 +174,10 @@ def _losses(model: nn.Module, course: Course) -> WeightedSum | mutual.MutualSum:
 
 def _epoch(state: State, course: Course, epoch: int, label: str = "", progress: Progress = silent) -> dict[str, float]:
     """One pass over the training set in an order that depends on seed and epoch alone; the means of the losses."""
-    dataset, training, faculty, augmentation = course.dataset, course.training, course.faculty, course.augmentation
-    labels, samples = dataset.y_train, len(dataset.x_train)
-    order = np.random.default_rng([course.seed, epoch]).permutation(samples)
-    seeds = (course.seed, epoch % augmentation.views if augmentation.views else epoch)
-    mixing = augmentation.mixup_alpha > 0 or augmentation.cutmix_alpha > 0
+    training, samples = course.training, len(course.dataset.x_train)
+    order = _order(course, epoch)
     batches = math.ceil(samples / training.batch_size)
-    our_layers, their_layers = layers(course.terms)
-    if isinstance(state.model, mutual.Pair):
-        our_layers = [mutual.PEER]
-    device, parameters = processes.device(), state.parameters
+    parameters = state.parameters
     totals = {"loss": 0.0}
     state.model.train()
     for batch in range(batches):
@@ -174,20 +187,7 @@ def _epoch(state: State, course: Course, epoch: int, label: str = "", progress: 
         progress(label, epoch + batch / batches, training.epochs)
         index, share = processes.part(whole)
         optimizer.set_step(state.optimizer, epoch * batches + batch, training.epochs * batches, training)
-        shown = augment.view(dataset.x_train, index, augmentation, seeds)
-        x = torch.from_numpy(preprocess.apply(shown.images, dataset.preprocessing)).to(device)
-        target = None
-        if labels is not None:
-            mixed = augment.mixed_labels(shown, labels, index, len(dataset.classes)) if mixing else labels[index]
-            target = torch.from_numpy(mixed).to(device)
-        with precisions.autocast(state.precision, device):
-            student = observe(state.model, precisions.arranged(x, state.precision), our_layers, "student")
-            student = _to_loss(student)._replace(places=torch.from_numpy(index).to(device))
-            said: Said = student
-            if faculty:
-                with torch.no_grad():
-                    said = processes.agreed(partial(faculty.say, shown.images, x, index, their_layers))
-        value, values = state.loss(student, said, target)
+        value, values = _value(state, course, epoch, index)
         if course.penalty:
             extra = course.penalty(state.model, epoch)
             value, values = value + extra, {**values, "penalty": extra.detach()}
@@ -198,16 +198,74 @@ def _epoch(state: State, course: Course, epoch: int, label: str = "", progress: 
                 "the checkpoint of the last good epoch is kept"
             )
         state.optimizer.zero_grad()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         processes.sum_gradients(parameters, share)
+        if state.masks:
+            state.masks.before_step(state.model)
         if training.clip_norm is not None:
             nn.utils.clip_grad_norm_(parameters, training.clip_norm)
         state.optimizer.step()
         if state.average:
             state.average.update_parameters(state.model)
+        if state.masks:
+            state.masks.after_step(*state.networks)
         for key, mean in means.items():
             totals[key] = totals.get(key, 0.0) + mean * len(whole)
     return {key: total / samples for key, total in totals.items()}
+
+
+def _order(course: Course, epoch: int) -> NDArray[np.int64]:
+    """In which the training set's samples come, by seed and epoch alone."""
+    return np.random.default_rng([course.seed, epoch]).permutation(len(course.dataset.x_train))
+
+
+def _value(state: State, course: Course, epoch: int, index: NDArray[np.int64]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss on a batch of the training set as the epoch shows it, and each loss in it, without its weight."""
+    dataset, faculty, augmentation = course.dataset, course.faculty, course.augmentation
+    labels, device = dataset.y_train, processes.device()
+    seeds = (course.seed, epoch % augmentation.views if augmentation.views else epoch)
+    mixing = augmentation.mixup_alpha > 0 or augmentation.cutmix_alpha > 0
+    our_layers, their_layers = layers(course.terms)
+    if isinstance(state.model, mutual.Pair):
+        our_layers = [mutual.PEER]
+    shown = augment.view(dataset.x_train, index, augmentation, seeds)
+    x = torch.from_numpy(preprocess.apply(shown.images, dataset.preprocessing)).to(device)
+    target = None
+    if labels is not None:
+        mixed = augment.mixed_labels(shown, labels, index, len(dataset.classes)) if mixing else labels[index]
+        target = torch.from_numpy(mixed).to(device)
+    with precisions.autocast(state.precision, device):
+        student = observe(state.model, precisions.arranged(x, state.precision), our_layers, "student")
+        student = _to_loss(student)._replace(places=torch.from_numpy(index).to(device))
+        said: Said = student
+        if faculty:
+            with torch.no_grad():
+                said = processes.agreed(partial(faculty.say, shown.images, x, index, their_layers))
+    value, values = state.loss(student, said, target)
+    return value, values
+
+
+def _gradients(state: State, course: Course, epoch: int) -> dict[str, Tensor]:
+    """The mean gradient of the loss by parameter, on the first batches of the epoch, in evaluation mode.
+
+    Nothing is changed by it.
+    """
+    size = course.training.batch_size
+    order = _order(course, epoch)[: GRADIENT_BATCHES * size]
+    starts = [start for start in range(0, len(order), size) if len(order) - start > 1 or not start]
+    asked = replace(state, loss=deepcopy(state.loss))
+    state.model.eval()
+    state.optimizer.zero_grad()
+    for start in starts:
+        index, share = processes.part(order[start : start + size])
+        value, _ = _value(asked, course, epoch, index)
+        (value * (share / len(starts))).backward()  # type: ignore[no-untyped-call]
+    processes.sum_gradients(state.parameters, 1.0)
+    found = {
+        name: parameter.grad.clone() for name, parameter in state.model.named_parameters() if parameter.grad is not None
+    }
+    state.optimizer.zero_grad()
+    return found
 
 
 def _held_out(state: State, course: Course) -> float:

@@ -30,13 +30,13 @@ def judge(logits: Tensor, target: Tensor, task: Task) -> float:
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int:
-    """The number, from 1, of the first epoch that none is better than on the held-out samples."""
-    return 1 + max(range(len(history)), key=lambda epoch: (history[epoch]["held_out"], -epoch))
+    """The number, from 1, of the first epoch that none is better than on the held-out samples, of those judged."""
+    return 1 + max(range(len(history)), key=lambda epoch: (history[epoch].get("held_out", -1.0), -epoch))
 
 
 def stale(history: Sequence[Mapping[str, float]], patience_epochs: int | None) -> bool:
-    """Whether so many epochs passed without a better one on the held-out samples."""
-    if patience_epochs is None or not history:
+    """Whether so many epochs passed without a better one on the held-out samples; not before one was judged."""
+    if patience_epochs is None or not history or "held_out" not in history[-1]:
         return False
     return len(history) - best_epoch(history) >= patience_epochs
 

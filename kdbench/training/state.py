@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kdbench.losses.outputs import below
 from kdbench.losses.weighted import WeightedSum
+from kdbench.pruning.masks import Masks
 from kdbench.records import Training
 from kdbench.training import optimizer as optimizers
 from kdbench.training import precision as precisions
@@ -28,11 +29,18 @@ class State:
     precision: Precision
     best: dict[str, Tensor] = field(default_factory=dict)
     """The state of `result` after its best epoch so far, where epochs are judged."""
+    masks: Masks | None = None
+    """Of the weights that are zero and stay so."""
 
     @property
     def result(self) -> nn.Module:
         """The model that is judged and kept: with averaged weights where they are averaged."""
         return self.model if self.average is None else self.average.module
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The model and, where its weights are averaged, their average."""
+        return [self.model, *([self.average.module] if self.average else [])]
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -46,6 +54,7 @@ class State:
             "optimizer": optimizers.tensors_of(self.optimizer),
             "average": self.average.state_dict() if self.average else {},
             "best": self.best,
+            "zeros": self.masks.zeros if self.masks else {},
         }
         return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
@@ -57,6 +66,8 @@ class State:
         if self.average:
             self.average.load_state_dict(below(tensors, "average"))
         self.best = below(tensors, "best")
+        if self.masks:
+            self.masks.restore(below(tensors, "zeros"), next(self.model.parameters()).device)
 
 
 def begin(model: nn.Module, loss: WeightedSum | MutualSum, training: Training, precision: Precision) -> State:
