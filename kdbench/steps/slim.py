@@ -74,7 +74,7 @@ APART = Parity(samples=0, largest_difference=inf, largest_output=0.0, agreement=
 
 ONNXRUNTIME_ALONE = f"runs in onnxruntime alone: its fused operators ({FUSED_DOMAIN}) are not the ONNX standard's"
 
-NO_ATTENTION = "attention was not fused: it is written otherwise than onnxruntime.transformers knows"
+NO_ATTENTION = "attention was not fused: none in it is written as onnxruntime.transformers knows it"
 
 FUSIONS: Mapping[str, Pass] = {"onnxruntime.transformers": by_transformers}
 """That bring FUSED_DOMAIN's, which only onnxruntime knows: first, while the graph is as its exporter wrote it."""
