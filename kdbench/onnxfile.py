@@ -288,6 +288,14 @@ def _graphs(graph: "onnx.GraphProto") -> "Iterator[onnx.GraphProto]":
             yield from _graphs(inner)
 
 
+def nodes_of(model: "onnx.ModelProto") -> "Iterator[onnx.NodeProto]":
+    """Every node, also those of graphs inside nodes, and of functions."""
+    for graph in _graphs(model.graph):
+        yield from graph.node
+    for function in model.functions:
+        yield from function.node
+
+
 def _tensors(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
     """Initializers, and the values of Constant nodes under the name of their output."""
     import onnx

@@ -57,8 +57,22 @@ FLAT = TINY | {
 """The same with networks that are trained and exported faster still."""
 
 
+def read_operators_once() -> None:
+    """Lets torch's exporter read its table of operators once a process, where it does so anew for each model.
+
+    Nothing else of an export is left out; where a torch keeps the table elsewhere, exports are as slow as they are.
+    """
+    with suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        read = ONNXRegistry.from_torchlib.__func__
+        ONNXRegistry.from_torchlib = classmethod(functools.cache(read))  # type: ignore[assignment]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left with one of them at the end."""
+    if "torch" in sys.modules:
+        read_operators_once()
     longest = ["test_readme", "test_run", "test_faculty", "test_cli", "test_models", "test_tasks", "test_teachers"]
     order = {name: index for index, name in enumerate(longest)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
@@ -70,6 +84,9 @@ import matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, matplot
 import onnx, onnxruntime.quantization, onnxscript, onnxslim, torch._dynamo, torch.onnx
 import kdbench.cli, kdbench.pipeline, rich.console, scipy.stats, sklearn.datasets, sklearn.model_selection
 
+from tests.conftest import read_operators_once
+
+read_operators_once()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves ignore it
 tqdm.tqdm.monitor_interval = 0  # no thread before a fork
 logging.getLogger("torch.onnx").setLevel(logging.ERROR)

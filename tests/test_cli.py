@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, mistakes, and what is printed."""
 
+import json
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from kdbench.store import write_npz
 from tests.conftest import FLAT, environment, kdbench, overrides, save_mlp
 
 BLOCKED = """
-import sys
+import contextlib, io, json, sys
 class Without:
     def __init__(self, finder):
         self.finder = finder
@@ -20,30 +21,45 @@ class Without:
     def __getattr__(self, name):
         return getattr(self.finder, name)
 sys.meta_path[:] = map(Without, sys.meta_path)
-sys.argv = ["kdbench", *{arguments}]
 from kdbench.cli import main
-main()
+for arguments in {calls}:
+    sys.argv, status = ["kdbench", *arguments], 0
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+        except SystemExit as ending:
+            status = ending.code or 0
+    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
 """
 
 
-def run_blocked(*arguments, blocked=("torch", "onnxruntime")):
-    code = BLOCKED.format(blocked=set(blocked), arguments=list(arguments))
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+def run_blocked(*calls, blocked=("torch", "onnxruntime")):
+    """Calls of the command line one after the other in one process, in which some packages can't be imported; for each
+    its status, and what it printed."""
+    code = BLOCKED.format(blocked=set(blocked), calls=[[*map(str, arguments)] for arguments in calls])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    printed = map(json.loads, done.stdout.splitlines())
+    return [subprocess.CompletedProcess(arguments, *said) for arguments, said in zip(calls, printed, strict=True)]
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], *[[command] for command in COMMANDS]], ids=lambda a: " ".join(a) or "kdbench"
-)
-def test_help_needs_neither_torch_nor_onnxruntime_and_teaches_by_example(arguments):
-    done = run_blocked(*arguments, "--help")
+@pytest.fixture(scope="module")
+def helped():
+    calls = [["--help"], *[[command, "--help"] for command in COMMANDS]]
+    return dict(zip(["kdbench", *COMMANDS], run_blocked(*calls), strict=True))
+
+
+@pytest.mark.parametrize("command", ["kdbench", *COMMANDS])
+def test_help_needs_neither_torch_nor_onnxruntime_and_teaches_by_example(command, helped):
+    done = helped[command]
     assert done.returncode == 0, done.stderr
     assert "Usage:" in done.stdout
-    assert f"kdbench {arguments[0] if arguments else 'run'}" in done.stdout.split("Usage:", 1)[1]
+    assert f"kdbench {'run' if command == 'kdbench' else command}" in done.stdout.split("Usage:", 1)[1]
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
 def test_the_onnx_wing_works_without_torch(tmp_path, small_model):
-    for arguments in (
+    calls = (
         ["slim", small_model, "--out", tmp_path / "slim.onnx"],
         ["quantize", small_model, "--out", tmp_path / "int8.onnx"],
         ["evaluate", tmp_path / "int8.onnx", "--against", small_model],
@@ -51,13 +67,13 @@ def test_the_onnx_wing_works_without_torch(tmp_path, small_model):
         ["report", tmp_path / "bench", "--format", "csv"],
         ["backends"],
         ["zoo"],
-    ):
-        done = run_blocked(*map(str, arguments), blocked=("torch",))
+    )
+    for done in run_blocked(*calls, blocked=("torch",)):
         assert done.returncode == 0, done.stderr
 
 
 def test_training_without_torch_names_the_extra(tmp_path):
-    done = run_blocked("run", "digits", "--out", str(tmp_path / "run"), blocked=("torch",))
+    (done,) = run_blocked(["run", "digits", "--out", tmp_path / "run"], blocked=("torch",))
     assert done.returncode == 2
     assert "training needs torch, which is not installed: pip install torch onnxscript" in done.stderr
 

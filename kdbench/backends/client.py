@@ -142,6 +142,10 @@ class Worker:
         )
         return float(reply["load_s"])
 
+    def optimize(self, model: Path, optimized: Path, without: Iterable[str]) -> None:
+        """Writes `model` to `optimized` after onnxruntime's basic optimizations, but for those `without`."""
+        self.ask("optimize", model=str(model), optimized=str(optimized), without=list(without))
+
     def explain(self) -> dict[str, dict[str, int]]:
         """Nodes by provider and operator, before the provider fuses them."""
         return dict(self.ask("explain")[0]["placement"])

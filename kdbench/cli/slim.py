@@ -11,15 +11,27 @@ from kdbench.cli import options
 @click.argument("model", type=options.FILE)
 @options.out_file
 @click.option("--pack", type=options.FILE, help="Compare outputs on its calibration samples, not on generated inputs.")
+@click.option(
+    "--fuse",
+    is_flag=True,
+    help="Of transformers, also make one node of each attention, layer norm and GELU. Such a file runs in onnxruntime "
+    "alone.",
+)
 @options.dims
-def slim(model: Path, out: Path, pack: Path | None, dims: dict[str, int]) -> None:
+def slim(model: Path, out: Path, pack: Path | None, fuse: bool, dims: dict[str, int]) -> None:
     """Rewrite an ONNX MODEL with fewer nodes and the same outputs; nothing is written where an output moves.
 
     \b
     kdbench slim model.onnx --out slim.onnx
-    kdbench slim bert.onnx --dim sequence=128 --out slim.onnx
+    kdbench slim bert.onnx --dim sequence=128 --fuse --out slim.onnx
     """
-    from kdbench.cli.show import show_artifact
+    from kdbench.cli.show import remark, show_artifact
+    from kdbench.report.operators import operator_table
     from kdbench.steps.slim import slim as slim_step
 
-    show_artifact(slim_step(model, out, pack=pack, dims=dims), out)
+    artifact = slim_step(model, out, pack=pack, dims=dims, fuse=fuse)
+    for line in operator_table(artifact):
+        click.echo(line)
+    show_artifact(artifact, out)
+    for sentence in artifact.options["remarks"]:
+        remark(sentence)

@@ -142,6 +142,11 @@ class Server:
             self.runner.bind(arrays)()
         return {"load_s": time.perf_counter() - start, "affinity": affinity()}, {}
 
+    def optimize(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Writes a model as the runtime's portable optimizations leave it."""
+        self.runner.optimize(request["model"], request["optimized"], request["without"])
+        return {}, {}
+
     def explain(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return self.runner.explain(), {}
 

@@ -107,6 +107,15 @@ def load(
         raise RuntimeError(_did_not_start(provider, _session))
 
 
+def optimize(model: str, optimized: str, without: list[str]) -> None:
+    """Writes the model to `optimized` after onnxruntime's basic optimizations but for those named in `without`."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = optimized
+    options.log_severity_level = 3
+    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=without)
+
+
 def explain() -> dict[str, Any]:
     """Nodes by provider and operator, as assigned before the provider fuses them; none where onnxruntime is too old."""
     placement: dict[str, dict[str, int]] = {}
