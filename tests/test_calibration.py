@@ -21,6 +21,7 @@ from kdbench.quantization.histograms import (
     SHARES,
     Histogram,
     divergences,
+    least_divergent,
     range_of,
     squared_errors,
     trimmed,
@@ -112,8 +113,9 @@ def entropy_cases():
     }
 
 
+@pytest.mark.parametrize("levels", [128, 255])
 @pytest.mark.parametrize("name", entropy_cases())
-def test_entropy_finds_the_range_that_onnxruntime_finds_on_the_same_histogram(name):
+def test_entropy_finds_the_range_that_onnxruntime_finds_on_the_same_histogram(name, levels):
     full = histogram(entropy_cases()[name])
     # Joined to at most 300 bins a side: onnxruntime's loops take seconds for more.
     joined = max(1, len(full.counts) // 400)
@@ -123,12 +125,12 @@ def test_entropy_finds_the_range_that_onnxruntime_finds_on_the_same_histogram(na
     found = Histogram(full.lowest, full.highest, full.width * joined, counts)
     edges = found.edges.astype(np.float32)
     ends = np.float32(found.lowest), np.float32(found.highest)
-    collector = HistogramCollector("entropy", False, 128, 128, 99.99, "same")
-    theirs = tuple(map(float, collector.get_entropy_threshold((counts, edges, *ends), 128)))
-    ours = RULES["entropy"](found, Quantize())
+    collector = HistogramCollector("entropy", False, 128, levels, 99.99, "same")
+    theirs = tuple(map(float, collector.get_entropy_threshold((counts, edges, *ends), levels)))
+    ours = least_divergent(found, levels)
     if ours != theirs:  # the divergences are rounded to single precision there: a tie may go to another candidate
-        start, end = candidates_of(len(counts))
-        all_of_them = divergences(counts, start, end)
+        start, end = candidates_of(len(counts), levels)
+        all_of_them = divergences(counts, start, end, levels)
         chosen = [
             value
             for value, a, b in zip(all_of_them, edges[start], edges[end], strict=True)
@@ -137,16 +139,23 @@ def test_entropy_finds_the_range_that_onnxruntime_finds_on_the_same_histogram(na
         assert min(chosen) <= all_of_them.min() + 2e-6
 
 
-def candidates_of(bins):
-    reach = np.arange(64, bins // 2 + 1)
+def test_zeros_of_a_relu_do_not_narrow_the_range_of_the_rest():
+    values = np.abs(np.random.default_rng(5).standard_normal(200_000))
+    dense = RULES["entropy"](histogram(values), Quantize())
+    zeros = RULES["entropy"](histogram(np.append(values, np.zeros(200_000))), Quantize())
+    assert zeros[1] == dense[1] > 2.5
+
+
+def candidates_of(bins, levels):
+    reach = np.arange(levels // 2, bins // 2 + 1)
     return bins // 2 - reach, np.minimum(bins // 2 + reach + 1, bins)
 
 
 @pytest.mark.parametrize("name", entropy_cases())
 def test_divergences_are_those_of_the_formula(name):
     counts = histogram(entropy_cases()[name]).counts
-    start, end = candidates_of(len(counts))
-    found = divergences(counts, start, end)
+    start, end = candidates_of(len(counts), 128)
+    found = divergences(counts, start, end, 128)
     for number in (0, 1, 63, 64, len(start) // 2, len(start) - 1):
         assert found[number] == pytest.approx(by_the_formula(counts, start[number], end[number]), rel=1e-6, abs=1e-9)
 

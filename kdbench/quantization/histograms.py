@@ -5,7 +5,7 @@ options to a range; RULES has them by name.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,13 @@ from kdbench.records import Quantize
 
 Range = tuple[float, float]
 
-QUANTIZED_BINS = 128
-"""Levels that the entropy rule compares a histogram with: onnxruntime's."""
+LEVELS = 128
+"""That the entropy rule compares a histogram with: onnxruntime's, and TensorRT's."""
 
 SMOOTHING = 1e-4
 """What the entropy rule gives a bin that is empty, taken from those that are not: onnxruntime's."""
 
-AT_ONCE = 512
+AT_ONCE = 256
 """Candidates of the entropy rule, whose matrices then fit into the processor's cache."""
 
 SHARES = np.arange(1, 101) / 100
@@ -83,8 +83,20 @@ def percentile(histogram: Histogram, options: Quantize) -> Range:
 
 
 def entropy(histogram: Histogram, options: Quantize) -> Range:
-    """The range about 0 whose QUANTIZED_BINS levels lose least: the smallest Kullback–Leibler divergence of the
-    histogram, with what lies beyond added to its ends, from its copy in levels.
+    """The range about 0 whose LEVELS lose least: the smallest Kullback–Leibler divergence of the histogram, with what
+    lies beyond added to its ends, from its copy in levels.
+
+    The bin of the zeros counts as its neighbour does, as NVIDIA's calibrators have it: what Relu cuts off is exact in
+    any range, and spread over a level it would outweigh everything else.
+    """
+    counts, middle = histogram.counts.copy(), len(histogram.counts) // 2
+    if middle + 1 < len(counts):
+        counts[middle] = min(counts[middle], counts[middle + 1])
+    return least_divergent(replace(histogram, counts=counts), LEVELS)
+
+
+def least_divergent(histogram: Histogram, levels: int) -> Range:
+    """Of the ranges about 0 from `levels` bins on, the one with the smallest divergence from its copy in levels.
 
     The rule of onnxruntime's `get_entropy_threshold` (Migacz, "8-bit inference with TensorRT", 2017), with its ways: a
     level is the whole number below the mean of its bins that are not empty, and what is left over after the last level
@@ -92,13 +104,13 @@ def entropy(histogram: Histogram, options: Quantize) -> Range:
     a thousand candidates cost minutes of loops; here they are rows of matrices.
     """
     half = len(histogram.counts) // 2
-    if half < QUANTIZED_BINS // 2:
+    if half < levels // 2:
         return histogram.lowest, histogram.highest
-    reach = np.arange(QUANTIZED_BINS // 2, half + 1)
+    reach = np.arange(levels // 2, half + 1)
     start, end = half - reach, np.minimum(half + reach + 1, 2 * half)
     found = np.concatenate(
         [
-            divergences(histogram.counts, start[first : first + AT_ONCE], end[first : first + AT_ONCE])
+            divergences(histogram.counts, start[first : first + AT_ONCE], end[first : first + AT_ONCE], levels)
             for first in range(0, len(reach), AT_ONCE)
         ]
     )
@@ -108,7 +120,9 @@ def entropy(histogram: Histogram, options: Quantize) -> Range:
     return histogram.clipped(histogram.edges[start[best]], histogram.edges[end[best]])
 
 
-def divergences(counts: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.float64]:
+def divergences(
+    counts: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64], level_count: int
+) -> NDArray[np.float64]:
     """The divergence of each candidate [C], the bins from `start` to before `end`, from its copy in levels.
 
     With p the candidate's N counts and q those of its copy, either smoothed (a bin with 0 gets SMOOTHING, which the
@@ -137,8 +151,8 @@ def divergences(counts: NDArray[np.int64], start: NDArray[np.int64], end: NDArra
     own += (size - p_used) * SMOOTHING * np.log(SMOOTHING)
 
     # Levels: of equally many bins, the last bins being left over.
-    merged = size // QUANTIZED_BINS
-    bounds = start[:, None] + merged[:, None] * np.arange(QUANTIZED_BINS + 1)
+    merged = size // level_count
+    bounds = start[:, None] + merged[:, None] * np.arange(level_count + 1)
     mass, filled = np.diff(count[bounds]), np.diff(used[bounds])
     left_over = count[end] - count[bounds[:, -1]]
     whole = bounds[:, -1] == end
