@@ -90,7 +90,7 @@ def quantize(
 
     \b
     kdbench quantize model.onnx --calibration pack.npz --out int8.onnx
-    kdbench quantize model.onnx --calibration pack.npz --method mse --exclude /head/Gemm --out int8.onnx
+    kdbench quantize model.onnx --calibration pack.npz --method mse --exclude head --out int8.onnx
     kdbench quantize model.onnx --calibration pack.npz --for tensorrt --out int8.onnx
     """
     from kdbench.cli.proof import show_proof_of

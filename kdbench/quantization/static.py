@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import onnx
 
 PER_CHANNEL_OPSET = 13
+
+ACTIVATIONS = ("Relu", "Clip")
 
 HEAVY = (*FLOAT_KERNELS, *RECURRENT, "Attention", "Einsum", "MultiHeadAttention")
 """Operators whose staying in float is worth a word."""
@@ -81,7 +84,7 @@ def static_int8(
             lowest=np.array(low, np.float16 if tensor in halves else np.float32),
             highest=np.array(high, np.float16 if tensor in halves else np.float32),
         )
-        for tensor, (low, high) in ranges.items()
+        for tensor, (low, high) in (_cut_ranges(model, ranges) | ranges).items()
     }
     types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
     asked: dict[str, Any] = {
@@ -141,15 +144,36 @@ def quantized_nodes(quantized: "onnx.ModelProto") -> list[str]:
 
 
 def tensors_to_calibrate(model: "onnx.ModelProto", options: Quantize) -> list[str]:
-    """The float tensors of a prepared model that nodes take or make which are to be quantized."""
+    """The float tensors of a prepared model that nodes take or make which are to be quantized, without those whose
+    ranges are those of other ones."""
     operators = _operators(options)
-    touched = {
-        name
+    chosen = [
+        node
         for node in model.graph.node
-        if node.op_type in operators and node.name not in options.exclude and node.name in (options.nodes or (node.name,))
-        for name in (*node.input, *node.output)
+        if node.op_type in operators
+        and node.name not in options.exclude
+        and (not options.nodes or node.name in options.nodes)
+    ]
+    touched = {name for node in chosen for name in (*node.input, *node.output)}
+    cut = {name for name, output in _cut_by_activations(model).items() if output in touched}
+    activations = {node.input[0] for node in chosen if node.op_type in ACTIVATIONS}
+    return [name for name in float_tensors(model) if name in touched and not (name in cut and name in activations)]
+
+
+def _cut_ranges(model: "onnx.ModelProto", ranges: Ranges) -> Ranges:
+    """Of the tensors that go into a Relu or Clip alone."""
+    return {name: ranges[output] for name, output in _cut_by_activations(model).items() if output in ranges}
+
+
+def _cut_by_activations(model: "onnx.ModelProto") -> dict[str, str]:
+    """Tensors that go into a Relu or Clip alone, and what comes out: the quantizer gives both the latter's range."""
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    outputs = {value.name for value in model.graph.output}
+    return {
+        node.input[0]: node.output[0]
+        for node in model.graph.node
+        if node.op_type in ACTIVATIONS and readers[node.input[0]] == 1 and node.input[0] not in outputs
     }
-    return [name for name in float_tensors(model) if name in touched]
 
 
 def check_options(model: "onnx.ModelProto", options: Quantize, path: Path) -> None:

@@ -62,7 +62,7 @@ def quantize(
     if not any(node.op_type in QUANTIZED for node in quantized.graph.node):
         kinds = ", ".join(sorted({node.op_type for node in quantized.graph.node})[:8])
         raise UserError(f"{model}: nothing in it can be quantized (operators: {kinds}): ship it as it is")
-    warnings = () if pack is not None else (GENERATED_WARNING,)
+    warnings: tuple[str, ...] = () if pack is not None else (GENERATED_WARNING,)
     if observed.same_outputs:
         warnings += (f"its outputs are the same for all {observed.samples} calibration samples: is the model trained?",)
     warnings += tuple(_stays(operator, nodes) for operator, nodes in left_out(graph, quantized, options).items())

@@ -6,7 +6,9 @@ exact, so the counts are those that all values kept until the end would give, an
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,8 @@ class Collection:
         self.vary: set[str] = set()
         self.part: int | None = None
         """Samples that are run at once."""
+        # numpy lets go of the interpreter while it computes, so that threads count different tensors at once.
+        self.threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None)
 
     def observe(
         self, run: Callable[[Arrays], Sequence[np.ndarray]], names: Sequence[str], feed: Arrays, asked: dict[str, Any]
@@ -105,9 +109,11 @@ class Collection:
             if self.part < samples:
                 part = {name: values[start : start + self.part] for name, values in feed.items()}
             found = {**dict(zip(names, run(part), strict=True)), **part}
-            for name in asked["tensors"]:
-                if not self.tensors.setdefault(name, Tensor()).add(found[name], asked["counted"]):
-                    bad[name] = None
+            waiting = {
+                name: self.threads.submit(self.tensors.setdefault(name, Tensor()).add, found[name], asked["counted"])
+                for name in asked["tensors"]
+            }
+            bad |= {name: None for name, taken in waiting.items() if not taken.result()}
             for name in asked["outputs"]:
                 values = np.atleast_1d(found[name])
                 first = self.first.setdefault(name, values[:1].copy())
