@@ -15,7 +15,7 @@ from kdbench.data.generated import batch_size
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, pick
 from kdbench.onnxfile import known_artifact
-from kdbench.pipeline.rungs import LADDER, run_subjects
+from kdbench.pipeline.rungs import ORDER, run_subjects
 from kdbench.progress import unsaid
 from kdbench.records import Artifact, Recipe, TensorSpec, placeless
 from kdbench.report.card import data_lines, model_card
@@ -115,7 +115,7 @@ def _subject(source: Path, rung: str | None) -> Subject:
     subjects = {subject.artifact.rung: subject for subject in run_subjects(RunFolder(source))}
     if rung is not None:
         return pick(subjects, rung, "rung")
-    return subjects[next((name for name in reversed(LADDER) if name in subjects), list(subjects)[-1])]
+    return subjects[next((name for name in reversed(ORDER) if name in subjects), list(subjects)[-1])]
 
 
 def _ancestors(folder: RunFolder, artifact: Artifact) -> list[Artifact]:

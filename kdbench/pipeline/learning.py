@@ -77,17 +77,14 @@ def grounded(
     return Ground(folder, recipe, dataset, data_sha256, progress, say)
 
 
-def distilled(
-    folder: RunFolder, recipe: Recipe, progress: Progress, say: Callable[[str], None], alone: bool
-) -> dict[str, Artifact]:
-    """Weights and ONNX files of teachers and student, and of the student alone if asked.
+def distilled(ground: Ground, weights: dict[str, Path], alone: bool) -> dict[str, Artifact]:
+    """ONNX files of the weights of teachers and student, and of the student alone if asked; see `learned`.
 
     Of several processes that train together, the main one exports; the others give no artifacts.
     """
-    ground = prepared(folder, recipe, progress, say)
-    artifacts = ladder(ground, learned(ground, alone))
+    artifacts = ladder(ground, weights)
     if is_main():
-        forget(folder, artifacts, alone)
+        forget(ground.folder, artifacts, alone)
     return artifacts
 
 

@@ -17,14 +17,20 @@ from kdbench.records import IMPORTED, Artifact, Quantize
 from kdbench.store import SIDECAR, RunFolder, fingerprint, save_artifact, sha256, sidecar
 
 LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim", "student-int8")
-"""The rungs of a recipe, in the order of the table."""
+"""The rungs of every recipe, in the order of the table."""
+
+AWARE = "student-qat-int8"
+"""The student's int8 rung whose training knew of the rounding, where the recipe asks for it."""
+
+ORDER = (*LADDER, AWARE)
+"""With those that a recipe asks for."""
 
 
 def run_subjects(folder: RunFolder) -> list[Subject]:
     """The rungs of a run folder in the order of the ladder, then others by name."""
     # A teacher of a part of the classes is no rung: its accuracy means nothing.
     artifacts = {rung: artifact for rung, artifact in folder.artifacts().items() if "known" not in artifact.options}
-    order = {rung: index for index, rung in enumerate(LADDER)}
+    order = {rung: index for index, rung in enumerate(ORDER)}
     rungs = sorted(artifacts, key=lambda rung: (order.get(re.sub(r"^teacher-\d+", "teacher", rung), len(order)), rung))
     subjects = [Subject(artifacts[rung], folder.path / artifacts[rung].file) for rung in rungs]
     for subject in subjects:

@@ -15,7 +15,7 @@ from kdbench.records import Artifact, BenchSettings, Measurement, ResultFile, Sc
 from kdbench.report.claims import proven
 from kdbench.report.costs import costs
 from kdbench.report.doubts import disturbances, doubts
-from kdbench.report.flags import flags
+from kdbench.report.flags import beside_static, flags
 from kdbench.report.scenarios import ScenarioRow, scenario_rows
 from kdbench.stats import Interval
 from kdbench.store import PARTIAL_FILE, RESULTS_FILE, RETURNED, Arrays, find_results, load_result
@@ -103,6 +103,10 @@ class Row:
     """The most at a time, where the runtime tells."""
     energy_j: float | None = None
     """An inference, of all that runs on the CPU's packages and the GPU, idle power included."""
+    parent_diff: float | None = None
+    """Of the accuracy or the micro F1: minus the parent's through the same backend, on the same samples."""
+    parent_diff_low: float | None = None
+    parent_diff_high: float | None = None
 
     @property
     def cold_start_s(self) -> float | None:
@@ -110,6 +114,13 @@ class Row:
         if self.start_s is None or self.load_s is None or self.first_run_s is None:
             return None
         return self.start_s + self.load_s + self.first_run_s
+
+    @property
+    def parent_difference(self) -> Interval | None:
+        """Of the accuracy or the micro F1 to the parent's."""
+        if self.parent_diff is None or self.parent_diff_low is None or self.parent_diff_high is None:
+            return None
+        return Interval(self.parent_diff, self.parent_diff_low, self.parent_diff_high)
 
     @property
     def difference(self) -> Interval | None:
@@ -198,10 +209,13 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         row = _timed(_row(artifact, m), m, baseline, arrays, result.settings, level)
         row = _referred(row, m, measurements, result.settings, arrays, level)
         row = _judged(row, answers, labels, result.baseline)
+        row = _beside_parent(row, answers, labels, parent_rung, artifact.options.get("aware") is True)
         against_parent = (parent_rung, _ratio(parent, m, arrays, level)) if parent else None
         row = replace(row, **proven(artifact, m, evaluation, arrays))
         said = flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays), row.broken_claims)
-        rows.append(replace(row, flags=(*said, *doubts(result, row, m, arrays), *around[m.backend, m.threads])))
+        rows.append(
+            replace(row, flags=(*row.flags, *said, *doubts(result, row, m, arrays), *around[m.backend, m.threads]))
+        )
     metric: Metric = "accuracy" if labels is None or labels.ndim == 1 else "f1"
     if labels is None and answers:
         metric = "agreement"
@@ -310,6 +324,23 @@ def _judged(row: Row, answers: Answers, labels: NDArray[Any] | None, baseline: s
         return row
     found = stats.accuracy_difference(ours == labels, against == labels)
     return replace(row, accuracy_diff=found.value, accuracy_diff_low=found.low, accuracy_diff_high=found.high)
+
+
+def _beside_parent(row: Row, answers: Answers, labels: NDArray[Any] | None, parent: str, aware: bool) -> Row:
+    """The row with its paired difference to its parent, where that was judged too; said of a rung that was trained in
+    int8, whose parent is the static one."""
+    ours, theirs = (answers.get((rung, row.backend, row.threads)) for rung in (row.rung, parent))
+    if labels is None or ours is None or theirs is None or theirs.shape != ours.shape:
+        return row
+    if labels.ndim == 2:
+        found = stats.f1_difference(ours, theirs, labels)
+    else:
+        found = stats.accuracy_difference(ours == labels, theirs == labels)
+    row = replace(row, parent_diff=found.value, parent_diff_low=found.low, parent_diff_high=found.high)
+    if not aware:
+        return row
+    p = stats.mcnemar(ours == labels, theirs == labels) if labels.ndim == 1 else None
+    return replace(row, flags=(*row.flags, beside_static(parent, found, p)))
 
 
 def _medians(m: Measurement, arrays: Arrays) -> dict[int, float]:

@@ -49,6 +49,11 @@ def check(recipe: Recipe, dataset: Dataset) -> list[Candidate]:
         raise UserError(
             f"student: {recipe.student.model} can't take samples of shape {shape}: {first_line(error)}"
         ) from None
+    if recipe.quantize.aware and any(isinstance(module, nn.RNNBase) for module in student.modules()):
+        raise UserError(
+            f"quantize.aware: static int8 leaves the recurrent layers of {recipe.student.model} in float, and they "
+            "can't be trained beside it: leave it out"
+        )
     sections = [_learning(section, recipe) for section in recipe.teachers]
     fields = recipe.teacher_fields
     candidates = [prepared(section, recipe, dataset, field) for section, field in zip(sections, fields, strict=True)]
@@ -135,6 +140,7 @@ def _check_judged(recipe: Recipe) -> None:
         field: section.training for field, section in zip(recipe.teacher_fields, recipe.teachers, strict=True)
     }
     trainings["student"] = recipe.student.training
+    trainings["quantize"] = recipe.quantize.training
     for name, training in trainings.items() if not recipe.data.held_out_samples else ():
         asked = training and ("patience_epochs" if training.patience_epochs else training.keep == "best" and "keep")
         if asked:

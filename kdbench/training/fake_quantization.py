@@ -1,0 +1,190 @@
+"""An int8 file as a network that can be trained: its rounding is simulated, so that training learns to live with it.
+
+What is trained is the graph of the static int8 file itself, node by node: rounded where it is, with batch norm folded
+as it is, and without the activations that its clipping stands for. Weights are rounded in every pass from float32
+ones, each channel's largest to the largest integer; activations by steps that start from the calibration and are
+learnt, their zero points as calibrated. Gradients pass straight through the rounding, and end where a value is clipped.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kdbench.errors import UserError, first_line
+from kdbench.training.features import channels_first, observe
+from kdbench.training.int8_graph import Grid, Plan, Weight, read, written
+from kdbench.training.operators import OPERATORS
+
+SMALLEST_STEP = 1e-12
+"""Of a channel of zeros."""
+
+SOLVED = "leave quantize.aware out"
+
+
+class Graph(nn.Module):
+    """What a plan computes: samples [N, …] to its output, rounded as its file rounds."""
+
+    def __init__(self, plan: Plan, where: str) -> None:
+        super().__init__()
+        self.plan, self.where = plan, where
+        self.values = nn.ParameterList([nn.Parameter(torch.tensor(value)) for value in plan.values])
+        self.log_steps = nn.Parameter(torch.zeros(len(plan.grids)))
+        """Of each grid: the logarithm of its step, as a multiple of the calibrated one."""
+        self.numbers = {name: number for number, name in enumerate(plan.grids)}
+        self.shown: dict[str, str] = {}
+        """By tensor: the submodule through which it goes, to be seen."""
+        # No buffers, which an average over the steps would round.
+        self.constants = {name: torch.tensor(value) for name, value in plan.constants.items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raises UserError, which begins with `where`, where an operator can't do what the file asks of it."""
+        try:
+            return self.tensors(x)[self.plan.output]
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise UserError(f"{self.where}: can't be trained in int8 ({first_line(error, 160)}): {SOLVED}") from error
+
+    def tensors(self, x: Tensor) -> dict[str, Tensor]:
+        """Every tensor of the graph by name."""
+        self.constants = {name: value.to(x.device) for name, value in self.constants.items()}
+        found = {self.plan.input: x, **self.constants}
+        for weight, value in zip(self.plan.weights, self.values, strict=True):
+            found[weight.name] = rounded_weight(value, weight)
+        for node in self.plan.nodes:
+            if node.operator == "QuantizeLinear":
+                made: Any = self._rounded(found[node.inputs[0]], node.inputs[1])
+            elif node.operator == "DequantizeLinear":
+                made = found[node.inputs[0]]
+            else:
+                made = OPERATORS[node.operator](
+                    *(found[name] if name else None for name in node.inputs), **node.attributes
+                )
+            for name, value in zip(node.outputs, (made,) if isinstance(made, Tensor) else made, strict=False):
+                found[name] = self.get_submodule(self.shown[name])(value) if name in self.shown else value
+        return found
+
+    def steps(self) -> dict[str, float]:
+        """The scale of each grid, by the name of its initializer."""
+        return {name: _step(grid, self.log_steps[self.numbers[name]]) for name, grid in self.plan.grids.items()}
+
+    def written(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The file that this was made of, with what it has become."""
+        values: list[NDArray[np.float32]] = [value.detach().cpu().numpy() for value in self.values]
+        weight_steps: list[NDArray[np.float32]] = [
+            weight_step(value.detach().cpu(), weight).numpy()
+            for value, weight in zip(self.values, self.plan.weights, strict=True)
+        ]
+        return written(model, self.plan, values, weight_steps, self.steps())
+
+    def _rounded(self, x: Tensor, name: str) -> Tensor:
+        grid, log_step = self.plan.grids[name], self.log_steps[self.numbers[name]]
+        rounded: Tensor = LearntStep.apply(x, log_step, grid)  # type: ignore[no-untyped-call]
+        return rounded
+
+
+def simulated(model: onnx.ModelProto, floating: onnx.ModelProto, where: str | Path) -> Graph:
+    """The network of a static int8 file; its weights start from those of `floating`, the file's fp32 parent.
+
+    Raises UserError, which begins with `where`, for a file that can't be trained.
+    """
+    plan = read(model, floating)
+    known = {*OPERATORS, "QuantizeLinear", "DequantizeLinear"}
+    unknown = sorted({node.operator for node in plan.nodes} - known)
+    if unknown:
+        raise UserError(f"{where}: {' and '.join(unknown)} can't be trained in int8: {SOLVED}")
+    if not plan.grids or not any(weight.rounded for weight in plan.weights):
+        raise UserError(f"{where}: has no layer of signed int8 weights in QDQ form that could be trained: {SOLVED}")
+    return Graph(plan, str(where))
+
+
+def show(graph: Graph, floating: onnx.ModelProto, student: nn.Module, layers: Sequence[str], x: Tensor) -> None:
+    """Gives `graph` submodules of the student's names, through which the tensors go that `layers` of the student give.
+
+    They are found by their values for samples `x`. Raises UserError for a layer whose output is no tensor of the file.
+    """
+    features = observe(student.eval(), x, layers, "student").features if layers else {}
+    with torch.no_grad():
+        tensors = Graph(read(floating, floating), graph.where).tensors(x)
+    readers = {node.inputs[0]: node.outputs[0] for node in graph.plan.nodes if node.operator == "QuantizeLinear"}
+    there = {name for node in graph.plan.nodes for name in node.outputs}
+    for layer, feature in features.items():
+        first = channels_first(student.get_submodule(layer))
+        wanted = feature.transpose(1, 2) if feature.ndim == 3 and first else feature
+        name = next((name for name in tensors if name in there and _same(tensors[name], wanted)), None)
+        if name is None:
+            raise UserError(
+                f"distill.losses: what the student's '{layer}' gives is not to be found in {graph.where}, where "
+                "quantization-aware training would learn from it: name another layer"
+            )
+        owner: nn.Module = graph
+        *path, last = layer.split(".")
+        for part in path:
+            if part not in dict(owner.named_children()):
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        seen = nn.Identity()
+        seen.channels_first = first  # type: ignore[assignment]
+        owner.add_module(last, seen)
+        graph.shown[readers.get(name, name)] = layer
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or not one.is_floating_point():
+        return False
+    return bool((one - other).abs().max() <= 1e-4 * max(1.0, float(other.abs().max())))
+
+
+def rounded_weight(value: Tensor, weight: Weight) -> Tensor:
+    """A weight as int8 has it. A bias stays: int32 is as fine as float32."""
+    if not weight.rounded:
+        return value
+    step = weight_step(value, weight)
+    zero = torch.zeros(step.shape, dtype=torch.int32, device=value.device)
+    if weight.axis is None:
+        return torch.fake_quantize_per_tensor_affine(value, step, zero, -weight.limit, weight.limit)
+    return torch.fake_quantize_per_channel_affine(value, step, zero, weight.axis, -weight.limit, weight.limit)
+
+
+def weight_step(value: Tensor, weight: Weight) -> Tensor:
+    """The scale of each channel [C], or of all []: the largest value becomes the largest integer."""
+    axes = [axis for axis in range(value.ndim) if axis != weight.axis]
+    sizes = value.detach().abs()
+    return ((sizes.amax(axes) if axes else sizes) / weight.limit).clamp(min=SMALLEST_STEP)
+
+
+class LearntStep(torch.autograd.Function):
+    """Rounding of activations to a grid with a learnt step (LSQ, Esser et al., 1902.08153).
+
+    The step's gradient is the paper's, with its factor 1 / √(values · integers), but in relative terms, as that of the
+    step's logarithm: a step stays positive, and an optimizer moves a small one as much as a large one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, log_step: Tensor, grid: Grid) -> Tensor:
+        ctx.grid, ctx.step = grid, _step(grid, log_step)
+        rounded = torch.fake_quantize_per_tensor_affine(x, ctx.step, grid.zero, grid.lowest, grid.highest)
+        ctx.save_for_backward(x, rounded)
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (gradient,), (x, rounded) = gradients, ctx.saved_tensors
+        grid, step = ctx.grid, ctx.step
+        low, high = (step * (end - grid.zero) for end in (grid.lowest - 0.5, grid.highest + 0.5))
+        inside = (x >= low) & (x <= high)
+        if not grid.learnt:
+            return gradient * inside, None, None
+        # ∂rounded/∂step is (rounded - x) / step inside, and rounded / step where the value is clipped.
+        by_step = (gradient * (rounded - x * inside)).sum() / step
+        factor = (x.numel() * (grid.highest - grid.lowest)) ** -0.5
+        return gradient * inside, factor * by_step / step, None
+
+
+def _step(grid: Grid, log_step: Tensor) -> float:
+    return float(np.float32(grid.step * math.exp(log_step.item()))) if grid.learnt else grid.step
