@@ -13,8 +13,7 @@ FOLDER = "aware"
 
 
 def aware(ground: Ground, weights: dict[str, Path], floating: str, static: str) -> Artifact | None:
-    """The student's int8 rung `static`, whose fp32 parent is `floating`, trained further; None where the recipe asks for
-    none.
+    """The student's int8 rung `static`, of fp32 parent `floating`, trained further; None where the recipe asks for none.
 
     `weights` are those of all trained rungs. What an earlier recipe has left in the folder is removed.
     """

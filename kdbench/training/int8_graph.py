@@ -181,7 +181,7 @@ def _replaced(model: onnx.ModelProto, new: Arrays) -> onnx.ModelProto:
     copy.CopyFrom(model)
     for tensor in copy.graph.initializer:
         if tensor.name in new:
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(new[tensor.name]), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(np.array(new[tensor.name]), tensor.name))
     return copy
 
 
