@@ -1,9 +1,7 @@
-"""Static int8 by onnxruntime's quantizer: QDQ, slimmed before, calibrated on training samples."""
+"""Static int8: slimmed, calibrated on training samples that stream, quantized by onnxruntime's quantizer."""
 
-import contextlib
-import logging
-import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +9,15 @@ import numpy as np
 
 from kdbench.data.generated import batch_size, generate
 from kdbench.data.pack import EvalPack, open_pack
-from kdbench.errors import UserError, first_line, nearest
+from kdbench.errors import UserError
 from kdbench.evaluation import parity_on
 from kdbench.machine import saturates_in_int8
-from kdbench.onnxfile import QUANTIZED, known_artifact, load_model, opset_of, portable
+from kdbench.onnxfile import QUANTIZED, known_artifact, load_model, portable
+from kdbench.progress import Progress, silent
 from kdbench.proofs.layers import RECURRENT
+from kdbench.quantization.calibration import Batches, Observed, observe
+from kdbench.quantization.static import check_options, left_out, prepare, static_int8, tensors_to_calibrate
+from kdbench.quantization.targets import targeted
 from kdbench.records import Artifact, Quantize
 from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
 from kdbench.store import Arrays, output_file, part_of, save_artifact, write_atomic
@@ -25,13 +27,15 @@ if TYPE_CHECKING:
 
 BATCH = 32
 GENERATED_SAMPLES = 128
-PER_CHANNEL_OPSET = 13
 
 LEAST_AGREEMENT = 0.95
 """With its parent, on the samples (or their single labels) that the two are compared on; below it the record carries a
 warning."""
 
 GENERATED_WARNING = "calibrated on generated inputs: its accuracy is a matter of luck, give --calibration PACK"
+
+SHOWN = 3
+"""Names of nodes in a warning."""
 
 
 def quantize(
@@ -41,6 +45,7 @@ def quantize(
     options: Quantize | None = None,
     rung: str | None = None,
     dims: Mapping[str, int] | None = None,
+    progress: Progress = silent,
 ) -> Artifact:
     """Writes the int8 model to `out`, its record beside it.
 
@@ -48,24 +53,97 @@ def quantize(
     says as a warning. Raises UserError where the model is quantized already or nothing in it can be.
     """
     model, out = Path(model), Path(out)
-    pack, options = open_pack(pack), options or Quantize()
+    pack, options = open_pack(pack), targeted(options or Quantize())
+    parent = float_artifact(model)
+    graph, notes = prepare(slimmed_graph(load_model(model), model), model, options.per_channel)
+    check_options(graph, options, model)
+    observed = observed_of(graph, parent, model, pack, options, dims, progress)
+    quantized = static_int8(graph, observed.ranges(options), options, name=str(model))
+    if not any(node.op_type in QUANTIZED for node in quantized.graph.node):
+        kinds = ", ".join(sorted({node.op_type for node in quantized.graph.node})[:8])
+        raise UserError(f"{model}: nothing in it can be quantized (operators: {kinds}): ship it as it is")
+    warnings = () if pack is not None else (GENERATED_WARNING,)
+    if observed.same_outputs:
+        warnings += (f"its outputs are the same for all {observed.samples} calibration samples: is the model trained?",)
+    warnings += tuple(_stays(operator, nodes) for operator, nodes in left_out(graph, quantized, options).items())
+    used = options.model_dump() | notes
+    if options.reduce_range is None:
+        used["reduce_range"] = saturates_in_int8()
+    return write_quantized(quantized, out, model, parent, pack, used, warnings, rung, dims)
+
+
+def float_artifact(model: Path) -> Artifact:
+    """The record of a model that can be quantized; raises UserError for one that is quantized or in half precision."""
     parent = known_artifact(model)
     if parent.precision != "fp32":
         state = "quantized already" if parent.precision == "int8" else "in half precision"
         raise UserError(f"{model}: is {state}: give its fp32 parent")
-    graph, notes = _upgraded(slimmed_graph(load_model(model), model), model, options)
-    inputs = (
-        pack.calibration_inputs(parent.inputs, parent.preprocessing)
-        if pack is not None
-        else generate(parent.inputs, batch_size(parent.inputs) or GENERATED_SAMPLES, dims or {})
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        quantized = _quantize_static(
-            _with_flat_biases(graph), inputs, batch_size(parent.inputs) or BATCH, options, Path(scratch), model
-        )
-    if not any(node.op_type in QUANTIZED for node in quantized.graph.node):
-        kinds = ", ".join(sorted({node.op_type for node in quantized.graph.node})[:8])
-        raise UserError(f"{model}: nothing in it can be quantized (operators: {kinds}): ship it as it is")
+    return parent
+
+
+def observed_of(
+    graph: "onnx.ModelProto",
+    parent: Artifact,
+    model: Path,
+    pack: EvalPack | None,
+    options: Quantize,
+    dims: Mapping[str, int] | None = None,
+    progress: Progress = silent,
+) -> Observed:
+    """What the tensors of a `model`'s prepared graph held that the options are to quantize, over the calibration
+    samples."""
+    total = GENERATED_SAMPLES if pack is None or pack.x_calibration is None else len(pack.x_calibration)
+    tensors, counted = tensors_to_calibrate(graph, options), options.calibration != "minmax"
+    return observe(graph, calibration_batches(parent, pack, dims), tensors, counted, progress, total, str(model))
+
+
+def calibration_batches(parent: Artifact, pack: EvalPack | None, dims: Mapping[str, int] | None = None) -> Batches:
+    """The pack's calibration samples as the model takes them, or generated ones; each batch preprocessed when its turn
+    comes.
+
+    Whole batches: samples left over are joined to none, except where there are fewer than one batch of them.
+    """
+    size = batch_size(parent.inputs)
+    step = size or BATCH
+    if pack is None:
+        made = generate(parent.inputs, size or GENERATED_SAMPLES, dims or {})
+        return lambda: _split(made, step)
+    kept, samples = pack, pack.x_calibration
+    if samples is None:
+        raise UserError(f"{pack.name}: no array 'x_calibration' in it: needed to calibrate")
+
+    def batches() -> Iterator[Arrays]:
+        for start in range(0, max(len(samples) - step, 0) + 1, step):
+            chosen = samples[start : start + step]
+            if size is not None and len(chosen) < size:  # a fixed batch is filled up
+                chosen = samples[np.arange(size) % len(samples)]
+            yield replace(kept, x_calibration=chosen).calibration_inputs(parent.inputs, parent.preprocessing)
+
+    return batches
+
+
+def _split(inputs: Arrays, batch: int) -> Iterator[Arrays]:
+    """Whole batches; an input that isn't of one value a sample is the same in all."""
+    samples = max(len(values) for values in inputs.values())
+    for start in range(0, max(samples - batch, 0) + 1, batch):
+        yield {
+            name: values[start : start + batch] if len(values) == samples else values for name, values in inputs.items()
+        }
+
+
+def write_quantized(
+    quantized: "onnx.ModelProto",
+    out: Path,
+    model: Path,
+    parent: Artifact,
+    pack: EvalPack | None,
+    options: dict[str, object],
+    warnings: tuple[str, ...] = (),
+    rung: str | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> Artifact:
+    """Writes a quantized model and its record, which holds its parity with `model`; raises UserError, and writes
+    nothing, where outputs are not finite."""
     part = part_of(output_file(out, model), "-unproven")
     write_atomic(part, portable(quantized))
     try:
@@ -76,10 +154,6 @@ def quantize(
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
-    warnings: tuple[str, ...] = () if pack is not None else (GENERATED_WARNING,)
-    left = sorted({node.op_type for node in quantized.graph.node} & set(RECURRENT))
-    if left:
-        warnings += (f"its {' and '.join(left)} layers stay in float: static int8 knows no recurrent ones",)
     if check.label_agreement < LEAST_AGREEMENT:
         compared_on = "the labels of " if parent.task == "multi_label" else ""
         warnings += (
@@ -87,96 +161,13 @@ def quantize(
             f"{compared_on}{check.samples} compared samples: "
             "quantize fewer operators, such as --operator Conv --operator Gemm --operator MatMul",
         )
-    used = options.model_dump() | {"format": "qdq", "reduce_range": saturates_in_int8()} | notes
-    return save_artifact(out.parent, derived(out, rung, parent, "quantize", used, check, warnings))
+    return save_artifact(out.parent, derived(out, rung, parent, "quantize", options, check, warnings))
 
 
-def _upgraded(model: "onnx.ModelProto", path: Path, options: Quantize) -> tuple["onnx.ModelProto", dict[str, object]]:
-    """The model at an opset that knows per-channel scales, where it can be converted; what was changed for it."""
-    from onnx import version_converter
-
-    opset = opset_of(model)
-    if opset >= PER_CHANNEL_OPSET:
-        return model, {}
-    try:
-        return version_converter.convert_version(model, PER_CHANNEL_OPSET), {"opset_from": opset}
-    except Exception as error:  # a C++ exception, of no class of its own
-        if opset < 10:
-            raise UserError(
-                f"{path}: opset {opset} can't be quantized, nor converted to {PER_CHANNEL_OPSET} "
-                f"({first_line(error, 100)}): export it with opset {PER_CHANNEL_OPSET} or newer"
-            ) from None
-        return model, {"per_channel": False} if options.per_channel else {}
-
-
-def _with_flat_biases(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """The model with Gemm biases [1, N] as [N], which broadcast alike: onnxruntime's quantizer fails on the former."""
-    biases = {node.input[2] for node in model.graph.node if node.op_type == "Gemm" and len(node.input) > 2}
-    shared = {name for node in model.graph.node if node.op_type != "Gemm" for name in node.input}
-    for tensor in model.graph.initializer:
-        if tensor.name in biases - shared and len(tensor.dims) == 2 and tensor.dims[0] == 1:
-            del tensor.dims[0]
-    return model
-
-
-def _quantize_static(
-    model: "onnx.ModelProto", inputs: Arrays, batch: int, options: Quantize, scratch: Path, path: Path
-) -> "onnx.ModelProto":
-    import onnx
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches: Iterator[Arrays] = _batches(inputs, batch)
-
-        def get_next(self) -> Arrays | None:
-            return next(self.batches, None)
-
-    methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "entropy": CalibrationMethod.Entropy,
-        "percentile": CalibrationMethod.Percentile,
-    }
-    opset = opset_of(model)
-    present = {node.op_type for node in model.graph.node}
-    for operator in options.operators:
-        if operator not in present:
-            raise UserError(f"{path}: has no operator '{operator}': {nearest(operator, present)}")
-    prepared = scratch / "prepared.onnx"
-    logging.disable(logging.WARNING)  # its advice is to do what has just been done
-    try:
-        with contextlib.suppress(Exception):  # shapes help, and where they can't be inferred it goes without
-            quant_pre_process(model, str(prepared), skip_optimization=True, auto_merge=True)
-        if not prepared.is_file():
-            onnx.save(model, str(prepared))
-        quantize_static(
-            str(prepared),
-            str(scratch / "int8.onnx"),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8 if options.activations == "uint8" else QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=list(options.operators) or None,
-            per_channel=options.per_channel and opset >= PER_CHANNEL_OPSET,
-            reduce_range=saturates_in_int8(),
-            calibrate_method=methods[options.calibration],
-        )
-    except Exception as error:  # the quantizer raises what it likes
-        raise UserError(f"{path}: onnxruntime can't quantize it: {first_line(error, 200)}") from None
-    finally:
-        logging.disable(logging.NOTSET)
-    return onnx.load(str(scratch / "int8.onnx"))
-
-
-def _batches(inputs: Arrays, batch: int) -> Iterator[Arrays]:
-    """Whole batches; samples left over are joined to none, except where there are fewer than one batch of them."""
-    samples = len(next(iter(inputs.values())))
-    for start in range(0, max(samples - batch, 0) + 1, batch):
-        yield {name: values[start : start + batch] for name, values in inputs.items()}
+def _stays(operator: str, nodes: list[str]) -> str:
+    """That nodes stay in float, and why."""
+    if operator in RECURRENT:
+        return f"its {operator} layers stay in float: static int8 knows no recurrent ones"
+    more = f" and {len(nodes) - SHOWN} more" if len(nodes) > SHOWN else ""
+    names = ", ".join(nodes[:SHOWN]) + more
+    return f"its {operator} nodes stay in float, as onnxruntime can't quantize them: {names}"

@@ -114,6 +114,8 @@ class Server:
         self.loaded: dict[str, Any] = {}
         self.energy_j: Callable[[], float | None] = lambda: None
         """Of the device."""
+        self.collection: Any = None
+        """What is known of the model's tensors, while it is calibrated."""
 
     def hello(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         runtime = {"python": platform.python_version(), "numpy": np.__version__, **self.runner.versions()}
@@ -188,6 +190,17 @@ class Server:
 
     def predict(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return {}, dict(zip(self.runner.output_names(), self.runner.run(arrays), strict=True))
+
+    def observe(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        """Runs inputs, and adds what the tensors hold to what `observed` answers; names those that aren't finite."""
+        if self.collection is None:
+            self.collection = importlib.import_module("calibrate").Collection()
+        names = self.runner.output_names()
+        return {"not_finite": self.collection.observe(self.runner.run, names, arrays, request)}, {}
+
+    def observed(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+        answer: tuple[dict[str, Any], Arrays] = self.collection.result()
+        return answer
 
     def loadgen(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         return {"version": importlib.import_module("scenarios").version()}, {}
