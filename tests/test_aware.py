@@ -303,6 +303,9 @@ def test_nothing_changes_for_a_recipe_that_asks_for_none():
     section = load_recipe("digits").quantize
     assert not section.aware
     assert section.static.model_dump() == Quantize().model_dump()
+    chosen = parse(QuantizeSection, {"aware": True, "symmetric": False}, "recipe").static
+    assert type(chosen) is Quantize
+    assert chosen.model_fields_set == {"symmetric"}  # so that a target fills in all other fields
 
 
 def test_without_a_training_it_is_a_tenth_of_the_students():
@@ -335,6 +338,8 @@ def test_sections_that_mean_nothing_are_refused(section, message):
             {"quantize.training": "{ epochs = 1, learning_rate = 0.1, keep = 'best' }"},
             "quantize.training.keep: epochs are judged on held-out samples, and there are none",
         ),
+        ({"quantize.format": "'qoperator'"}, "quantize.aware: trains int8 weights in format 'qdq', not int8 in 'qop"),
+        ({"quantize.weights": "'uint8'"}, "quantize.aware: trains int8 weights in format 'qdq', not uint8 in 'qdq'"),
     ],
 )
 def test_mistakes_are_found_before_training(fields, message, dataset):

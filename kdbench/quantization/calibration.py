@@ -137,9 +137,7 @@ def float_tensors(model: "onnx.ModelProto") -> dict[str, int]:
     graph = model.graph
     if not graph.value_info and len(graph.node) > 1:
         graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {
-        value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output, *graph.input)
-    }
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output, *graph.input)}
     initializers = {tensor.name for tensor in graph.initializer}
     used = dict.fromkeys(name for node in graph.node for name in (*node.input, *node.output))
     return {name: types[name] for name in used if types.get(name) in kinds and name not in initializers}

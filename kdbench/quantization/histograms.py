@@ -95,9 +95,7 @@ def entropy(histogram: Histogram, options: Quantize) -> Range:
     return histogram.clipped(histogram.edges[start[best]], histogram.edges[end[best]])
 
 
-def divergences(
-    counts: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def divergences(counts: NDArray[np.int64], start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.float64]:
     """The divergence of each candidate [C], the bins from `start` to before `end`, from its copy in levels.
 
     With p the candidate's N counts and q those of its copy, either smoothed (a bin with 0 gets SMOOTHING, which the

@@ -146,7 +146,9 @@ def tensors_to_calibrate(model: "onnx.ModelProto", options: Quantize) -> list[st
     touched = {
         name
         for node in model.graph.node
-        if node.op_type in operators and node.name not in options.exclude and node.name in (options.nodes or (node.name,))
+        if node.op_type in operators
+        and node.name not in options.exclude
+        and node.name in (options.nodes or (node.name,))
         for name in (*node.input, *node.output)
     }
     return [name for name in float_tensors(model) if name in touched]

@@ -226,7 +226,7 @@ class QuantizeSection(Quantize):
     @property
     def static(self) -> Quantize:
         """What makes the int8 file without a training."""
-        return Quantize(**self.model_dump(include=set(Quantize.model_fields)))
+        return Quantize(**self.model_dump(include=self.model_fields_set & Quantize.model_fields.keys()))
 
     def training_after(self, student: Training) -> Training:
         """That of the rung, after the student's own."""

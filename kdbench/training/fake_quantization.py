@@ -108,8 +108,8 @@ def show(graph: Graph, floating: onnx.ModelProto, student: nn.Module, layers: Se
 
     They are found by their values for samples `x`. Raises UserError for a layer whose output is no tensor of the file.
     """
-    features = observe(student.eval(), x, layers, "student").features if layers else {}
     with torch.no_grad():
+        features = observe(student.eval(), x, layers, "student").features
         tensors = Graph(read(floating, floating), graph.where).tensors(x)
     readers = {node.inputs[0]: node.outputs[0] for node in graph.plan.nodes if node.operator == "QuantizeLinear"}
     there = {name for node in graph.plan.nodes for name in node.outputs}

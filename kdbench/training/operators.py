@@ -170,7 +170,8 @@ def slice_(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, 
         raise ValueError("a slice that runs backwards")
     cut = [slice(None)] * x.ndim
     for axis, start, end, pace in zip(which, starts.tolist(), ends.tolist(), paces, strict=True):
-        cut[axis] = slice(start, end, pace)
+        size = x.shape[axis]  # "to the end" is written as the largest integer
+        cut[axis] = slice(max(start, -size), max(min(end, size), -size), pace)
     return x[tuple(cut)]
 
 
