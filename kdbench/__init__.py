@@ -1,7 +1,7 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
-What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `export`, `slim`,
-`quantize`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and
+What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `prune`, `export`,
+`slim`, `quantize`, `evaluate`, `parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and
 onnxruntime are imported when a function needs them, not before.
 """
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kdbench.proofs.profile import profile
     from kdbench.report.table import load_results
     from kdbench.steps.export import export
+    from kdbench.steps.prune import prune
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
 
@@ -39,6 +40,7 @@ _HOMES = {
     "pack": "pipeline.packing",
     "parity": "evaluation",
     "profile": "proofs.profile",
+    "prune": "steps.prune",
     "quantize": "steps.quantize",
     "run": "pipeline",
     "self_test": "pipeline.self_test",
@@ -59,6 +61,7 @@ __all__ = [
     "pack",
     "parity",
     "profile",
+    "prune",
     "quantize",
     "run",
     "self_test",

@@ -18,6 +18,7 @@ COMMANDS = (
     "check",
     "run",
     "distill",
+    "prune",
     "export",
     "slim",
     "quantize",

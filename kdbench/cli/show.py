@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from kdbench.pipeline.packing import Packed
     from kdbench.pipeline.self_test import SelfTest
     from kdbench.records import Artifact
+    from kdbench.steps.prune import Narrowed
+
+SHOWN = 4
+"""Names in a sentence, at most."""
 
 
 def show_artifact(artifact: "Artifact", path: Path) -> None:
@@ -31,6 +35,30 @@ def show_artifact(artifact: "Artifact", path: Path) -> None:
     click.echo(f"{path}: {', '.join(facts)}\n{sidecar(path)}")
     for warning in artifact.warnings:
         warn(warning)
+
+
+def show_pruned(found: "Narrowed", layers: bool) -> None:
+    """What the network was and is, by layer if asked, and what was left alone."""
+    from kdbench.report.text import count
+
+    rows = [
+        ("parameters", found.before.parameters, found.after.parameters),
+        ("MACs", found.before.macs, found.after.macs),
+    ]
+    click.echo(f"{found.path}: {100 * found.share:.3g} % of what was to fall is left")
+    for name, before, after in rows:
+        click.echo(f"{name:<11}{count(before):>9} → {count(after):<9}{after / max(before, 1):>8.3f}")
+    if layers:
+        width = max(map(len, found.before.layers), default=0)
+        click.echo(f"\n{'layer':<{width}}{'parameters':>22}{'MACs':>22}")
+        for name in dict.fromkeys((*found.before.layers, *found.after.layers)):
+            before, after = (cost.layers.get(name, (0, 0)) for cost in (found.before, found.after))
+            cells = (f"{count(old)} → {count(new)}" for old, new in zip(before, after, strict=True))
+            click.echo(f"{name:<{width}}" + "".join(f"{cell:>22}" for cell in cells))
+    for why in dict.fromkeys(found.left.values()):
+        names = [f"'{name}'" for name, reason in found.left.items() if reason == why]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        remark(f"left as it is: {', '.join(names[:SHOWN])}{more}: {why}")
 
 
 def warn(sentence: str) -> None:

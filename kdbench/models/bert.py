@@ -28,14 +28,14 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        n, length, width = x.shape
-        query, key, value = (
-            part(x).reshape(n, length, self.heads, width // self.heads).transpose(1, 2)
+        n, length, _ = x.shape
+        query, key, value = (  # as wide as the heads that pruning left
+            part(x).reshape(n, length, self.heads, part.out_features // self.heads).transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
         dropout = self.dropout if self.training else 0.0
         attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout)
-        mixed: Tensor = self.output(attended.transpose(1, 2).reshape(n, length, width))
+        mixed: Tensor = self.output(attended.transpose(1, 2).reshape(n, length, self.output.in_features))
         return mixed
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,12 +21,22 @@ class Padding(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.stride = stride
         self.front = (out_channels - in_channels) // 2
         self.behind = out_channels - in_channels - self.front
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.front, self.behind))
+
+    def as_convolution(self) -> nn.Conv2d:
+        """The same function as a 1×1 convolution that is never trained, so that single channels can be taken out."""
+        channels = self.in_channels
+        same = nn.Conv2d(channels, self.front + channels + self.behind, 1, self.stride, bias=False)
+        with torch.no_grad():
+            same.weight.zero_()
+            same.weight[self.front : self.front + channels, :, 0, 0] = torch.eye(channels)
+        return same.requires_grad_(False)
 
 
 class Projection(nn.Sequential):

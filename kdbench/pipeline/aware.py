@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kdbench.data.pack import load_pack
 from kdbench.pipeline.learning import Ground
-from kdbench.pipeline.rungs import AWARE, kept
+from kdbench.pipeline.rungs import AWARE, PRUNED, kept
 from kdbench.records import Artifact
 from kdbench.store import RunFolder, sha256, sidecar
 
@@ -30,9 +30,9 @@ def aware(ground: Ground, weights: dict[str, Path], floating: str, static: str) 
     trained = train_aware(
         place,
         AWARE,
-        weights["student"],
+        weights.get(PRUNED, weights["student"]),
         *files,
-        [weights[name] for name in recipe.teacher_names],
+        {name: weights[name] for name in recipe.teacher_names},
         recipe,
         ground.dataset,
         ground.data_sha256,

@@ -23,7 +23,7 @@ from kdbench.pipeline import describing
 from kdbench.pipeline.aware import aware
 from kdbench.pipeline.describing import Fact
 from kdbench.pipeline.learning import Ground, grounded, ladder, learned, loaded, needs_torch
-from kdbench.pipeline.rungs import AWARE, compressed, run_subjects
+from kdbench.pipeline.rungs import AWARE, PRUNED, compressed, run_subjects
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Recipe, Teacher, Training
 from kdbench.store import RunFolder, load_recipe
@@ -148,6 +148,10 @@ def learning_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch) -> dict[str, 
     trainings |= {name: teacher.training for name, teacher in zip(recipe.teacher_names, recipe.teachers, strict=True)}
     trainings["student"] = recipe.student.training
     trainings[AWARE] = recipe.quantize.training_after(recipe.student.training)
+    if recipe.prune:
+        from kdbench.steps.prune import fine_tuning, sparse_training
+
+        trainings |= {"student-sparse": sparse_training(recipe), PRUNED: fine_tuning(recipe)}
     samples, estimate = len(dataset.x_train), {}
     for rung, training in trainings.items():
         if training and rung in watch.calls:
@@ -218,8 +222,13 @@ def _one_epoch(recipe: Recipe) -> Recipe:
     if quantize.aware:
         after = short(quantize.training_after(recipe.student.training))
         quantize = quantize.model_copy(update={"training": after})
+    prune = recipe.prune
+    if prune:
+        sparse = prune.sparse and prune.sparse.model_copy(update={"epochs": 1})
+        prune = prune.model_copy(update={"training": prune.training and short(prune.training), "sparse": sparse})
     return recipe.model_copy(
         update={
+            "prune": prune,
             "teacher": tuple(map(taught, recipe.teachers)) if several else taught(recipe.teachers[0]),
             "student": recipe.student.model_copy(update={"training": short(recipe.student.training)}),
             "distill": recipe.distill.model_copy(update={"losses": losses}),

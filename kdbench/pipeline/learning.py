@@ -12,7 +12,7 @@ from kdbench.data.pack import save_pack
 from kdbench.data.remarks import remarks
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
-from kdbench.pipeline.rungs import forget, kept
+from kdbench.pipeline.rungs import PRUNED, forget, kept
 from kdbench.progress import Progress, is_main
 from kdbench.records import Artifact, Distill, Recipe
 from kdbench.store import RunFolder, fingerprint, sha256
@@ -54,11 +54,12 @@ def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callabl
 def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["Candidate"]]:
     """The recipe's data, of which everything in the recipe is known to fit; and its teachers as they were loaded."""
     from kdbench import data
-    from kdbench.steps import train
+    from kdbench.steps import prune, train
 
     dataset = data.load(recipe.data)
     for remark in remarks(dataset):
         say(remark)
+    prune.check(recipe, dataset)
     return dataset, train.check(recipe, dataset)
 
 
@@ -103,6 +104,9 @@ def learned(ground: Ground, alone: bool) -> dict[str, Path]:
         weights["student"] = trained(ground, folder, recipe, teachers, "student", recipe.distill)
     else:
         weights["student"], weights["teacher"] = trained_together(ground, folder, recipe, "student", recipe.distill)
+    if recipe.prune:
+        by_name = {name: weights[name] for name in recipe.teacher_names}
+        weights[PRUNED] = pruned(ground, weights["student"], by_name)
     return weights
 
 
@@ -114,7 +118,8 @@ def ladder(ground: Ground, weights: dict[str, Path]) -> dict[str, Artifact]:
     for number, rung in enumerate(parents_first if is_main() else ()):
         progress("export", number, len(weights))
         parent = next((found for name, found in artifacts.items() if name.startswith("teacher")), None)
-        artifact = exported(ground, folder, rung, weights[rung], parent if rung == "student" else None)
+        parent = {"student": parent, PRUNED: artifacts.get("student")}.get(rung)
+        artifact = exported(ground, folder, rung, weights[rung], parent)
         if artifact:
             artifacts[rung] = artifact
     progress("export", len(weights), len(weights))
@@ -165,6 +170,33 @@ def trained_together(
     return student, teacher
 
 
+def pruned(ground: Ground, student: Path, teachers: dict[str, Path]) -> Path:
+    """The weights of the student as `prune` has it: drawn towards fewer channels if asked for, pruned, taught again."""
+    from kdbench.steps import prune, train
+    from kdbench.training import processes, weights
+
+    folder, recipe, dataset = ground.folder, ground.recipe, ground.dataset
+    options = recipe.prune
+    assert options is not None
+    lessons = (teachers, recipe, dataset, ground.data_sha256, ground.progress, ground.say)
+    if options.sparse:
+        penalty = processes.agreed(lambda: prune.sparse_penalty(recipe, dataset, student))
+        facts = {"sparse": options.sparse.model_dump()}
+        training = prune.sparse_training(recipe)
+        student = train.refine(
+            folder, "student-sparse", student, *lessons, training=training, penalty=penalty, facts=facts
+        )
+    narrowed = folder.weights(f"{PRUNED}-start")
+
+    def narrow() -> None:
+        if is_main() and not weights.load_matching(narrowed, prune.mark(student, options, recipe.seed)):
+            samples = prune.training_samples(recipe, dataset)
+            prune.prune(student, narrowed, options, samples, recipe.folder, seed=recipe.seed, progress=ground.progress)
+
+    processes.agreed(narrow)
+    return train.refine(folder, PRUNED, narrowed, *lessons, training=prune.fine_tuning(recipe))
+
+
 def exported(ground: Ground, folder: RunFolder, rung: str, path: Path, parent: Artifact | None) -> Artifact | None:
     """The ONNX file of weights; a black box is its own. None for a teacher that doesn't know all of the classes."""
     from kdbench.steps.export import export
@@ -181,9 +213,8 @@ def exported(ground: Ground, folder: RunFolder, rung: str, path: Path, parent: A
         return None
     if path.suffix == ".onnx":
         return artifact
-    lineage = (
-        {"parent": parent.rung, "parent_sha256": parent.sha256, "step": "distill"} if parent else {"step": "train"}
-    )
+    step = "prune" if rung == PRUNED else "distill" if parent else "train"
+    lineage = {"parent": parent.rung, "parent_sha256": parent.sha256, "step": step} if parent else {"step": step}
 
     def make(out: Path) -> Artifact:
         return export(path, out, ground.folder.pack, rung, ground.recipe.folder).model_copy(update=lineage)

@@ -16,14 +16,16 @@ from kdbench.progress import Progress
 from kdbench.records import IMPORTED, Artifact, Quantize
 from kdbench.store import SIDECAR, RunFolder, fingerprint, save_artifact, sha256, sidecar
 
+PRUNED = "student-pruned"
+
 LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim", "student-int8")
 """The rungs of every recipe, in the order of the table."""
 
 AWARE = "student-qat-int8"
-"""The student's int8 rung whose training knew of the rounding, where the recipe asks for it."""
+"""The student's int8 rung whose training knew of the rounding."""
 
-ORDER = (*LADDER, AWARE)
-"""With those that a recipe asks for."""
+ORDER = (*LADDER[:4], PRUNED, *LADDER[4:], AWARE)
+"""The same with those that a recipe may ask for."""
 
 
 def run_subjects(folder: RunFolder) -> list[Subject]:
@@ -48,12 +50,12 @@ def run_subjects(folder: RunFolder) -> list[Subject]:
 def forget(folder: RunFolder, rungs: Collection[str], alone: bool) -> None:
     """Removes the ONNX files of teachers that are none of `rungs` any more, and with `alone` those of a student alone.
 
-    An earlier recipe in the same folder may have had more teachers, or labels.
+    An earlier recipe in the same folder may have had more teachers, or labels, or have pruned its student.
     """
     for record in folder.path.glob(f"*{SIDECAR}"):
         rung = record.name.removesuffix(SIDECAR)
         trained = rung.removesuffix("-int8")
-        ours = re.fullmatch(r"teacher(-\d+)?", trained) or (alone and trained == "student-alone")
+        ours = re.fullmatch(r"teacher(-\d+)?", trained) or (alone and trained == "student-alone") or trained == PRUNED
         if ours and trained not in rungs:
             record.unlink()
             folder.onnx(rung).unlink(missing_ok=True)
@@ -62,7 +64,8 @@ def forget(folder: RunFolder, rungs: Collection[str], alone: bool) -> None:
 def compressed(
     folder: RunFolder, options: Quantize, teacher: str | None, progress: Progress, say: Callable[[str], None]
 ) -> None:
-    """The slimmed and the int8 rungs of the student, and the int8 one of `teacher`, if there is such a rung.
+    """The slimmed and the int8 rungs of the student, or of the pruned one, and the int8 one of `teacher`, if there is
+    such a rung.
 
     A teacher that came as an ONNX file goes without where it can't be quantized.
     """
@@ -79,8 +82,9 @@ def compressed(
     def quantized(parent: str, rung: str) -> Callable[[Path], Artifact]:
         return lambda out: quantize(folder.onnx(parent), out, pack, options, rung)
 
+    student = PRUNED if folder.onnx(PRUNED).is_file() else "student"
     steps: list[tuple[str, str, str, Callable[[Path], Artifact]]] = [
-        ("student", "student-slim", "slim", lambda out: slim(folder.onnx("student"), out, "student-slim", pack)),
+        (student, "student-slim", "slim", lambda out: slim(folder.onnx(student), out, "student-slim", pack)),
         ("student-slim", "student-int8", "quantize", quantized("student-slim", "student-int8")),
     ]
     if teacher:

@@ -10,16 +10,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line, pick
+from kdbench.pruning import blocks, channels, shortcuts
 from kdbench.records import Record
 
 
 class Change(Record):
     kind: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {}  # noqa: RUF012 — pydantic copies defaults
     """All that it takes to do it again to the same network: plain values, names of submodules, indices."""
 
 
-CHANGES: dict[str, Callable[[nn.Module, Tensor, dict[str, Any]], None]] = {}
+CHANGES: dict[str, Callable[[nn.Module, Tensor, dict[str, Any]], None]] = {
+    "blocks": blocks.redo,
+    "channels": channels.redo,
+    "shortcuts": shortcuts.redo,
+}
 """By kind: given the network, one batch that it can take, and the options of the change."""
 
 
@@ -29,6 +34,6 @@ def replay(model: nn.Module, changes: Sequence[Change], example: Tensor, field: 
         do = pick(CHANGES, change.kind, "change of a network")
         try:
             do(model, example, change.options)
-        except (RuntimeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except (RuntimeError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
             raise UserError(f"{field}: '{change.kind}' can't be done again: {first_line(error, 160)}") from None
     return model

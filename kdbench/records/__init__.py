@@ -21,7 +21,7 @@ from kdbench.records.base import (
     read_text,
     slug,
 )
-from kdbench.records.compression import Quantize
+from kdbench.records.compression import Prune, Quantize, Sparse
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
     Augment,
@@ -31,6 +31,7 @@ from kdbench.records.recipe import (
     Distill,
     Loss,
     Network,
+    PruneSection,
     QuantizeSection,
     Recipe,
     ScenarioName,
@@ -81,6 +82,8 @@ __all__ = [
     "Positive",
     "Preprocessing",
     "Process",
+    "Prune",
+    "PruneSection",
     "Quantize",
     "QuantizeSection",
     "RawFile",
@@ -91,6 +94,7 @@ __all__ = [
     "ScenarioMeasurement",
     "ScenarioName",
     "Schedule",
+    "Sparse",
     "Task",
     "Teacher",
     "Temperature",

@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from kdbench.errors import UserError
 from kdbench.records.artifacts import Preprocessing
 from kdbench.records.base import Count, Name, NotNegative, Positive, Record, Versioned, parse
-from kdbench.records.compression import Quantize
+from kdbench.records.compression import Prune, Quantize, Sparse
 
 
 def _is_number(value: Any) -> bool:
@@ -206,6 +206,15 @@ class Distill(Record):
     """
 
 
+class PruneSection(Prune):
+    """With the trainings around it, both of the student under its teachers."""
+
+    sparse: Sparse | None = None
+    """Before pruning."""
+    training: Training | None = None
+    """After it; without one half of the student's epochs, at a fifth of its learning rate."""
+
+
 class QuantizeSection(Quantize):
     """With the training of the rung whose training knows that it will be quantized."""
 
@@ -286,6 +295,8 @@ class Recipe(Versioned):
     distill: Distill
     methods: dict[Name, Distill] = {}
     """Other ways to distil the same student, by name: `kdbench distill --seeds` compares them with `distill`."""
+    prune: PruneSection | None = None
+    """Pruning of the student, which then learns again; without it there is no rung of it."""
     quantize: QuantizeSection = QuantizeSection()
     bench: Bench = Bench()
     _folder: Path = PrivateAttr(default=Path())

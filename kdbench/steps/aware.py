@@ -1,35 +1,28 @@
 """Quantization-aware training: the student's static int8 file, trained further under its teachers with its rounding."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from kdbench import __version__
 from kdbench.data.dataset import Dataset
 from kdbench.data.pack import EvalPack
 from kdbench.data.preprocess import apply
 from kdbench.errors import UserError, first_line
 from kdbench.evaluation import answer, compare, parity_on
-from kdbench.losses.weighted import Term
 from kdbench.losses.weighted import terms as terms_of
-from kdbench.machine import versions
 from kdbench.onnxfile import inspect, known_artifact, load_model, portable
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Artifact, Loss, Recipe, parse
 from kdbench.steps.quantize import LEAST_AGREEMENT
 from kdbench.steps.slim import comparison_inputs
-from kdbench.steps.teach import digest
-from kdbench.steps.train import _at_work, _method_facts
-from kdbench.store import RunFolder, fingerprint, output_file, part_of, save_artifact, sha256, write_atomic
-from kdbench.training import processes, weights
-from kdbench.training.fake_quantization import Graph, show, simulated
+from kdbench.steps.train import refine
+from kdbench.store import RunFolder, output_file, part_of, save_artifact, sha256, write_atomic
+from kdbench.training import weights
+from kdbench.training.fake_quantization import show, simulated
 from kdbench.training.features import layers
-from kdbench.training.finished import Part, weights_files
-from kdbench.training.loop import Course
-from kdbench.training.teaching import Faculty, Shelf
 
 
 def train_aware(
@@ -38,7 +31,7 @@ def train_aware(
     student: Path,
     floating: Path,
     static: Path,
-    teachers: Sequence[Path],
+    teachers: Mapping[str, Path],
     recipe: Recipe,
     dataset: Dataset,
     data_sha256: str,
@@ -46,66 +39,44 @@ def train_aware(
     say: Callable[[str], None] = unsaid,
     answers: RunFolder | None = None,
 ) -> Path:
-    """Trains what the int8 file `static` computes under the teachers of files that `teach` has made; the weights file
-    of `rung` in `run`, with the tensors of `kdbench.training.fake_quantization.Graph`.
+    """Trains what the int8 file `static` computes, under teachers by name; the weights file of `rung` in `run`, with
+    the tensors of `kdbench.training.fake_quantization.Graph`.
 
     `student` is the weights file that it comes from, `floating` its fp32 ONNX file. It learns by those of the recipe's
-    losses that are left in the student's last epoch, with the weights that they have there. The teachers' answers are
-    kept in the folder `answers`, which is `run` if that is None; `say` is told where they are not sound, and which
-    losses are left out.
+    losses that are left in the student's last epoch, with the weights that they have there; `say` is told of others.
+    Otherwise as `refine`.
     """
     training = recipe.quantize.training_after(recipe.student.training)
-    method = recipe.distill
-    losses = at_end(method.losses, recipe.student.training.epochs)
-    for name in method.losses.keys() - losses.keys():
+    losses = at_end(recipe.distill.losses, recipe.student.training.epochs)
+    for name in sorted(recipe.distill.losses.keys() - losses.keys()):
         say(f"{rung} learns without the loss {name}, which is over at the student's end, or reads its parameters")
+    method = recipe.distill.model_copy(update={"losses": losses})
     terms = terms_of(losses, method.temperature, recipe.folder, training.epochs, "distill")
-    facts = {
-        **_method_facts(method, recipe),
-        "aware": training.model_dump(),
-        "files": {path.stem: sha256(path.read_bytes()) for path in (floating, static)},
-        "teachers": processes.agreed(lambda: [digest(path) for path in teachers]),
-        "voices": [section.weight for section in recipe.teachers],
-        "seed": recipe.seed,
-        "threads": recipe.threads,
-        "augment": recipe.data.augment.model_dump(),
-        "data": data_sha256,
-        "kdbench": __version__,
-        "versions": versions(("torch", "numpy")),
-    }
-    ended = {"epoch": 0, "history": (), "kept": "last", "precision": "fp32", "bf16_speedup": None, "processes": 1}
-    started = weights.record(student).model_copy(update={**ended, "fingerprint": fingerprint(**facts)})
-    shelf = Shelf(
-        lambda name: (answers or run).cache(name, recipe.seed),
-        {"data": data_sha256, "augment": recipe.data.augment.model_dump()},
-        say,
-        progress,
-    )
 
     def start() -> nn.Module:
-        return _shown(simulated(load_model(static), load_model(floating), static), floating, student, terms, dataset)
+        graph = simulated(load_model(static), load_model(floating), static)
+        ours = layers(terms)[0]
+        if ours:
+            x = torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))
+            show(graph, load_model(floating), weights.model_of(student, recipe.folder)[0], ours, x)
+        return graph
 
-    with _at_work(teachers, recipe) as members:
-        faculty = Faculty(members, dataset.preprocessing, len(dataset.classes), shelf if method.cache else None)
-        course = Course(
-            dataset,
-            training,
-            terms,
-            faculty,
-            augmentation=recipe.data.augment,
-            seed=recipe.seed,
-            threads=recipe.threads,
-        )
-        return weights_files(run, [Part(rung, started)], start, course, progress)[0]
-
-
-def _shown(graph: Graph, floating: Path, student: Path, terms: Sequence[Term], dataset: Dataset) -> Graph:
-    """The graph with the student's layers that losses read."""
-    ours = layers(terms)[0]
-    if ours:
-        x = torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))
-        show(graph, load_model(floating), weights.model_of(student)[0], ours, x)
-    return graph
+    return refine(
+        run,
+        rung,
+        student,
+        teachers,
+        recipe,
+        dataset,
+        data_sha256,
+        progress,
+        say,
+        method=method,
+        training=training,
+        answers=answers,
+        facts={"aware": {path.stem: sha256(path.read_bytes()) for path in (floating, static)}},
+        start=start,
+    )
 
 
 def at_end(losses: Mapping[str, Loss], epochs: int) -> dict[str, Loss]:

@@ -59,8 +59,8 @@ def export(
     bare, trained = weights.model_of(source, None if code is None else Path(code))
     model = bare if trained.class_map is None else Mapped(bare, trained.class_map).eval()
     spec = TensorSpec(name="input", dtype=trained.input_dtype, shape=("batch", *trained.input_shape))
-    samples = _samples(trained, spec, open_pack(pack))
-    content = _content(model, samples)
+    samples = samples_of(trained, spec, open_pack(pack))
+    content = content_of(model, samples)
     part = part_of(output_file(out, source), "-unproven")
     write_atomic(part, content)
     try:
@@ -89,14 +89,14 @@ def export(
     return save_artifact(out.parent, artifact)
 
 
-def _samples(trained: Trained, spec: TensorSpec, pack: EvalPack | None) -> NDArray[Any]:
+def samples_of(trained: Trained, spec: TensorSpec, pack: EvalPack | None) -> NDArray[Any]:
     """Inputs of the model: the pack's calibration samples, or generated ones."""
     if pack:
         return pack.calibration_inputs([spec], trained.preprocessing)["input"]
     return generate([spec], 64, {}, below=trained.options.get("vocabulary", SMALL))["input"]
 
 
-def _content(model: nn.Module, samples: NDArray[Any]) -> bytes:
+def content_of(model: nn.Module, samples: NDArray[Any]) -> bytes:
     """The ONNX file of a model."""
     example = torch.from_numpy(np.resize(samples, (2, *samples.shape[1:])))
     # The exporter prints and warns about itself; what matters is proven afterwards.

@@ -25,10 +25,13 @@ from kdbench.teachers import Candidate
 from kdbench.training import mutual as pairs
 from kdbench.training import processes, weights
 from kdbench.training.finished import Part, weights_files
-from kdbench.training.loop import Course
+from kdbench.training.loop import Course, Penalty
 from kdbench.training.seeds import deterministic, seeded
 from kdbench.training.teaching import Faculty, Shelf, Teaching, keeps_answers, sample_outputs
 from kdbench.training.weights import Trained
+
+Voice = tuple[str, Path, float]
+"""A teacher by name: its file, and the weight of its answers."""
 
 
 def check(recipe: Recipe, dataset: Dataset) -> list[Candidate]:
@@ -206,34 +209,93 @@ def distill(
     `answers`, which is `run` if that is None; `say` is told where they are not sound.
     """
     method = method or recipe.distill
-    facts = {
-        **_method_facts(method, recipe),
-        "start_from": method.start_from,
-        "teachers": processes.agreed(lambda: [digest(path) for path in teachers]),
-        "voices": [section.weight for section in recipe.teachers],
-    }
-    terms = _terms(recipe, recipe.student, method.losses, "distill", method.temperature)
-    if method.cache and keeps_answers(terms, recipe.data.augment):
-        facts["answers"] = "half precision"
+    facts = {**_teaching_facts(teachers, method, recipe), "start_from": method.start_from}
+    facts["voices"] = [section.weight for section in recipe.teachers]
     started = _started(rung, recipe.student, recipe, dataset, data_sha256, **facts)
+    named = zip(recipe.teacher_names, teachers, recipe.teachers, strict=True)
+    voices = [(name, path, section.weight) for name, path, section in named]
+
+    def start(members: Sequence[Teaching]) -> nn.Module:
+        model = _student(recipe, dataset)
+        if method.start_from:
+            weights.start_from(model, members[0].model, method.start_from)
+        return model
+
+    part = Part(rung, started)
+    return _taught(run, part, start, voices, recipe, dataset, data_sha256, method, answers or run, progress, say)
+
+
+def refine(
+    run: RunFolder,
+    rung: str,
+    source: Path,
+    teachers: Mapping[str, Path],
+    recipe: Recipe,
+    dataset: Dataset,
+    data_sha256: str,
+    progress: Progress = silent,
+    say: Callable[[str], None] = unsaid,
+    *,
+    method: Distill | None = None,
+    training: Training | None = None,
+    answers: RunFolder | None = None,
+    penalty: Penalty | None = None,
+    facts: Mapping[str, object] | None = None,
+    start: Callable[[], nn.Module] | None = None,
+) -> Path:
+    """Trains the model of the weights file `source` further, under teachers by name; the weights file of `rung`.
+
+    The model goes on from its weights, and what was done to its structure is kept. It learns by `method` and by
+    `training`, those of the recipe and its student where they are None. Teachers of the recipe have its weights, others
+    1. A `penalty` is added to the loss; `facts` tell it from others. Where `start` is given, what it gives is trained
+    in the model's place. Otherwise as `distill`.
+    """
+    method = method or recipe.distill
+    training = training or recipe.student.training
+    network = recipe.student.model_copy(update={"training": training})
+    recipe = recipe.model_copy(update={"student": network})
+    weight = {name: of.weight for name, of in zip(recipe.teacher_names, recipe.teachers, strict=True)}
+    voices = [(name, path, weight.get(name, 1.0)) for name, path in teachers.items()]
+    known = _teaching_facts(list(teachers.values()), method, recipe)
+    known |= {"source": sha256(source.read_bytes()), "voices": [voice[2] for voice in voices], **(facts or {})}
+    trained = weights.record(source)
+    started = _started(rung, network, recipe, dataset, data_sha256, **known)
+    of_source = ("source", "model", "options", "architecture", "input_shape", "preprocessing", "input_dtype", "changes")
+    started = started.model_copy(update={name: getattr(trained, name) for name in of_source})
+
+    def begin(members: Sequence[Teaching]) -> nn.Module:
+        return start() if start else weights.model_of(source, recipe.folder)[0]
+
+    part, place = Part(rung, started), answers or run
+    return _taught(run, part, begin, voices, recipe, dataset, data_sha256, method, place, progress, say, penalty)
+
+
+def _taught(
+    run: RunFolder,
+    part: Part,
+    start: Callable[[Sequence[Teaching]], nn.Module],
+    voices: Sequence[Voice],
+    recipe: Recipe,
+    dataset: Dataset,
+    data_sha256: str,
+    method: Distill,
+    answers: RunFolder,
+    progress: Progress,
+    say: Callable[[str], None],
+    penalty: Penalty | None = None,
+) -> Path:
+    """The weights file of a model that learns under teachers at work, whose answers are kept in `answers`."""
     shelf = Shelf(
-        lambda name: (answers or run).cache(name, recipe.seed),
+        lambda name: answers.cache(name, recipe.seed),
         {"data": data_sha256, "augment": recipe.data.augment.model_dump()},
         say,
         progress,
     )
-    with _at_work(teachers, recipe) as members:
-
-        def start() -> nn.Module:
-            model = _student(recipe, dataset)
-            if method.start_from:
-                weights.start_from(model, members[0].model, method.start_from)
-            return model
-
-        kept = shelf if method.cache else None
-        faculty = Faculty(members, dataset.preprocessing, len(dataset.classes), kept)
-        course = replace(_course(recipe, dataset, terms), faculty=faculty)
-        return weights_files(run, [Part(rung, started)], start, course, progress)[0]
+    terms = _terms(recipe, recipe.student, method.losses, "distill", method.temperature)
+    with _at_work(voices, recipe) as members:
+        faculty = Faculty(members, dataset.preprocessing, len(dataset.classes), shelf if method.cache else None)
+        course = replace(_course(recipe, dataset, terms), faculty=faculty, penalty=penalty)
+        return weights_files(run, [part], lambda: start(members), course, progress)[0]
 
 
 def mutual(
@@ -284,19 +346,28 @@ def _plain(losses: Mapping[str, Loss]) -> dict[str, object]:
     return {name: loss.model_dump() for name, loss in losses.items()}
 
 
+def _teaching_facts(teachers: Sequence[Path], method: Distill, recipe: Recipe) -> dict[str, object]:
+    """What decides on what is learnt from teachers."""
+    facts = {**_method_facts(method, recipe), "teachers": processes.agreed(lambda: [digest(path) for path in teachers])}
+    terms = _terms(recipe, recipe.student, method.losses, "distill", method.temperature)
+    if method.cache and keeps_answers(terms, recipe.data.augment):
+        facts["answers"] = "half precision"
+    return facts
+
+
 @contextmanager
-def _at_work(teachers: Sequence[Path], recipe: Recipe) -> Iterator[list[Teaching]]:
-    """The recipe's teachers from their files."""
+def _at_work(voices: Sequence[Voice], recipe: Recipe) -> Iterator[list[Teaching]]:
+    """Teachers from their files."""
     with ExitStack() as stack:
         yield processes.agreed(
             lambda: [
                 replace(
                     stack.enter_context(at_work(path, recipe.folder)),
                     name=name,
-                    weight=section.weight,
+                    weight=weight,
                     digest=digest(path),
                 )
-                for path, name, section in zip(teachers, recipe.teacher_names, recipe.teachers, strict=True)
+                for name, path, weight in voices
             ]
         )
 

@@ -162,7 +162,8 @@ class LearntStep(torch.autograd.Function):
     """Rounding of activations to a grid with a learnt step (LSQ, Esser et al., 1902.08153).
 
     The step's gradient is the paper's, with its factor 1 / √(values · integers), but in relative terms, as that of the
-    step's logarithm: a step stays positive, and an optimizer moves a small one as much as a large one.
+    step's logarithm: a step stays positive, and an optimizer moves a small one as much as a large one. A tanh holds it
+    between -1 and 1, as in TQT (Jain et al., 1903.08066), so that no step runs away.
     """
 
     @staticmethod
@@ -183,7 +184,7 @@ class LearntStep(torch.autograd.Function):
         # ∂rounded/∂step is (rounded - x) / step inside, and rounded / step where the value is clipped.
         by_step = (gradient * (rounded - x * inside)).sum() / step
         factor = (x.numel() * (grid.highest - grid.lowest)) ** -0.5
-        return gradient * inside, factor * by_step / step, None
+        return gradient * inside, torch.tanh(factor * by_step / step), None
 
 
 def _step(grid: Grid, log_step: Tensor) -> float:

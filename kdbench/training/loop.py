@@ -31,6 +31,9 @@ from kdbench.training.weights import Trained
 Ends = dict[str, tuple[dict[str, Tensor], Trained]]
 """Weights and record of the `last` epoch and, where epochs are judged, of the `best`."""
 
+Penalty = Callable[[nn.Module, int], Tensor]
+"""A loss on a model's own weights in an epoch, counted from 0."""
+
 
 @dataclass(frozen=True)
 class Course:
@@ -44,6 +47,7 @@ class Course:
     augmentation: Augment = Augment()  # noqa: RUF009 — frozen
     seed: int = 0
     threads: int = 1
+    penalty: Penalty | None = None
 
 
 def fit(
@@ -184,6 +188,9 @@ def _epoch(state: State, course: Course, epoch: int, label: str = "", progress: 
                 with torch.no_grad():
                     said = processes.agreed(partial(faculty.say, shown.images, x, index, their_layers))
         value, values = state.loss(student, said, target)
+        if course.penalty:
+            extra = course.penalty(state.model, epoch)
+            value, values = value + extra, {**values, "penalty": extra.detach()}
         means = processes.means({"loss": value, **{history_key(name): part for name, part in values.items()}}, share)
         if not math.isfinite(means["loss"]):
             raise UserError(

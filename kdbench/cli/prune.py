@@ -1,0 +1,83 @@
+"""`kdbench prune`."""
+
+from pathlib import Path
+
+import click
+
+from kdbench.cli import options
+
+
+def _share(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    return None if text is None else options.share(ctx, parameter, text)
+
+
+@click.command(short_help="Take channels and blocks out of a weights file.")
+@click.argument("weights", type=options.FILE)
+@click.option("--out", type=options.FILE, required=True, metavar="FILE", help="The .safetensors file to write.")
+@click.option("--macs", callback=_share, metavar="SHARE", help="Keep so much of the multiply-accumulates: 0.5 or 50%.")
+@click.option("--parameters", callback=_share, metavar="SHARE", help="Keep so much of the parameters.")
+@click.option("--latency", callback=_share, metavar="SHARE", help="Keep so much of the latency measured on --backend.")
+@click.option("--backend", default="cpu", show_default=True, metavar="NAME[:PRECISION]", help="Where it is measured.")
+@click.option(
+    "--importance",
+    type=click.Choice(["l1", "l2", "group", "batch_norm", "taylor", "random"]),
+    default="group",
+    show_default=True,
+    help="What tells the channels that matter least.",
+)
+@click.option(
+    "--scope",
+    type=click.Choice(["global", "layer"]),
+    default="global",
+    show_default=True,
+    help="The least important ones of all layers, or the same share of each.",
+)
+@click.option("--round-to", type=click.IntRange(1), default=8, show_default=True, help="Of the channels that are left.")
+@click.option("--blocks", is_flag=True, help="Whole residual blocks first.")
+@click.option("--ignore", multiple=True, metavar="LAYER", help="Leave this submodule as it is. May be repeated.")
+@click.option("--pack", type=options.FILE, help="Judge on its calibration samples: for taylor, and for blocks.")
+@click.option(
+    "--code", type=options.FILE, metavar="DIR", help="Where the module.py of a model of your own lies: it is run."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the importance random.")
+@click.option("--layers", is_flag=True, help="Print parameters and MACs of each layer, before and after.")
+def prune(
+    weights: Path,
+    out: Path,
+    macs: float | None,
+    parameters: float | None,
+    latency: float | None,
+    backend: str,
+    importance: str,
+    scope: str,
+    round_to: int,
+    blocks: bool,
+    ignore: tuple[str, ...],
+    pack: Path | None,
+    code: Path | None,
+    seed: int,
+    layers: bool,
+) -> None:
+    """Take the least important channels out of the model of a WEIGHTS file (.safetensors), until a share is left.
+
+    The new file holds the smaller weights and what was taken out, and is exported as any other. It has lost accuracy,
+    and should be trained again: `[prune]` in a recipe does both.
+
+    \b
+    kdbench prune runs/digits/student.safetensors --macs 0.5 --out pruned.safetensors
+    kdbench prune big.safetensors --latency 60% --importance taylor --pack pack.npz --out small.safetensors
+    """
+    from kdbench.cli.show import show_pruned
+    from kdbench.pipeline.learning import needs_torch
+    from kdbench.progress import bars
+    from kdbench.records import Prune, parse
+
+    given = {"macs": macs, "parameters": parameters, "latency": latency, "backend": backend, "importance": importance}
+    given |= {"scope": scope, "round_to": round_to, "blocks": blocks, "ignore": ignore}
+    chosen = parse(Prune, {name: value for name, value in given.items() if value is not None}, "options")
+    needs_torch()
+    from kdbench.steps.prune import prune as prune_step
+
+    with bars() as progress:
+        found = prune_step(weights, out, chosen, pack, code, seed=seed, progress=progress)
+    show_pruned(found, layers)

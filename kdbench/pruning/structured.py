@@ -1,0 +1,208 @@
+"""Structured pruning: the least important channels and blocks go, until a share of the cost is left."""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdbench.errors import UserError
+from kdbench.progress import Progress, silent
+from kdbench.pruning import blocks, channels, shortcuts
+from kdbench.pruning.changes import CHANGES, Change
+from kdbench.pruning.graph import Graph, all_cuts, differs, follow, heads_left
+from kdbench.pruning.importance import Gradients, unit_scores
+from kdbench.pruning.targets import MEASUREMENTS, Cost, Ranking, Removal, cost, least
+from kdbench.records import Prune
+
+Measure = Callable[[nn.Module], float]
+"""Seconds that a network takes where it is to be fast."""
+
+PROOF = 4
+"""Samples by which a pruned network is compared with what it should compute."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A network after pruning, and how it came about."""
+
+    model: nn.Module
+    changes: tuple[Change, ...]
+    before: Cost
+    after: Cost
+    share: float
+    """Of what was to fall, so much is left."""
+    left: Mapping[str, str]
+    """Why the channels of these layers were left alone."""
+
+
+def prune(
+    model: nn.Module,
+    options: Prune,
+    x: Tensor,
+    *,
+    gradients: Gradients | None = None,
+    measure: Measure | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Pruned:
+    """A pruned copy of a network, in evaluation mode, proven on the first of the samples `x` [N, …].
+
+    Blocks are judged by all of them. `gradients` are what the importance `taylor` asks for, `measure` the latency.
+    Raises UserError where nothing can be pruned, where the target can't be reached, with the closest that can, and for
+    unknown names in `ignore`.
+    """
+    what, target = options.target
+    whole = deepcopy(model).eval()
+    before = cost(whole, x)
+    price = _price(what, x, measure, progress)
+    share_of = partial(_share, price, price(whole))
+    made: list[Change] = []
+    current, share = whole, 1.0
+    if options.blocks:
+        current, share, made = _without_blocks(whole, options, x, share_of, seed)
+    left: Mapping[str, str] = {}
+    if share > target:
+        rewritten = shortcuts.rewritable(current)
+        if rewritten:
+            made.append(_done(current, x, "shortcuts", {"layers": rewritten}))
+        found, share, graph = _narrowed(current, options, x, share_of, gradients, seed)
+        left = graph.left
+        if found is None:
+            raise _unreachable(options, graph, share)
+        made.append(_done(current, x, "channels", found))
+    return Pruned(current, tuple(made), before, cost(current, x), share, left)
+
+
+def check(model: nn.Module, options: Prune, x: Tensor) -> None:
+    """Raises UserError where a network of this structure can't be pruned so, as far as that can be told without its
+    weights and without measurements."""
+    if options.target[0] != "latency":
+        blind = "l2" if options.importance == "taylor" else options.importance
+        prune(model, options.model_copy(update={"importance": blind}), x)
+        return
+    rewritten = deepcopy(model)
+    shortcuts.redo(rewritten, x, {"layers": shortcuts.rewritable(rewritten)})
+    graph = follow(rewritten, x[:PROOF], options.ignore)
+    if not graph.groups and not (options.blocks and blocks.removable(model, x[:PROOF], options.ignore)):
+        raise _unreachable(options, graph, 1.0)
+
+
+def _price(what: str, x: Tensor, measure: Measure | None, progress: Progress) -> Callable[[nn.Module], float]:
+    if what != "latency":
+        return lambda model: float(getattr(cost(model, x), what))
+    if measure is None:
+        raise UserError("prune.latency: there is nothing here to measure it with: take macs")
+    taken = 0
+
+    def seconds(model: nn.Module) -> float:
+        nonlocal taken
+        progress("measure latency", taken, MEASUREMENTS)
+        taken += 1
+        return measure(model)
+
+    return seconds
+
+
+def _share(price: Callable[[nn.Module], float], full: float, model: nn.Module) -> float:
+    return price(model) / full
+
+
+def _without_blocks(
+    model: nn.Module, options: Prune, x: Tensor, share_of: Callable[[nn.Module], float], seed: int
+) -> tuple[nn.Module, float, list[Change]]:
+    """Without as many blocks as can go before the target is missed; the share that is left, and the change."""
+    what, target = options.target
+    names = blocks.removable(model, x[:PROOF], options.ignore)
+    if options.importance == "random":
+        generator = torch.Generator().manual_seed(seed)
+        order = [names[place] for place in torch.randperm(len(names), generator=generator).tolist()]
+    else:
+        effects = blocks.effects(model, names, x)
+        order = sorted(names, key=lambda name: (effects[name], name))
+    shares = {0: 1.0}
+
+    def without(number: int) -> nn.Module:
+        tried = deepcopy(model)
+        blocks.redo(tried, x, {"blocks": order[:number]})
+        return tried
+
+    def share(number: int) -> float:
+        if number not in shares:
+            shares[number] = share_of(without(number))
+        return shares[number]
+
+    tries = MEASUREMENTS if what == "latency" else None
+    reached = least(len(order), share, target, tries) if order else 0
+    number = len(order) if reached is None else reached if share(reached) == target else max(0, reached - 1)
+    if not number:
+        return model, 1.0, []
+    return without(number), share(number), [Change(kind="blocks", options={"blocks": sorted(order[:number])})]
+
+
+def _narrowed(
+    model: nn.Module,
+    options: Prune,
+    x: Tensor,
+    share_of: Callable[[nn.Module], float],
+    gradients: Gradients | None,
+    seed: int,
+) -> tuple[dict[str, Any] | None, float, Graph]:
+    """The options of the change that reaches the target and the share that is left then; None where none does, with
+    the lowest that can be reached. And the graph of what can be taken out."""
+    what, target = options.target
+    graph = follow(model, x[:PROOF], options.ignore)
+    scores = unit_scores(options.importance, model, graph.groups, gradients, seed)
+    untold = {
+        name: f"it has nothing that '{options.importance}' reads" for name in scores if scores[name].isnan().any()
+    }
+    groups = [group for group in graph.groups if group.name not in untold]
+    graph = Graph(tuple(groups), {**graph.left, **untold})
+    ranking = Ranking(groups, scores, options.scope, options.round_to)
+    shares: dict[tuple[tuple[int, ...], ...], float] = {}
+
+    def redone(removal: Removal) -> dict[str, Any]:
+        return channels.options(all_cuts(groups, removal), heads_left(groups, removal))
+
+    def share(number: int) -> float:
+        removal = ranking.removal(number)
+        key = tuple(tuple(removal[group.name]) for group in groups)
+        if key not in shares:
+            narrow = deepcopy(model)
+            channels.redo(narrow, x, redone(removal))
+            shares[key] = share_of(narrow)
+        return shares[key]
+
+    if not groups:
+        return None, 1.0, graph
+    number = least(ranking.length, share, target, MEASUREMENTS if what == "latency" else None)
+    if number is None:
+        return None, share(ranking.length), graph
+    removal = ranking.removal(number)
+    why = differs(model, x[:PROOF], groups, removal)
+    if why is not None:
+        raise UserError(f"pruning: the network as a whole doesn't stand it, though each layer does: {why}")
+    return redone(removal), share(number), graph
+
+
+def _done(model: nn.Module, x: Tensor, kind: str, options: dict[str, Any]) -> Change:
+    """A change, done to the model."""
+    CHANGES[kind](model, x, options)
+    return Change(kind=kind, options=options)
+
+
+def _unreachable(options: Prune, graph: Graph, closest: float) -> UserError:
+    what, target = options.target
+    some = [f"'{name}': {why}" for name, why in graph.left.items()][:2]
+    reasons = f" (left alone: {'; '.join(some)}{', …' if len(graph.left) > 2 else ''})" if some else ""
+    if closest >= 1:
+        return UserError(
+            f"prune: no layer of this network can be pruned{reasons}: lower round_to, or leave pruning out"
+        )
+    return UserError(
+        f"prune.{what}: {target:g} can't be reached: {closest:.3f} is the closest, with the least left of every layer"
+        f"{reasons}: ask for {closest:.3f} or more, or lower round_to"
+    )

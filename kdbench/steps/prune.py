@@ -1,0 +1,183 @@
+"""Structured pruning of a weights file: a smaller network with the weights that it keeps, and the history of it."""
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kdbench import __version__
+from kdbench.data.dataset import Dataset, Labels
+from kdbench.data.pack import EvalPack, open_pack
+from kdbench.data.preprocess import apply
+from kdbench.losses.weighted import terms
+from kdbench.machine import versions
+from kdbench.progress import Progress, silent
+from kdbench.pruning import structured
+from kdbench.pruning.importance import Gradients
+from kdbench.pruning.sparse import penalty
+from kdbench.pruning.targets import Cost
+from kdbench.records import Prune, Recipe, Task, TensorSpec, Training
+from kdbench.steps.export import samples_of
+from kdbench.steps.latency import beside_the_first
+from kdbench.steps.train import initial
+from kdbench.store import fingerprint, output_file, sha256
+from kdbench.training import weights
+from kdbench.training.loop import Penalty
+from kdbench.training.seeds import deterministic
+from kdbench.training.weights import Trained
+
+BATCH = 64
+"""Samples of which each gradient of the importance `taylor` is."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What importance is judged on: preprocessed samples [N, …] and, where they are known, their labels."""
+
+    x: NDArray[Any]
+    y: Labels | None = None
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """A weights file that was pruned."""
+
+    path: Path
+    before: Cost
+    after: Cost
+    share: float
+    """Of the target's quantity, so much is left."""
+    left: Mapping[str, str]
+    """Why the channels of these layers were left alone."""
+
+
+def prune(
+    source: str | Path,
+    out: str | Path,
+    options: Prune,
+    data: Samples | EvalPack | str | Path | None = None,
+    code: str | Path | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Narrowed:
+    """Prunes the network of a weights file into another one, which holds how: it is not trained.
+
+    Importance is judged on `data`: samples, or a pack's calibration samples, against what the network itself says of
+    them where there are no labels. Without any, samples are generated, on which `taylor` is refused. Where the model is
+    a user's own, `code` is the folder in which its file lies, which is then run. Raises UserError where the target
+    can't be reached, with the closest that can; nothing is written then.
+    """
+    source, out = Path(source), output_file(out, Path(source))
+    model, trained = weights.model_of(source, None if code is None else Path(code))
+    samples = _samples(trained, data)
+    x = torch.from_numpy(samples.x[: options.samples])
+    judged = None if data is None else _gradients(x, samples.y if trained.class_map is None else None, trained.task)
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, deterministic(torch.get_num_threads()):
+        timed = options.target[0] == "latency"
+        measure = beside_the_first(Path(scratch), x, options.backend, seed) if timed else None
+        found = structured.prune(model, options, x, gradients=judged, measure=measure, seed=seed, progress=progress)
+    kept = {
+        "changes": (*trained.changes, *found.changes),
+        "fingerprint": mark(source, options, seed),
+    }
+    weights.save(out, found.model.state_dict(), trained.model_copy(update=kept))
+    return Narrowed(out, found.before, found.after, found.share, found.left)
+
+
+def mark(source: Path, options: Prune, seed: int) -> str:
+    """The fingerprint of what `prune` makes of a weights file."""
+    facts = {"step": "prune", "source": sha256(source.read_bytes()), "seed": seed, "kdbench": __version__}
+    asked = options.model_dump(include=set(Prune.model_fields))
+    return fingerprint(**facts, options=asked, versions=versions(("torch", "torch-pruning")))
+
+
+def check(recipe: Recipe, dataset: Dataset) -> None:
+    """Raises UserError where a recipe's `prune` can't be done to its student, as far as that can be told before it is
+    trained."""
+    if recipe.prune is None:
+        return
+    student = initial(recipe.student, dataset, recipe.seed, "student", recipe.folder)
+    x = torch.from_numpy(apply(dataset.x_train[: structured.PROOF], dataset.preprocessing))
+    structured.check(student, recipe.prune, x)
+    for training in (fine_tuning(recipe), sparse_training(recipe)):
+        if training:
+            terms(recipe.distill.losses, recipe.distill.temperature, recipe.folder, training.epochs)
+
+
+def fine_tuning(recipe: Recipe) -> Training:
+    """How a pruned student learns: as `prune.training` has it, or half as long as it has learnt before at a fifth of
+    the learning rate, so that what it knows is not lost again."""
+    own = recipe.student.training
+    if recipe.prune and recipe.prune.training:
+        return recipe.prune.training
+    return _shorter(own, ceil(own.epochs / 2))
+
+
+def sparse_training(recipe: Recipe) -> Training | None:
+    """How the student learns before it is pruned, at the learning rate of what follows; None where it doesn't."""
+    sparse = recipe.prune and recipe.prune.sparse
+    return _shorter(recipe.student.training, sparse.epochs) if sparse else None
+
+
+def sparse_penalty(recipe: Recipe, dataset: Dataset, source: Path) -> Penalty:
+    """The loss of `prune.sparse` on the weights of a file's network."""
+    assert recipe.prune is not None
+    assert recipe.prune.sparse is not None
+    model = weights.model_of(source, recipe.folder)[0]
+    x = torch.from_numpy(apply(dataset.x_train[: structured.PROOF], dataset.preprocessing))
+    return penalty(model, recipe.prune.sparse, x)
+
+
+def training_samples(recipe: Recipe, dataset: Dataset) -> Samples:
+    """As many training samples as `prune` wants, drawn by the recipe's seed."""
+    assert recipe.prune is not None
+    count = min(recipe.prune.samples, len(dataset.x_train))
+    chosen = np.sort(np.random.default_rng(recipe.seed).choice(len(dataset.x_train), count, replace=False))
+    labels = dataset.y_train
+    return Samples(apply(dataset.x_train[chosen], dataset.preprocessing), None if labels is None else labels[chosen])
+
+
+def _shorter(training: Training, epochs: int) -> Training:
+    """So many epochs at a fifth of the learning rate; steps of a schedule keep their share of the time."""
+    steps = {epoch * epochs // training.epochs for epoch in training.step_epochs}
+    steps = {epoch for epoch in steps if 0 < epoch < epochs}
+    schedule = "constant" if training.step_epochs and not steps else training.schedule
+    changed = {"epochs": epochs, "step_epochs": tuple(sorted(steps)), "schedule": schedule}
+    return training.model_copy(update={**changed, "learning_rate": training.learning_rate / 5})
+
+
+def _samples(trained: Trained, data: Samples | EvalPack | str | Path | None) -> Samples:
+    if isinstance(data, Samples):
+        return data
+    spec = TensorSpec(name="input", dtype=trained.input_dtype, shape=("batch", *trained.input_shape))
+    return Samples(samples_of(trained, spec, open_pack(data)))
+
+
+def _gradients(x: Tensor, labels: Labels | None, task: Task) -> Gradients:
+    """The gradients of the loss by the labels, or by what the network itself says where there are none."""
+
+    def run(model: nn.Module) -> Iterable[None]:
+        model.eval()  # the statistics of batch norm stay those that it was trained with
+        for start in range(0, len(x), BATCH):
+            model.zero_grad()
+            logits = model(x[start : start + BATCH])
+            said = logits.detach()
+            known = None if labels is None else torch.from_numpy(labels[start : start + BATCH])
+            if task == "multi_label":
+                target = (said > 0).float() if known is None else known.float()
+                loss = functional.binary_cross_entropy_with_logits(logits, target)
+            else:
+                loss = functional.cross_entropy(logits, said.argmax(1) if known is None else known)
+            loss.backward()
+            yield
+
+    return run
