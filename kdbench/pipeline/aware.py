@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from kdbench.data.pack import load_pack
+from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.learning import Ground
-from kdbench.pipeline.rungs import AWARE, PRUNED, kept
+from kdbench.pipeline.rungs import AWARE, kept
 from kdbench.records import Artifact
 from kdbench.store import RunFolder, sha256, sidecar
 
@@ -13,7 +14,7 @@ FOLDER = "aware"
 
 
 def aware(ground: Ground, weights: dict[str, Path], floating: str, static: str) -> Artifact | None:
-    """The student's int8 rung `static`, of fp32 parent `floating`, trained further; None where the recipe asks for none.
+    """The student's int8 rung `static`, of fp32 parent `floating`, trained further; None where none is asked for.
 
     `weights` are those of all trained rungs. What an earlier recipe has left in the folder is removed.
     """
@@ -30,7 +31,7 @@ def aware(ground: Ground, weights: dict[str, Path], floating: str, static: str) 
     trained = train_aware(
         place,
         AWARE,
-        weights.get(PRUNED, weights["student"]),
+        weights[known_artifact(files[0]).parent or "student"],
         *files,
         {name: weights[name] for name in recipe.teacher_names},
         recipe,

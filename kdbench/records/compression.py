@@ -2,7 +2,6 @@
 
 from typing import Annotated, Literal
 
-
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 

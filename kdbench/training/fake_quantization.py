@@ -2,11 +2,11 @@
 
 What is trained is the graph of the static int8 file itself, node by node: rounded where it is, with batch norm folded
 as it is, and without the activations that its clipping stands for. Weights are rounded in every pass from float32
-ones, each channel's largest to the largest integer; activations by steps that start from the calibration and are
-learnt, their zero points as calibrated. Gradients pass straight through the rounding, and end where a value is clipped.
+ones, each channel's largest to the largest integer; activations by steps that start from the calibration and follow the
+largest values of the batches, their zero points as calibrated (Jacob et al., 1712.05877). Gradients pass straight
+through the rounding, and end where a value is clipped.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from kdbench.training.operators import OPERATORS
 SMALLEST_STEP = 1e-12
 """Of a channel of zeros."""
 
+BATCH_SHARE = 0.1
+"""Of a batch in the moving average of the steps of activations."""
+
 SOLVED = "leave quantize.aware out"
 
 
@@ -35,13 +38,16 @@ class Graph(nn.Module):
         super().__init__()
         self.plan, self.where = plan, where
         self.values = nn.ParameterList([nn.Parameter(torch.tensor(value)) for value in plan.values])
-        self.log_steps = nn.Parameter(torch.zeros(len(plan.grids)))
-        """Of each grid: the logarithm of its step, as a multiple of the calibrated one."""
+        self.steps: Tensor
+        """Of each grid. They change in every training pass."""
+        self.register_buffer("steps", torch.tensor([grid.step for grid in plan.grids.values()]))
         self.numbers = {name: number for number, name in enumerate(plan.grids)}
         self.shown: dict[str, str] = {}
         """By tensor: the submodule through which it goes, to be seen."""
         # No buffers, which an average over the steps would round.
         self.constants = {name: torch.tensor(value) for name, value in plan.constants.items()}
+        self.there = [torch.tensor(value != 0) if value.ndim > 1 else None for value in plan.values]
+        """By weight: what of it is not 0. Zeros are of pruning, and stay."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Raises UserError, which begins with `where`, where an operator can't do what the file asks of it."""
@@ -54,7 +60,7 @@ class Graph(nn.Module):
         """Every tensor of the graph by name."""
         self.constants = {name: value.to(x.device) for name, value in self.constants.items()}
         found = {self.plan.input: x, **self.constants}
-        for weight, value in zip(self.plan.weights, self.values, strict=True):
+        for weight, value in zip(self.plan.weights, self.weights(), strict=True):
             found[weight.name] = rounded_weight(value, weight)
         for node in self.plan.nodes:
             if node.operator == "QuantizeLinear":
@@ -69,23 +75,36 @@ class Graph(nn.Module):
                 found[name] = self.get_submodule(self.shown[name])(value) if name in self.shown else value
         return found
 
-    def steps(self) -> dict[str, float]:
-        """The scale of each grid, by the name of its initializer."""
-        return {name: _step(grid, self.log_steps[self.numbers[name]]) for name, grid in self.plan.grids.items()}
+    def weights(self) -> list[Tensor]:
+        """The trained constants of the plan."""
+        return [
+            value if there is None else value * there.to(value.device)
+            for value, there in zip(self.values, self.there, strict=True)
+        ]
 
     def written(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The file that this was made of, with what it has become."""
-        values: list[NDArray[np.float32]] = [value.detach().cpu().numpy() for value in self.values]
+        trained = [value.detach().cpu() for value in self.weights()]
+        values: list[NDArray[np.float32]] = [value.numpy() for value in trained]
         weight_steps: list[NDArray[np.float32]] = [
-            weight_step(value.detach().cpu(), weight).numpy()
-            for value, weight in zip(self.values, self.plan.weights, strict=True)
+            weight_step(value, weight).numpy() for value, weight in zip(trained, self.plan.weights, strict=True)
         ]
-        return written(model, self.plan, values, weight_steps, self.steps())
+        steps = dict(zip(self.plan.grids, self.steps.tolist(), strict=True))
+        return written(model, self.plan, values, weight_steps, steps)
 
     def _rounded(self, x: Tensor, name: str) -> Tensor:
-        grid, log_step = self.plan.grids[name], self.log_steps[self.numbers[name]]
-        rounded: Tensor = LearntStep.apply(x, log_step, grid)  # type: ignore[no-untyped-call]
-        return rounded
+        grid, place = self.plan.grids[name], self.numbers[name]
+        if self.training and grid.moves:
+            wanted = step_for(x.detach(), grid)
+            self.steps[place] = (self.steps[place] + BATCH_SHARE * (wanted - self.steps[place])).clamp(SMALLEST_STEP)
+        step = self.steps[place].item()
+        return torch.fake_quantize_per_tensor_affine(x, step, grid.zero, grid.lowest, grid.highest)
+
+
+def step_for(x: Tensor, grid: Grid) -> float:
+    """The smallest step with which no value lies beyond the grid; of a grid that begins at 0, none above."""
+    ends = [(x.max().item(), grid.highest - grid.zero), (x.min().item(), grid.lowest - grid.zero)]
+    return min(grid.most, max(value / end for value, end in ends if end))
 
 
 def simulated(model: onnx.ModelProto, floating: onnx.ModelProto, where: str | Path) -> Graph:
@@ -156,36 +175,3 @@ def weight_step(value: Tensor, weight: Weight) -> Tensor:
     axes = [axis for axis in range(value.ndim) if axis != weight.axis]
     sizes = value.detach().abs()
     return ((sizes.amax(axes) if axes else sizes) / weight.limit).clamp(min=SMALLEST_STEP)
-
-
-class LearntStep(torch.autograd.Function):
-    """Rounding of activations to a grid with a learnt step (LSQ, Esser et al., 1902.08153).
-
-    The step's gradient is the paper's, with its factor 1 / √(values · integers), but in relative terms, as that of the
-    step's logarithm: a step stays positive, and an optimizer moves a small one as much as a large one. A tanh holds it
-    between -1 and 1, as in TQT (Jain et al., 1903.08066), so that no step runs away.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, log_step: Tensor, grid: Grid) -> Tensor:
-        ctx.grid, ctx.step = grid, _step(grid, log_step)
-        rounded = torch.fake_quantize_per_tensor_affine(x, ctx.step, grid.zero, grid.lowest, grid.highest)
-        ctx.save_for_backward(x, rounded)
-        return rounded
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        (gradient,), (x, rounded) = gradients, ctx.saved_tensors
-        grid, step = ctx.grid, ctx.step
-        low, high = (step * (end - grid.zero) for end in (grid.lowest - 0.5, grid.highest + 0.5))
-        inside = (x >= low) & (x <= high)
-        if not grid.learnt:
-            return gradient * inside, None, None
-        # ∂rounded/∂step is (rounded - x) / step inside, and rounded / step where the value is clipped.
-        by_step = (gradient * (rounded - x * inside)).sum() / step
-        factor = (x.numel() * (grid.highest - grid.lowest)) ** -0.5
-        return gradient * inside, torch.tanh(factor * by_step / step), None
-
-
-def _step(grid: Grid, log_step: Tensor) -> float:
-    return float(np.float32(grid.step * math.exp(log_step.item()))) if grid.learnt else grid.step

@@ -61,7 +61,9 @@ class Grid:
     zero: int
     lowest: int
     highest: int
-    learnt: bool = True
+    most: float
+    """The largest step: where the grid stands for a Clip, its values may not go beyond that."""
+    moves: bool = True
     """False where a constant lies on the same grid, which stays as it is."""
 
 
@@ -102,11 +104,12 @@ def read(model: onnx.ModelProto, floating: onnx.ModelProto) -> Plan:
     plan = Plan(first, graph.output[0].name)
     wanted = {name for node in graph.node for name in _trained_inputs(node)}
     behind = {node.input[0]: node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    bounds = {node.output[0]: ours[node.input[2]] for node in floating.graph.node if _clips(node, ours)}
     kept = set()
     for node in graph.node:
         stored = arrays.get(node.input[0]) if node.op_type in ("QuantizeLinear", "DequantizeLinear") else None
         if stored is None and node.op_type == "QuantizeLinear":
-            _add_grid(plan, node, arrays)
+            _add_grid(plan, node, arrays, float(bounds.get(node.input[0], np.inf)))
             plan.nodes.append(Node(node.op_type, tuple(node.input[:2]), tuple(node.output), {}))
         elif stored is None:
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -119,7 +122,7 @@ def read(model: onnx.ModelProto, floating: onnx.ModelProto) -> Plan:
         else:
             plan.constants[node.output[0]] = _float_of(node, arrays)
             kept.add(node.input[1])
-    plan.grids = {name: replace(grid, learnt=name not in kept) for name, grid in plan.grids.items()}
+    plan.grids = {name: replace(grid, moves=name not in kept) for name, grid in plan.grids.items()}
     for name in sorted({name for node in plan.nodes for name in node.inputs} & arrays.keys() - plan.grids.keys()):
         if name in wanted and arrays[name].dtype == np.float32:
             plan.add(Weight(name, name, "float32"), arrays[name])
@@ -195,10 +198,16 @@ def _symmetric(node: onnx.NodeProto, arrays: Arrays) -> bool:
     return zero.dtype in (np.int8, np.int32) and not zero.any()
 
 
-def _add_grid(plan: Plan, node: onnx.NodeProto, arrays: Arrays) -> None:
+def _clips(node: onnx.NodeProto, arrays: Arrays) -> bool:
+    """Whether it is a Clip to a constant."""
+    return node.op_type == "Clip" and len(node.input) > 2 and node.input[2] in arrays
+
+
+def _add_grid(plan: Plan, node: onnx.NodeProto, arrays: Arrays, bound: float) -> None:
     scale, zero = (arrays[name] for name in node.input[1:3])
     span = np.iinfo(zero.dtype)
-    grid = Grid(node.input[1], float(scale), int(zero), int(span.min), int(span.max))
+    most = bound / max(int(span.max) - int(zero), 1)
+    grid = Grid(node.input[1], float(scale), int(zero), int(span.min), int(span.max), most)
     plan.grids.setdefault(grid.scale, grid)
 
 
