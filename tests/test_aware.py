@@ -19,7 +19,7 @@ from kdbench.pipeline.learning import Ground
 from kdbench.progress import silent
 from kdbench.records import Quantize, QuantizeSection, Training, parse
 from kdbench.steps import train
-from kdbench.steps.aware import at_end, quantize_aware, train_aware
+from kdbench.steps.aware import at_end, check, quantize_aware, train_aware
 from kdbench.store import RunFolder, load_recipe
 from kdbench.training.fake_quantization import simulated, step_for
 from kdbench.training.int8_graph import Grid
@@ -401,13 +401,19 @@ def test_sections_that_mean_nothing_are_refused(section, message):
             {"quantize.training": "{ epochs = 1, learning_rate = 0.1, keep = 'best' }"},
             "quantize.training.keep: epochs are judged on held-out samples, and there are none",
         ),
+        (
+            {"distill.losses": "{ kd = { weight = 1.0, until_epoch = 1 } }"},
+            "quantize.aware: no loss is left at the end",
+        ),
         ({"quantize.format": "'qoperator'"}, "quantize.aware: trains int8 weights in format 'qdq', not int8 in 'qop"),
         ({"quantize.weights": "'uint8'"}, "quantize.aware: trains int8 weights in format 'qdq', not uint8 in 'qdq'"),
     ],
 )
 def test_mistakes_are_found_before_training(fields, message, dataset):
+    recipe = load_recipe("digits", AWARE | fields)
     with pytest.raises(UserError, match=message):
-        train.check(load_recipe("digits", AWARE | fields), dataset)
+        check(recipe, dataset)
+        train.check(recipe, dataset)
 
 
 def test_recurrent_students_are_refused_before_training(dataset):
@@ -416,7 +422,7 @@ def test_recurrent_students_are_refused_before_training(dataset):
     with pytest.raises(
         UserError, match=r"quantize.aware: static int8 leaves the recurrent layers of audio_gru in float"
     ):
-        train.check(load_recipe("digits", fields), frames)
+        check(load_recipe("digits", fields), frames)
 
 
 def test_files_that_cannot_be_trained_are_named(tmp_path):

@@ -54,12 +54,13 @@ def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callabl
 def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["Candidate"]]:
     """The recipe's data, of which everything in the recipe is known to fit; and its teachers as they were loaded."""
     from kdbench import data
-    from kdbench.steps import prune, train
+    from kdbench.steps import aware, prune, train
 
     dataset = data.load(recipe.data)
     for remark in remarks(dataset):
         say(remark)
     prune.check(recipe, dataset)
+    aware.check(recipe, dataset)
     return dataset, train.check(recipe, dataset)
 
 

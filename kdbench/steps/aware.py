@@ -15,14 +15,34 @@ from kdbench.evaluation import answer, compare, parity_on
 from kdbench.losses.weighted import terms as terms_of
 from kdbench.onnxfile import inspect, known_artifact, load_model, portable
 from kdbench.progress import Progress, silent, unsaid
+from kdbench.quantization.targets import targeted
 from kdbench.records import Artifact, Loss, Recipe, parse
 from kdbench.steps.quantize import LEAST_AGREEMENT
 from kdbench.steps.slim import comparison_inputs
-from kdbench.steps.train import refine
+from kdbench.steps.train import initial, refine
 from kdbench.store import RunFolder, output_file, part_of, save_artifact, sha256, write_atomic
 from kdbench.training import weights
 from kdbench.training.fake_quantization import show, simulated
 from kdbench.training.features import layers
+
+
+def check(recipe: Recipe, dataset: Dataset) -> None:
+    """Raises UserError where the recipe asks for an int8 file that could not be trained."""
+    if not recipe.quantize.aware:
+        return
+    student = initial(recipe.student, dataset, recipe.seed, "student", recipe.folder)
+    if any(isinstance(module, nn.RNNBase) for module in student.modules()):
+        raise UserError(
+            f"quantize.aware: static int8 leaves the recurrent layers of {recipe.student.model} in float, and they "
+            "can't be trained beside it: leave it out"
+        )
+    options = targeted(recipe.quantize.static)
+    if (options.format, options.weights) != ("qdq", "int8"):
+        raise UserError(
+            f"quantize.aware: trains int8 weights in format 'qdq', not {options.weights} in '{options.format}': leave "
+            "either out"
+        )
+    at_end(recipe.distill.losses, recipe.student.training.epochs)
 
 
 def train_aware(
@@ -84,8 +104,8 @@ def at_end(losses: Mapping[str, Loss], epochs: int) -> dict[str, Loss]:
     other names in the file, left out. Raises UserError where none is left."""
     left = {}
     for name, loss in losses.items():
-        begun = loss.until_epoch is None or loss.until_epoch >= epochs
-        if not begun or not loss.weight.end or name == "parameters":
+        over = (loss.until_epoch is not None and loss.until_epoch < epochs) or not loss.weight.end
+        if over or name == "parameters":
             continue
         own = {key: _end(value) for key, value in (loss.model_extra or {}).items()}
         left[name] = parse(Loss, {**own, "weight": loss.weight.end}, f"distill.losses.{name}")

@@ -17,7 +17,6 @@ from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.models import build
 from kdbench.progress import Progress, silent, unsaid
-from kdbench.quantization.targets import targeted
 from kdbench.records import Distill, Loss, Network, Recipe, Teacher, Training
 from kdbench.steps.teach import ALONE, at_work, digest, prepared, untrained
 from kdbench.store import RunFolder, fingerprint, sha256
@@ -53,8 +52,6 @@ def check(recipe: Recipe, dataset: Dataset) -> list[Candidate]:
         raise UserError(
             f"student: {recipe.student.model} can't take samples of shape {shape}: {first_line(error)}"
         ) from None
-    if recipe.quantize.aware:
-        _check_aware(recipe, student)
     sections = [_learning(section, recipe) for section in recipe.teachers]
     fields = recipe.teacher_fields
     candidates = [prepared(section, recipe, dataset, field) for section, field in zip(sections, fields, strict=True)]
@@ -116,21 +113,6 @@ def _check_mutual(where: str, terms: Sequence[Term], distill: Distill, faculty: 
     for term in terms:
         if term.pairs or term.name == "parameters":
             raise UserError(f"{where}.losses.{term.name}: mutual learning is by losses on logits, such as kd")
-
-
-def _check_aware(recipe: Recipe, student: nn.Module) -> None:
-    """Raises UserError where the student's int8 file could not be trained."""
-    if any(isinstance(module, nn.RNNBase) for module in student.modules()):
-        raise UserError(
-            f"quantize.aware: static int8 leaves the recurrent layers of {recipe.student.model} in float, and they "
-            "can't be trained beside it: leave it out"
-        )
-    options = targeted(recipe.quantize.static)
-    if (options.format, options.weights) != ("qdq", "int8"):
-        raise UserError(
-            f"quantize.aware: trains int8 weights in format 'qdq', not {options.weights} in '{options.format}': leave "
-            "either out"
-        )
 
 
 def _check_known(members: Sequence[Teaching], dataset: Dataset) -> None:
