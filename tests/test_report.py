@@ -177,6 +177,25 @@ def test_int8_that_is_slower_says_so_and_what_runs():
     assert "3 conversions" in found
 
 
+def test_a_rung_trained_in_int8_says_how_good_it_is_beside_the_static_one():
+    made = result(
+        artifacts=(
+            artifact("teacher"),
+            artifact("static", "teacher", "int8"),
+            artifact("trained", "static", "int8", options={"aware": True}),
+        ),
+        measurements=(cell("teacher", "0"), cell("static", "1", "int8"), cell("trained", "2", "int8")),
+        evaluations=(evaluation("teacher", "0"), evaluation("static", "1"), evaluation("trained", "2")),
+    )
+    known = arrays() | {"predictions.2": np.arange(4), "rounds.2": ROUNDS, "latencies.2": arrays()["latencies.1"]}
+    _, static, trained = ladder(made, known).rows
+    assert (static.parent_diff, trained.parent_diff) == (-0.25, 0.5)
+    assert not any("trained in int8" in flag for flag in static.flags)
+    low, high = (f"{100 * end:.1f}".replace("-", "−") for end in (trained.parent_diff_low, trained.parent_diff_high))
+    said = f"trained in int8: +50.0 [{low}, {high}] points against static, which was not, McNemar's p 0.5"
+    assert trained.flags[0] == said
+
+
 def test_noisy_and_interrupted_cells_are_flagged():
     assert "noisy: medians of the processes vary by" in flags_of(cell("student", "1"), raw=arrays(noise=0.3))
     few = arrays()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line
 from kdbench.training.features import channels_first, observe
-from kdbench.training.int8_graph import Grid, Plan, Weight, read, written
+from kdbench.training.int8_graph import Grid, Plan, Weight, channel_sizes, read, written
 from kdbench.training.operators import OPERATORS
 
 SMALLEST_STEP = 1e-12
@@ -37,7 +37,12 @@ class Graph(nn.Module):
     def __init__(self, plan: Plan, where: str) -> None:
         super().__init__()
         self.plan, self.where = plan, where
-        self.values = nn.ParameterList([nn.Parameter(torch.tensor(value)) for value in plan.values])
+        sizes = channel_sizes(plan)
+        self.sizes = [torch.tensor(size) for size in sizes]
+        shares = [value / size for value, size in zip(plan.values, sizes, strict=True)]
+        self.values = nn.ParameterList([nn.Parameter(torch.tensor(share)) for share in shares])
+        """Of weights, as shares of the largest of their output channel: batch norm, which was folded into them, had
+        made what is learnt from them independent of how large they are."""
         self.steps: Tensor
         """Of each grid. They change in every training pass."""
         self.register_buffer("steps", torch.tensor([grid.step for grid in plan.grids.values()]))
@@ -77,9 +82,10 @@ class Graph(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """The trained constants of the plan."""
+        sized = [value * size.to(value.device) for value, size in zip(self.values, self.sizes, strict=True)]
         return [
             value if there is None else value * there.to(value.device)
-            for value, there in zip(self.values, self.there, strict=True)
+            for value, there in zip(sized, self.there, strict=True)
         ]
 
     def written(self, model: onnx.ModelProto) -> onnx.ModelProto:

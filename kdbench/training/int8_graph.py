@@ -131,6 +131,27 @@ def read(model: onnx.ModelProto, floating: onnx.ModelProto) -> Plan:
     return plan
 
 
+def channel_sizes(plan: Plan) -> list[NDArray[np.float32]]:
+    """For each weight the largest value of its output channels, in a shape that meets it; a bias has its weight's."""
+    places = {weight.name: number for number, weight in enumerate(plan.weights)}
+    sizes = [np.ones((1,) * value.ndim, np.float32) for value in plan.values]
+    for node in plan.nodes:
+        weight = places.get(node.inputs[1]) if node.operator in ("Conv", "ConvTranspose", "Gemm", "MatMul") else None
+        if weight is None:
+            continue
+        value = plan.values[weight]
+        axis = {"Conv": 0, "ConvTranspose": 1, "MatMul": value.ndim - 1}.get(node.operator)
+        if axis is None:
+            axis = 0 if node.attributes.get("transB") else 1
+        others = tuple(place for place in range(value.ndim) if place != axis)
+        largest = np.abs(value).max(axis=others, keepdims=True)
+        sizes[weight] = np.where(largest > 0, largest, 1).astype(np.float32)
+        bias = places.get(node.inputs[2]) if len(node.inputs) > 2 else None
+        if bias is not None and plan.values[bias].shape == (sizes[weight].size,):
+            sizes[bias] = sizes[weight].reshape(-1)
+    return sizes
+
+
 def written(
     model: onnx.ModelProto,
     plan: Plan,
