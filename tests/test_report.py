@@ -34,7 +34,7 @@ SPEC = (
     "f1_micro_diff_low, f1_micro_diff_high, rounds, smallest_difference, outlier_share, node_share, time_share, "
     "int8_share, fused_share, rms_error, ran_as, threads_used, broken_claims, dims, cost_per_million, "
     "reference_speedup, reference_speedup_low, reference_speedup_high, start_s, steady_memory_bytes, "
-    "device_memory_bytes, energy_j, optimize_s"
+    "device_memory_bytes, energy_j, optimize_s, parent_diff, parent_diff_low, parent_diff_high"
 )
 MACHINE = Machine(
     name="here", cpu="A|B <CPU>", features=("avx2",), cores_physical=1, cores_logical=2, governor=None,
@@ -176,6 +176,25 @@ def test_int8_that_is_slower_says_so_and_what_runs():
     assert "2× slower than teacher" in said
     assert "in int8" not in said  # what takes the time stays in float
     assert "3 conversions" in found
+
+
+def test_a_rung_trained_in_int8_says_how_good_it_is_beside_the_static_one():
+    made = result(
+        artifacts=(
+            artifact("teacher"),
+            artifact("static", "teacher", "int8"),
+            artifact("trained", "static", "int8", options={"aware": True}),
+        ),
+        measurements=(cell("teacher", "0"), cell("static", "1", "int8"), cell("trained", "2", "int8")),
+        evaluations=(evaluation("teacher", "0"), evaluation("static", "1"), evaluation("trained", "2")),
+    )
+    known = arrays() | {"predictions.2": np.arange(4), "rounds.2": ROUNDS, "latencies.2": arrays()["latencies.1"]}
+    _, static, trained = ladder(made, known).rows
+    assert (static.parent_diff, trained.parent_diff) == (-0.25, 0.5)
+    assert not any("trained in int8" in flag for flag in static.flags)
+    low, high = (f"{100 * end:.1f}".replace("-", "−") for end in (trained.parent_diff_low, trained.parent_diff_high))
+    said = f"trained in int8: +50.0 [{low}, {high}] points against static, which was not, McNemar's p 0.5"
+    assert trained.flags[0] == said
 
 
 def test_noisy_and_interrupted_cells_are_flagged():

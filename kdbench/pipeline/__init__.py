@@ -11,8 +11,9 @@ from kdbench.data.pack import load_pack
 from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
+from kdbench.pipeline.aware import aware
 from kdbench.pipeline.comparing import Compared, compared
-from kdbench.pipeline.learning import distilled, needs_torch, prepared
+from kdbench.pipeline.learning import distilled, learned, needs_torch, prepared
 from kdbench.pipeline.measuring import Report, measured
 from kdbench.pipeline.packing import bench_packed, is_packed
 from kdbench.pipeline.rungs import compressed, run_subjects
@@ -42,10 +43,13 @@ def run(
     folder = RunFolder(Path(out or RUNS / recipe.name))
     check_backends(recipe.bench.backends, recipe.bench.options)
     with folder.lock():
-        made = distilled(folder, recipe, progress, say, alone=True)
+        ground = prepared(folder, recipe, progress, say)
+        weights = learned(ground, alone=True)
+        made = distilled(ground, weights, alone=True)
         # Against the first teacher; where none of them knows all classes, against the student alone.
         baseline = next(iter(made))
-        compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, progress, say)
+        compressed(folder, recipe.quantize.static, baseline if baseline.startswith("teacher") else None, progress, say)
+        aware(ground, weights, "student-slim", "student-int8")
         subjects = run_subjects(folder)
         report = measured(
             subjects,
@@ -78,7 +82,8 @@ def distill(
     """
     with _training(recipe, out) as (recipe, folder):
         heard = (progress, say) if is_main() else (silent, unsaid)
-        return distilled(folder, recipe, *heard, alone=False)
+        ground = prepared(folder, recipe, *heard)
+        return distilled(ground, learned(ground, alone=False), alone=False)
 
 
 def compare(

@@ -20,9 +20,10 @@ from kdbench.data.pack import EvalPack, load_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import judge
 from kdbench.pipeline import describing
+from kdbench.pipeline.aware import aware
 from kdbench.pipeline.describing import Fact
 from kdbench.pipeline.learning import Ground, grounded, learned, loaded, made, needs_torch
-from kdbench.pipeline.rungs import LOW_RANK, PRUNED, SPARSE, compressed, run_subjects
+from kdbench.pipeline.rungs import AWARE, LOW_RANK, PRUNED, SPARSE, compressed, run_subjects
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Recipe, Teacher, Training
 from kdbench.store import RunFolder, load_recipe
@@ -108,9 +109,11 @@ def check(recipe: Recipe | str, *, progress: Progress = silent, say: Callable[[s
         dataset, teachers = loaded(recipe, say)
         steps = {"load, build": now() - start}
         ground = replace(_small(folder, recipe, dataset, watch, say), teachers=teachers)
-        artifacts = made(ground, alone=True)
+        weights = learned(ground, alone=True)
+        artifacts = made(ground, weights)
         baseline = next(iter(artifacts))
-        compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, watch, say)
+        compressed(folder, recipe.quantize.static, baseline if baseline.startswith("teacher") else None, watch, say)
+        aware(ground, weights, "student-slim", "student-int8")
         subjects, pack = run_subjects(folder), load_pack(folder.pack)
         cells = plan(subjects, recipe.bench)
         opened = [_opened(cell, pack, max(recipe.bench.batches)) for cell in _one_a_place(cells)]
@@ -144,6 +147,7 @@ def learning_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch) -> dict[str, 
     trainings: dict[str, Training | None] = {"student-alone": recipe.student.training}
     trainings |= {name: teacher.training for name, teacher in zip(recipe.teacher_names, recipe.teachers, strict=True)}
     trainings["student"] = recipe.student.training
+    trainings[AWARE] = recipe.quantize.training_after(recipe.student.training)
     if recipe.prune:
         from kdbench.steps.prune import fine_tuning, sparse_training
 
@@ -219,6 +223,10 @@ def _one_epoch(recipe: Recipe) -> Recipe:
     at_once = {"from_epoch": 1, "until_epoch": None, "warmup_epochs": 0}
     losses = {name: loss.model_copy(update=at_once) for name, loss in recipe.distill.losses.items()}
     several = isinstance(recipe.teacher, tuple)
+    quantize = recipe.quantize
+    if quantize.aware:
+        after = short(quantize.training_after(recipe.student.training))
+        quantize = quantize.model_copy(update={"training": after})
     prune = recipe.prune
     if prune:
         sparse = prune.sparse and prune.sparse.model_copy(update={"epochs": 1})
@@ -240,6 +248,7 @@ def _one_epoch(recipe: Recipe) -> Recipe:
             "teacher": tuple(map(taught, recipe.teachers)) if several else taught(recipe.teachers[0]),
             "student": recipe.student.model_copy(update={"training": short(recipe.student.training)}),
             "distill": recipe.distill.model_copy(update={"losses": losses}),
+            "quantize": quantize,
         }
     )
 

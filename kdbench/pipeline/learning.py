@@ -55,14 +55,15 @@ def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callabl
 def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["Candidate"]]:
     """The recipe's data, of which everything in the recipe is known to fit; and its teachers as they were loaded."""
     from kdbench import data
+    from kdbench.steps import aware, prune, train
     from kdbench.steps import lighter as beside
-    from kdbench.steps import prune, train
 
     dataset = data.load(recipe.data)
     for remark in remarks(dataset):
         say(remark)
     prune.check(recipe, dataset)
     beside.check(recipe, dataset)
+    aware.check(recipe, dataset)
     return dataset, train.check(recipe, dataset)
 
 
@@ -81,22 +82,19 @@ def grounded(
     return Ground(folder, recipe, dataset, data_sha256, progress, say)
 
 
-def distilled(
-    folder: RunFolder, recipe: Recipe, progress: Progress, say: Callable[[str], None], alone: bool
-) -> dict[str, Artifact]:
-    """Weights and ONNX files of teachers and student, and of the student alone if asked.
+def distilled(ground: Ground, weights: dict[str, Path], alone: bool) -> dict[str, Artifact]:
+    """ONNX files of the weights of teachers and student, and of the student alone if asked; see `learned`.
 
     Of several processes that train together, the main one exports; the others give no artifacts.
     """
-    artifacts = made(prepared(folder, recipe, progress, say), alone)
+    artifacts = made(ground, weights)
     if is_main():
-        forget(folder, artifacts, alone)
+        forget(ground.folder, artifacts, alone)
     return artifacts
 
 
-def made(ground: Ground, alone: bool) -> dict[str, Artifact]:
-    """The same on a ground that is prepared, but for what an earlier recipe has left."""
-    weights = learned(ground, alone)
+def made(ground: Ground, weights: dict[str, Path]) -> dict[str, Artifact]:
+    """The same, but for what an earlier recipe has left."""
     artifacts = ladder(ground, weights)
     return artifacts | lighter(ground, weights, artifacts)
 

@@ -23,7 +23,10 @@ LOW_RANK = "student-low-rank"
 LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim", "student-int8")
 """The rungs of every recipe, in the order of the table."""
 
-ORDER = (*LADDER[:4], SPARSE, LOW_RANK, PRUNED, *LADDER[4:])
+AWARE = "student-qat-int8"
+"""The student's int8 rung whose training knew of the rounding."""
+
+ORDER = (*LADDER[:4], SPARSE, LOW_RANK, PRUNED, *LADDER[4:], AWARE)
 """The same with those that a recipe may ask for."""
 
 RACE_S = 20.0

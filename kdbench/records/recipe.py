@@ -256,6 +256,41 @@ class FactoriseSection(Factorise):
     """Without one half of the student's epochs, at a fifth of its learning rate."""
 
 
+class QuantizeSection(Quantize):
+    """With the training of the rung whose training knows that it will be quantized."""
+
+    aware: bool = False
+    """The student's int8 file is trained further under its teachers, its rounding simulated."""
+    training: Training | None = None
+    """Of that; without it a tenth of the student's epochs, at a tenth of its learning rate."""
+
+    @field_validator("training")
+    @classmethod
+    def _in_float(cls, training: Training | None, info: ValidationInfo) -> Training | None:
+        if training is not None and not info.data.get("aware"):
+            raise PydanticCustomError("unused_training", "left out where aware is not true")
+        if training is not None and training.precision != "fp32":
+            raise PydanticCustomError("rounded_twice", "in fp32, in which the rounding to int8 is simulated")
+        return training
+
+    @property
+    def static(self) -> Quantize:
+        """What makes the int8 file without a training."""
+        return Quantize(**self.model_dump(include=self.model_fields_set & Quantize.model_fields.keys()))
+
+    def training_after(self, student: Training) -> Training:
+        """That of the rung, after the student's own."""
+        return self.training or Training(
+            epochs=max(1, round(student.epochs * AWARE_SHARE)),
+            learning_rate=student.learning_rate * AWARE_SHARE,
+            **student.model_dump(include={"batch_size", "optimizer", "momentum", "weight_decay", "decay_norms"}),
+            clip_norm=student.clip_norm,
+        )
+
+
+AWARE_SHARE = 0.1
+"""Of the student's epochs and learning rate: what a training with simulated rounding takes where nothing is said."""
+
 ScenarioName = Literal["single_stream", "multi_stream", "server", "offline"]
 
 
@@ -307,7 +342,7 @@ class Recipe(Versioned):
     """Unstructured pruning of the student; without it there is no rung of it."""
     factorise: FactoriseSection | None = None
     """Low rank, likewise."""
-    quantize: Quantize = Quantize()
+    quantize: QuantizeSection = QuantizeSection()
     bench: Bench = Bench()
     _folder: Path = PrivateAttr(default=Path())
 

@@ -30,6 +30,14 @@ def flags(
     return tuple(flag for flag in found if flag)
 
 
+def beside_static(static: str, difference: Interval, p: float | None) -> str:
+    """How good a rung that was trained in int8 is beside the one that was not."""
+    from kdbench.report.text import points
+
+    exact = "" if p is None else f", McNemar's p {p:.2g}"
+    return f"trained in int8: {points(difference)} points against {static}, which was not{exact}"
+
+
 def _failed_evaluation(evaluation: Evaluation | None) -> str | None:
     return f"not evaluated: {evaluation.error}" if evaluation and evaluation.error else None
 

@@ -87,6 +87,10 @@ class Row:
     """An inference, of all that runs on the CPU's packages and the GPU, idle power included."""
     optimize_s: float | None = None
     """Of the load, what it takes less where the graph is optimized already."""
+    parent_diff: float | None = None
+    """Of the accuracy or the micro F1: minus the parent's through the same backend, on the same samples."""
+    parent_diff_low: float | None = None
+    parent_diff_high: float | None = None
 
     @property
     def cold_start_s(self) -> float | None:
@@ -94,6 +98,13 @@ class Row:
         if self.start_s is None or self.load_s is None or self.first_run_s is None:
             return None
         return self.start_s + self.load_s + self.first_run_s
+
+    @property
+    def parent_difference(self) -> Interval | None:
+        """Of the accuracy or the micro F1 to the parent's."""
+        if self.parent_diff is None or self.parent_diff_low is None or self.parent_diff_high is None:
+            return None
+        return Interval(self.parent_diff, self.parent_diff_low, self.parent_diff_high)
 
     @property
     def difference(self) -> Interval | None:

@@ -15,7 +15,7 @@ from kdbench.records import Artifact, BenchSettings, Measurement, ResultFile, Sc
 from kdbench.report.claims import proven
 from kdbench.report.costs import costs, optimize_s
 from kdbench.report.doubts import disturbances, doubts
-from kdbench.report.flags import flags
+from kdbench.report.flags import beside_static, flags
 from kdbench.report.rows import Metric, Row
 from kdbench.report.scenarios import ScenarioRow, scenario_rows
 from kdbench.stats import Interval
@@ -88,10 +88,12 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         row = _timed(_row(artifact, m), m, baseline, far, arrays, result.settings, level)
         row = _referred(row, m, measurements, result.settings, arrays, level)
         row = _judged(row, answers, labels, result.baseline)
+        row = _beside_parent(row, answers, labels, parent_rung, artifact.options.get("aware") is True)
         against_parent = (parent_rung, _ratio(parent, m, arrays, level)) if parent else None
         row = replace(row, **proven(artifact, m, evaluation, arrays), optimize_s=optimize_s(row.load_s, evaluation))
         said = flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays), row.broken_claims)
-        rows.append(replace(row, flags=(*said, *doubts(result, row, m, far), *around[m.backend, m.threads])))
+        told = (*row.flags, *said, *doubts(result, row, m, far), *around[m.backend, m.threads])
+        rows.append(replace(row, flags=told))
     metric: Metric = "accuracy" if labels is None or labels.ndim == 1 else "f1"
     if labels is None and answers:
         metric = "agreement"
@@ -212,6 +214,23 @@ def _judged(row: Row, answers: Answers, labels: NDArray[Any] | None, baseline: s
         return row
     found = stats.accuracy_difference(ours == labels, against == labels)
     return replace(row, accuracy_diff=found.value, accuracy_diff_low=found.low, accuracy_diff_high=found.high)
+
+
+def _beside_parent(row: Row, answers: Answers, labels: NDArray[Any] | None, parent: str, aware: bool) -> Row:
+    """The row with its paired difference to its parent, where that was judged too; said of a rung that was trained in
+    int8, whose parent is the static one."""
+    ours, theirs = (answers.get((rung, row.backend, row.threads)) for rung in (row.rung, parent))
+    if labels is None or ours is None or theirs is None or theirs.shape != ours.shape:
+        return row
+    if labels.ndim == 2:
+        found = stats.f1_difference(ours, theirs, labels)
+    else:
+        found = stats.accuracy_difference(ours == labels, theirs == labels)
+    row = replace(row, parent_diff=found.value, parent_diff_low=found.low, parent_diff_high=found.high)
+    if not aware:
+        return row
+    p = stats.mcnemar(ours == labels, theirs == labels) if labels.ndim == 1 else None
+    return replace(row, flags=(*row.flags, beside_static(parent, found, p)))
 
 
 def _medians(m: Measurement, arrays: Arrays) -> dict[int, float]:

@@ -139,7 +139,12 @@ def _check_judged(recipe: Recipe) -> None:
         field: section.training for field, section in zip(recipe.teacher_fields, recipe.teachers, strict=True)
     }
     trainings["student"] = recipe.student.training
-    sections = {"prune": recipe.prune, "sparsify": recipe.sparsify, "factorise": recipe.factorise}
+    sections = {
+        "prune": recipe.prune,
+        "sparsify": recipe.sparsify,
+        "factorise": recipe.factorise,
+        "quantize": recipe.quantize,
+    }
     trainings |= {name: section.training for name, section in sections.items() if section}
     for name, training in trainings.items() if not recipe.data.held_out_samples else ():
         asked = training and ("patience_epochs" if training.patience_epochs else training.keep == "best" and "keep")
@@ -228,13 +233,14 @@ def refine(
     penalty: Penalty | None = None,
     masks: Masks | None = None,
     facts: Mapping[str, object] | None = None,
+    start: Callable[[], nn.Module] | None = None,
 ) -> Path:
     """Trains the model of the weights file `source` further, under teachers by name; the weights file of `rung`.
 
     The model goes on from its weights, and what was done to its structure is kept. It learns by `method` and by
     `training`, those of the recipe and its student where they are None. Teachers of the recipe have its weights, others
-    1. A `penalty` is added to the loss, and `masks` keep weights at zero; `facts` tell them from others. Otherwise as
-    `distill`.
+    1. A `penalty` is added to the loss, and `masks` keep weights at zero; `facts` tell them from others. Where `start` is
+    given, what it gives is trained in the model's place. Otherwise as `distill`.
     """
     method = method or recipe.distill
     training = training or recipe.student.training
@@ -249,11 +255,11 @@ def refine(
     of_source = ("source", "model", "options", "architecture", "input_shape", "preprocessing", "input_dtype", "changes")
     started = started.model_copy(update={name: getattr(trained, name) for name in of_source})
 
-    def start(members: Sequence[Teaching]) -> nn.Module:
-        return weights.model_of(source, recipe.folder)[0]
+    def begin(members: Sequence[Teaching]) -> nn.Module:
+        return start() if start else weights.model_of(source, recipe.folder)[0]
 
     lessons = (voices, recipe, dataset, data_sha256, method, answers or run, progress, say)
-    return _taught(run, Part(rung, started), start, *lessons, penalty=penalty, masks=masks)
+    return _taught(run, Part(rung, started), begin, *lessons, penalty=penalty, masks=masks)
 
 
 def _taught(

@@ -1,0 +1,437 @@
+"""Quantization-aware training: what is trained is what onnxruntime runs, and it goes on where it was stopped."""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from kdbench import data, load_results, quantize
+from kdbench.data.pack import EvalPack, load_pack
+from kdbench.errors import UserError
+from kdbench.evaluation import answer, evaluate
+from kdbench.onnxfile import known_artifact, load_model
+from kdbench.pipeline.aware import aware as aware_rung
+from kdbench.pipeline.learning import Ground
+from kdbench.progress import silent
+from kdbench.records import Quantize, QuantizeSection, Training, parse
+from kdbench.steps import train
+from kdbench.steps.aware import at_end, check, quantize_aware, train_aware
+from kdbench.store import RunFolder, load_recipe
+from kdbench.training.fake_quantization import simulated, step_for
+from kdbench.training.int8_graph import Grid
+from kdbench.training.operators import OPERATORS
+from tests import models
+from tests.conftest import FLAT, TINY, kdbench, overrides
+
+AWARE = TINY | {"quantize.aware": "true", "quantize.training": "{ epochs = 2, learning_rate = 0.01 }"}
+
+
+class StopError(Exception):
+    """Stands for the end of the process between two epochs."""
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return data.load(load_recipe("digits", TINY).data)
+
+
+def trained_in(folder, run, dataset, fields=AWARE, **options):
+    """The weights file of a training in int8 of the student of a finished run."""
+    files = [run / "student.safetensors", run / "student-slim.onnx", run / "student-int8.onnx"]
+    recipe = load_recipe("digits", fields)
+    teachers = {"teacher": run / "teacher.safetensors"}
+    return train_aware(RunFolder(folder), "qat", *files, teachers, recipe, dataset, "", **options)
+
+
+def written_in(folder, run, weights):
+    pack = load_pack(run / "pack.npz")
+    return quantize_aware(
+        weights, run / "student-slim.onnx", run / "student-int8.onnx", folder / "qat.onnx", pack, "qat", {}
+    )
+
+
+@pytest.fixture(scope="module")
+def aware(tiny_run, dataset, tmp_path_factory):
+    """The folder of a finished training in int8, and the file's record."""
+    folder = tmp_path_factory.mktemp("aware")
+    return folder, written_in(folder, tiny_run, trained_in(folder, tiny_run, dataset))
+
+
+# --- simulated as it runs ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_trained_answers_as_onnxruntime_does_on_test_samples(aware, tiny_run):
+    folder, artifact = aware
+    samples = load_pack(tiny_run / "pack.npz").test_inputs(artifact.inputs, artifact.preprocessing)
+    graph = simulated(load_model(tiny_run / "student-int8.onnx"), load_model(tiny_run / "student-slim.onnx"), "int8")
+    from kdbench.training import weights
+
+    graph.load_state_dict(weights.load(folder / "qat.safetensors")[0])
+    with torch.no_grad():
+        ours = graph(torch.from_numpy(samples["input"])).numpy()
+    theirs = answer(folder / "qat.onnx", samples, 32).outputs["logits"]
+    step = graph.steps[graph.numbers["logits_scale"]].item()
+    assert np.mean(ours.argmax(1) == theirs.argmax(1)) >= 0.99
+    assert np.abs(ours - theirs).max() <= 3 * step
+    assert artifact.metrics["simulation_agreement"] >= 0.99
+    assert artifact.warnings == ()
+    assert not np.array_equal(theirs, answer(tiny_run / "student-int8.onnx", samples, 32).outputs["logits"])
+
+
+def test_conversions_stand_where_the_static_files_do_and_the_same_kernels_run(aware, tiny_run):
+    folder, _ = aware
+    static, ours = (onnx.load(path) for path in (tiny_run / "student-int8.onnx", folder / "qat.onnx"))
+    assert list(ours.graph.node) == list(static.graph.node)
+    kinds = [[(t.name, t.data_type, tuple(t.dims)) for t in model.graph.initializer] for model in (static, ours)]
+    assert kinds[0] == kinds[1]
+    zeros = [
+        {t.name: t.SerializeToString() for t in model.graph.initializer if t.name.endswith("zero_point")}
+        for model in (static, ours)
+    ]
+    assert zeros[0] == zeros[1]
+    samples = {"input": np.zeros((2, 1, 8, 8), np.float32)}
+    kernels = [
+        answer(path, samples, 2).optimized_operators for path in (tiny_run / "student-int8.onnx", folder / "qat.onnx")
+    ]
+    assert kernels[0] == kernels[1]
+    assert kernels[1]["QLinearConv"] == 6
+    assert "Conv" not in kernels[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Quantize(),
+        Quantize(activations="int8", per_channel=False),
+        Quantize(operators=("Conv",)),
+    ],
+)
+def test_an_untrained_graph_says_what_its_static_file_says(options, tmp_path):
+    path = models.cnn(tmp_path / "m.onnx")
+    pack = EvalPack("made", None, None, models.images(64), (), None)
+    quantize(path, tmp_path / "int8.onnx", pack, options)
+    graph = simulated(load_model(tmp_path / "int8.onnx"), load_model(path), "int8")
+    samples = models.images(32, seed=5)
+    with torch.no_grad():
+        ours = graph(torch.from_numpy(samples)).numpy()
+    theirs = answer(tmp_path / "int8.onnx", {"x": samples}, 32).outputs["y"]
+    assert np.abs(ours - theirs).max() <= 0.02 * np.abs(theirs).max()
+    again = graph.written(load_model(tmp_path / "int8.onnx"))
+    onnx.save(again, tmp_path / "again.onnx")
+    same = answer(tmp_path / "again.onnx", {"x": samples}, 32).outputs["y"]
+    assert np.abs(same - theirs).max() <= 0.01 * np.abs(theirs).max()
+
+
+def operator_cases():
+    """Operators with inputs and attributes, each as an exporter writes it."""
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32)
+    small = x[:, :, 0, 0]
+    weight = np.random.default_rng(1).standard_normal((4, 2, 3, 3)).astype(np.float32)
+    ids = np.array([[0, 3, 1], [2, -1, 0]])
+
+    def ints(*values):
+        return np.array(values, np.int64)
+
+    return {
+        "Conv uneven": (
+            "Conv",
+            [x, weight],
+            {"group": 2, "pads": [0, 1, 2, 1], "strides": [2, 1], "dilations": [1, 1]},
+        ),
+        "Conv even": ("Conv", [x, weight, x[0, :, 0, 0]], {"group": 2, "pads": [1, 1, 1, 1]}),
+        "Gemm": ("Gemm", [small, weight[:, 0, :, 0], small[0, :3]], {"alpha": 0.5, "beta": 2.0}),
+        "Gemm transposed": ("Gemm", [small, weight[:, 0, :, 0].T.copy(), small[0, :3]], {"transB": 1}),
+        "MatMul": ("MatMul", [x, x.swapaxes(2, 3).copy()], {}),
+        "MaxPool": ("MaxPool", [x], {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 0]}),
+        "MaxPool uneven": ("MaxPool", [x], {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 1, 1]}),
+        "AveragePool": ("AveragePool", [x], {"kernel_shape": [2, 2], "strides": [2, 2], "count_include_pad": 1}),
+        "BatchNormalization": ("BatchNormalization", [x, *(np.abs(x[0, :, i, 0]) for i in range(4))], {}),
+        "LayerNormalization": ("LayerNormalization", [x, x[0, 0, 0], x[1, 0, 0]], {"axis": -1}),
+        "Reshape": ("Reshape", [x, ints(0, -1, 6)], {}),
+        "Flatten": ("Flatten", [x], {"axis": 2}),
+        "Transpose": ("Transpose", [x], {"perm": [0, 2, 3, 1]}),
+        "Squeeze": ("Squeeze", [x[:, :1], ints(1)], {}),
+        "Unsqueeze": ("Unsqueeze", [x, ints(0, -1)], {}),
+        "Slice": ("Slice", [x, ints(0, 1), ints(2**63 - 1, -1), ints(2, 3), ints(2, 1)], {}),
+        "Pad": ("Pad", [x, ints(0, 1, 0, 0, 0, 2, 0, 0)], {}),
+        "Split": ("Split", [x, ints(1, 3)], {"axis": 1}),
+        "Gather": ("Gather", [small, ids], {"axis": 1}),
+        "Gather one": ("Gather", [x, np.array(0)], {"axis": 1}),
+        "Concat": ("Concat", [x, x], {"axis": 1}),
+        "ReduceMean": ("ReduceMean", [x, ints(-1, -2)], {"keepdims": 1}),
+        "ReduceMax": ("ReduceMax", [x, ints(2)], {"keepdims": 0}),
+        "ReduceSum all": ("ReduceSum", [x], {"keepdims": 0}),
+        "Clip": ("Clip", [x, np.float32(0), np.float32(0.5)], {}),
+        "Gelu": ("Gelu", [x], {}),
+        "Softmax": ("Softmax", [x], {"axis": 1}),
+        "Cast": ("Cast", [ids], {"to": TensorProto.FLOAT}),
+        "Shape": ("Shape", [x], {"start": 1}),
+        "Expand": ("Expand", [x[:1], ints(2, 1, 1, 6)], {}),
+        "Div": ("Div", [ids, ints(2)], {}),
+        "Where": ("Where", [x > 0, x, -x], {}),
+        "Max": ("Max", [x, -x, x * 2], {}),
+        "HardSigmoid": ("HardSigmoid", [x], {}),
+        "GlobalAveragePool": ("GlobalAveragePool", [x], {}),
+    }
+
+
+@pytest.mark.parametrize("name", operator_cases())
+def test_operators_compute_what_onnx_says(name):
+    kind, inputs, attributes = operator_cases()[name]
+    names = [f"i{number}" for number in range(len(inputs))]
+    outputs = ["o0", "o1"] if kind == "Split" else ["o0"]
+    node = helper.make_node(kind, names, outputs, **attributes)
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), None)
+        for name, v in zip(names, inputs, strict=True)
+    ]
+    graph = helper.make_graph([node], "one", values, [onnx.ValueInfoProto(name=name) for name in outputs])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    expected = ReferenceEvaluator(model).run(None, dict(zip(names, inputs, strict=True)))
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    found = OPERATORS[kind](*(torch.from_numpy(np.asarray(value)) for value in inputs), **given)
+    for ours, theirs in zip([found] if isinstance(found, torch.Tensor) else found, expected, strict=True):
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-5)
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_pass_straight_through_and_end_where_a_value_is_clipped(tmp_path):
+    graph = small(tmp_path)
+    x = torch.tensor(models.images(4), requires_grad=True)
+    x.data[0, 0, 0, 0] = 100.0
+    before = graph.tensors(x)
+    assert not torch.equal(before["x_QuantizeLinear_Output"], x)
+    before["x_QuantizeLinear_Output"].sum().backward()
+    assert x.grad[0, 0, 0, 0] == 0
+    assert (x.grad == 1).sum() == x.numel() - 1
+
+
+def test_ranges_follow_the_batches_in_training_alone(tmp_path):
+    graph = small(tmp_path).eval()
+    x = 3 * torch.from_numpy(models.images(16))
+    start = graph.steps.clone()
+    graph(x)
+    assert torch.equal(graph.steps, start)
+    graph.train()
+    for _ in range(60):
+        graph(x)
+    place = graph.numbers["x_scale"]
+    grid = graph.plan.grids["x_scale"]
+    ends = x.max() / (grid.highest - grid.zero), x.min() / (grid.lowest - grid.zero)
+    assert start[place] < graph.steps[place]
+    assert graph.steps[place].item() == pytest.approx(max(ends).item(), rel=0.01)
+
+
+def test_ranges_that_stand_for_a_clip_stay_within_it():
+    grid = Grid("s", step=0.01, zero=0, lowest=0, highest=255, most=6 / 255)
+    assert step_for(torch.tensor([-9.0, 3.0]), grid) == pytest.approx(3 / 255)
+    assert step_for(torch.tensor([-9.0, 30.0]), grid) == pytest.approx(6 / 255)
+
+
+def small(folder):
+    """A small network in int8."""
+    path = models.cnn(folder / "m.onnx")
+    quantize(path, folder / "int8.onnx", EvalPack("made", None, None, models.images(64), (), None))
+    return simulated(load_model(folder / "int8.onnx"), load_model(path), "int8")
+
+
+def test_every_weight_of_a_network_learns(tiny_run):
+    graph = simulated(load_model(tiny_run / "student-int8.onnx"), load_model(tiny_run / "student-slim.onnx"), "int8")
+    x = torch.from_numpy(load_pack(tiny_run / "pack.npz").x_test[:32].astype(np.float32) / 16)
+    torch.nn.functional.cross_entropy(graph(x), torch.arange(32) % 10).backward()
+    kinds = [weight.kind for weight in graph.plan.weights]
+    assert kinds.count("int8") == 7
+    assert kinds.count("int32") == 7
+    for value in graph.parameters():
+        assert value.grad is not None
+        assert value.grad.abs().sum() > 0
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_training_ends_with_the_same_bytes(aware, tiny_run, dataset, tmp_path):
+    def stop(label, done, total):
+        if done >= 1.2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        trained_in(tmp_path, tiny_run, dataset, progress=stop)
+    assert (tmp_path / "qat.checkpoint.safetensors").is_file()
+    again = trained_in(tmp_path, tiny_run, dataset)
+    assert again.read_bytes() == (aware[0] / "qat.safetensors").read_bytes()
+    assert written_in(tmp_path, tiny_run, again).sha256 == aware[1].sha256
+
+
+def test_losses_on_features_go_on_from_the_students_own_layers(tiny_run, dataset, tmp_path):
+    fields = AWARE | {
+        "distill.losses": '{ kd = 1.0, attention = { weight = 10.0, pairs = [["stages.1", "stages.1"]] } }'
+    }
+    path = trained_in(tmp_path, tiny_run, dataset, fields)
+    from kdbench.training import weights
+
+    assert all(0 < epoch["loss.attention"] < 10 for epoch in weights.record(path).history)
+
+
+def test_losses_are_those_of_the_students_last_epoch():
+    recipe = load_recipe(
+        "digits",
+        {
+            "student.training.epochs": "10",
+            "distill.losses": "{ kd = { weight = { start = 1.0, end = 0.5, epochs = 4 }, temperature = 2.0 }, "
+            "cross_entropy = { weight = 1.0, until_epoch = 3 }, dist = { weight = 2.0, from_epoch = 8 } }",
+        },
+    )
+    left = at_end(recipe.distill.losses, 10)
+    assert {name: (loss.weight.start, loss.from_epoch) for name, loss in left.items()} == {
+        "kd": (0.5, 1),
+        "dist": (2.0, 1),
+    }
+    assert left["kd"].model_extra == {"temperature": 2.0}
+    with pytest.raises(UserError, match=r"quantize.aware: no loss is left at the end"):
+        at_end({"cross_entropy": recipe.distill.losses["cross_entropy"]}, 10)
+
+
+def test_training_recovers_what_static_int8_loses(tiny_run, dataset, tmp_path):
+    pack = load_pack(tiny_run / "pack.npz")
+    odd = pack.x_calibration.astype(np.float32)
+    odd[0] *= 100  # a broken sensor: the ranges of everything become a hundred times too wide
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("student.safetensors", "student-slim.onnx", "student-slim.artifact.json", "teacher.safetensors"):
+        (run / name).write_bytes((tiny_run / name).read_bytes())
+    quantize(run / "student-slim.onnx", run / "student-int8.onnx", replace(pack, x_calibration=odd))
+    weights = trained_in(tmp_path, run, dataset, AWARE | {"distill.losses": "{ cross_entropy = 1.0 }"})
+    files = [run / "student-slim.onnx", run / "student-int8.onnx"]
+    quantize_aware(weights, *files, tmp_path / "qat.onnx", pack, "qat", {})
+    floating, static, ours = (evaluate(path, pack).accuracy for path in (*files, tmp_path / "qat.onnx"))
+    assert static < floating - 0.1
+    assert ours >= floating - 0.01
+
+
+def test_weights_that_pruning_has_left_at_zero_stay_there(tmp_path):
+    path = models.cnn(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "c1")
+    sparse = onnx.numpy_helper.to_array(weight) * (np.random.default_rng(0).random(tuple(weight.dims)) < 0.3)
+    weight.CopyFrom(onnx.numpy_helper.from_array(sparse, "c1"))
+    onnx.save(model, path)
+    quantize(path, tmp_path / "int8.onnx", EvalPack("made", None, None, models.images(64), (), None))
+    graph = simulated(load_model(tmp_path / "int8.onnx"), load_model(path), "int8")
+    optimizer = torch.optim.SGD(graph.parameters(), lr=0.1)
+    torch.nn.functional.cross_entropy(graph(torch.from_numpy(models.images(16))), torch.arange(16) % 10).backward()
+    optimizer.step()
+    made = graph.written(load_model(tmp_path / "int8.onnx"))
+    found = next(onnx.numpy_helper.to_array(t) for t in made.graph.initializer if t.name == "c1_quantized")
+    assert (found[sparse == 0] == 0).all()
+    assert (found[sparse != 0] != 0).mean() > 0.9
+
+
+# --- in a recipe ------------------------------------------------------------------------------------------------------
+
+
+def test_the_ladder_has_both_rungs_and_their_paired_difference(tmp_path):
+    fields = FLAT | {"quantize.aware": "true", "quantize.training": "{ epochs = 1, learning_rate = 0.01 }"}
+    done = kdbench("run", "digits", *overrides(fields), "--out", "run", cwd=tmp_path)
+    rows = {row.rung: row for row in load_results(tmp_path / "run")}
+    assert list(rows)[-2:] == ["student-int8", "student-qat-int8"]
+    static, ours = rows["student-int8"], rows["student-qat-int8"]
+    assert ours.parent == "student-int8"
+    assert ours.parent_diff == pytest.approx(ours.accuracy - static.accuracy)
+    assert ours.parent_diff_low <= ours.parent_diff <= ours.parent_diff_high
+    assert ours.int8_share == static.int8_share == 1.0
+    said = [flag for flag in ours.flags if "against student-int8" in flag]
+    assert len(said) == 1
+    assert "points against student-int8" in done.stdout.replace("\n", " ")
+    record = known_artifact(tmp_path / "run" / "student-qat-int8.onnx")
+    assert record.options["aware"] is True
+    assert record.options["training"]["epochs"] == 1
+
+
+def test_a_recipe_that_asks_for_it_no_more_loses_the_rung(tmp_path):
+    for name in ("student-qat-int8.onnx", "student-qat-int8.artifact.json", "student-int8.onnx"):
+        (tmp_path / name).touch()
+    ground = Ground(RunFolder(tmp_path), load_recipe("digits"), None, "", silent, print)
+    assert aware_rung(ground, {}, "student-slim", "student-int8") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["student-int8.onnx"]
+
+
+def test_nothing_changes_for_a_recipe_that_asks_for_none():
+    section = load_recipe("digits").quantize
+    assert not section.aware
+    assert section.static.model_dump() == Quantize().model_dump()
+    chosen = parse(QuantizeSection, {"aware": True, "symmetric": False}, "recipe").static
+    assert type(chosen) is Quantize
+    assert chosen.model_fields_set == {"symmetric"}  # so that a target fills in all other fields
+
+
+def test_without_a_training_it_is_a_tenth_of_the_students():
+    student = Training(epochs=60, learning_rate=0.1, optimizer="adamw", schedule="one_cycle", batch_size=32)
+    chosen = QuantizeSection(aware=True).training_after(student)
+    assert (chosen.epochs, chosen.optimizer, chosen.batch_size, chosen.schedule) == (6, "adamw", 32, "cosine")
+    assert chosen.learning_rate == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"training": {"epochs": 1, "learning_rate": 0.1}}, "'training' should be left out where aware is not true"),
+        (
+            {"aware": True, "training": {"epochs": 1, "learning_rate": 0.1, "precision": "bf16"}},
+            "'training' should be in fp32",
+        ),
+        ({"awar": True}, "unknown key 'awar': did you mean 'aware'"),
+    ],
+)
+def test_sections_that_mean_nothing_are_refused(section, message):
+    with pytest.raises(UserError, match=message):
+        parse(QuantizeSection, section, "recipe")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"quantize.training": "{ epochs = 1, learning_rate = 0.1, keep = 'best' }"},
+            "quantize.training.keep: epochs are judged on held-out samples, and there are none",
+        ),
+        (
+            {"distill.losses": "{ kd = { weight = 1.0, until_epoch = 1 } }"},
+            "quantize.aware: no loss is left at the end",
+        ),
+        ({"quantize.format": "'qoperator'"}, "quantize.aware: trains int8 weights in format 'qdq', not int8 in 'qop"),
+        ({"quantize.weights": "'uint8'"}, "quantize.aware: trains int8 weights in format 'qdq', not uint8 in 'qdq'"),
+    ],
+)
+def test_mistakes_are_found_before_training(fields, message, dataset):
+    recipe = load_recipe("digits", AWARE | fields)
+    with pytest.raises(UserError, match=message):
+        check(recipe, dataset)
+        train.check(recipe, dataset)
+
+
+def test_recurrent_students_are_refused_before_training(dataset):
+    frames = replace(dataset, x_train=dataset.x_train.astype(np.float32), x_test=dataset.x_test.astype(np.float32))
+    fields = AWARE | {"student.model": "audio_gru", "student.options": "{ width = 4 }"}
+    with pytest.raises(
+        UserError, match=r"quantize.aware: static int8 leaves the recurrent layers of audio_gru in float"
+    ):
+        check(load_recipe("digits", fields), frames)
+
+
+def test_files_that_cannot_be_trained_are_named(tmp_path):
+    path = models.cnn(tmp_path / "m.onnx")
+    with pytest.raises(UserError, match=r"m.onnx: has no layer of signed int8 weights in QDQ form"):
+        simulated(load_model(path), load_model(path), path)
+    pack = EvalPack("made", None, None, models.images(8), (), None)
+    quantize(path, tmp_path / "int8.onnx", pack)
+    strange = load_model(tmp_path / "int8.onnx")
+    next(node for node in strange.graph.node if node.op_type == "GlobalAveragePool").op_type = "GlobalLpPool"
+    with pytest.raises(UserError, match=r"int8.onnx: GlobalLpPool can't be trained in int8: leave quantize.aware out"):
+        simulated(strange, load_model(path), tmp_path / "int8.onnx")
