@@ -190,17 +190,17 @@ def count_macs(model: "onnx.ModelProto", sizes: Mapping[str, int] | None = None)
     `sizes` are those of symbolic dimensions. None where a shape can't be inferred, or where an operator does such work
     in a way that is not counted here.
     """
-    found = _counted(model)
+    found = _counted(model, sizes or {})
     return None if found is None else sum(found[0].values()) // found[1]
 
 
 def macs_by_node(model: "onnx.ModelProto") -> dict[str, int] | None:
     """The same by the name of a node's first output; 0 for a node of another kind."""
-    found = _counted(model)
+    found = _counted(model, {})
     return None if found is None else {name: macs // found[1] for name, macs in found[0].items()}
 
 
-def _counted(model: "onnx.ModelProto") -> tuple[dict[str, int], int] | None:
+def _counted(model: "onnx.ModelProto", sizes: Mapping[str, int]) -> tuple[dict[str, int], int] | None:
     """Multiply-accumulates of a run by a node's first output, and its number of samples."""
     import onnx
 
@@ -215,8 +215,8 @@ def _counted(model: "onnx.ModelProto") -> tuple[dict[str, int], int] | None:
         if dims and not dims[0].dim_value:
             dims[0].dim_value = 1
         for dim in dims:
-            if dim.dim_param in (sizes or {}):
-                dim.dim_value = (sizes or {})[dim.dim_param]
+            if dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
     del fixed.graph.value_info[:]
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")

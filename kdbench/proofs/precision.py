@@ -1,8 +1,8 @@
 """In which precision a backend computes, whatever it was asked for: told from how far its outputs are off.
 
 The reference is the same file on onnxruntime's CPU provider in fp32, without any optimization; of a file of 16-bit
-floats it is the same with all of its tensors made float32 (`widening`), of an int8 file its weights with activations that
-are not rounded (`dequantizing`). The bands are the errors of that model with its layers' operands rounded to each
+floats it is the same with all of its tensors made float32 (`widening`), of an int8 file its weights with activations
+that are not rounded (`dequantizing`). The bands are the errors of that model with its layers' operands rounded to each
 precision (`rounding`), on the same samples.
 """
 

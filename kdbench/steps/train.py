@@ -239,8 +239,8 @@ def refine(
 
     The model goes on from its weights, and what was done to its structure is kept. It learns by `method` and by
     `training`, those of the recipe and its student where they are None. Teachers of the recipe have its weights, others
-    1. A `penalty` is added to the loss, and `masks` keep weights at zero; `facts` tell them from others. Where `start` is
-    given, what it gives is trained in the model's place. Otherwise as `distill`.
+    1. A `penalty` is added to the loss, and `masks` keep weights at zero; `facts` tell them from others. Where `start`
+    is given, what it gives is trained in the model's place. Otherwise as `distill`.
     """
     method = method or recipe.distill
     training = training or recipe.student.training
