@@ -114,7 +114,7 @@ def step_for(x: Tensor, grid: Grid) -> float:
 
 
 def simulated(model: onnx.ModelProto, floating: onnx.ModelProto, where: str | Path) -> Graph:
-    """The network of a static int8 file, in evaluation mode; its weights start from those of its fp32 parent `floating`.
+    """The network of a static int8 file, in evaluation mode; weights start from those of its fp32 parent `floating`.
 
     Raises UserError, which begins with `where`, for a file that can't be trained.
     """
