@@ -78,7 +78,7 @@ def test_what_is_trained_answers_as_onnxruntime_does_on_test_samples(aware, tiny
     step = graph.steps[graph.numbers["logits_scale"]].item()
     assert np.mean(ours.argmax(1) == theirs.argmax(1)) >= 0.99
     assert np.abs(ours - theirs).max() <= 3 * step
-    assert artifact.metrics["simulation_agreement"] >= 0.99
+    assert artifact.metrics["simulation_agreement"] >= 0.95  # of 64 samples
     assert artifact.warnings == ()
     assert not np.array_equal(theirs, answer(tiny_run / "student-int8.onnx", samples, 32).outputs["logits"])
 
