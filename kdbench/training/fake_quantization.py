@@ -114,7 +114,7 @@ def step_for(x: Tensor, grid: Grid) -> float:
 
 
 def simulated(model: onnx.ModelProto, floating: onnx.ModelProto, where: str | Path) -> Graph:
-    """The network of a static int8 file; its weights start from those of `floating`, the file's fp32 parent.
+    """The network of a static int8 file, in evaluation mode; weights start from those of its fp32 parent `floating`.
 
     Raises UserError, which begins with `where`, for a file that can't be trained.
     """
@@ -125,7 +125,7 @@ def simulated(model: onnx.ModelProto, floating: onnx.ModelProto, where: str | Pa
         raise UserError(f"{where}: {' and '.join(unknown)} can't be trained in int8: {SOLVED}")
     if not plan.grids or not any(weight.rounded for weight in plan.weights):
         raise UserError(f"{where}: has no layer of signed int8 weights in QDQ form that could be trained: {SOLVED}")
-    return Graph(plan, str(where))
+    return Graph(plan, str(where)).eval()
 
 
 def show(graph: Graph, floating: onnx.ModelProto, student: nn.Module, layers: Sequence[str], x: Tensor) -> None:
