@@ -222,6 +222,7 @@ def recipes():
     del thing
     time.sleep(30)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves ignore it
 kdbench.store.zoo_recipes = recipes
 sys.argv = ["kdbench", "zoo"]
 from kdbench.cli import main
