@@ -73,62 +73,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left with one of them at the end."""
     if "torch" in sys.modules:
         read_operators_once()
-    longest = ["test_readme", "test_run", "test_faculty", "test_cli", "test_models", "test_tasks", "test_teachers"]
-    order = {name: index for index, name in enumerate(longest)}
+    longest = ["readme", "run", "models", "faculty", "cli", "backends", "convert", "tasks", "processes", "quantizing"]
+    order = {f"test_{name}": index for index, name in enumerate(longest)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
-
-
-NURSERY = """
-import contextlib, json, logging, os, signal, sys, tqdm, warnings
-import matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, matplotlib.figure
-import onnx, onnxruntime.quantization, onnxscript, onnxslim, torch._dynamo, torch.onnx
-import kdbench.cli, kdbench.pipeline, rich.console, scipy.stats, sklearn.datasets, sklearn.model_selection
-
-from tests.conftest import read_operators_once
-
-read_operators_once()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves ignore it
-tqdm.tqdm.monitor_interval = 0  # no thread before a fork
-logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-with warnings.catch_warnings(action="ignore"):
-    example, free = torch.zeros(2, 2), torch.export.Dim("batch")
-    torch.onnx.export(torch.nn.Linear(2, 2), (example,), dynamo=True, verbose=False, dynamic_shapes=({0: free},))
-
-requests = os.fdopen(os.dup(0))
-for line in requests:
-    request = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        requests.close()
-        os.chdir(request["cwd"])
-        for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
-            opened = os.open(name, os.O_RDWR | os.O_CREAT)
-            os.dup2(opened, number)
-            os.close(opened)
-        sys.argv = ["kdbench", *request["arguments"]]
-        status = 1
-        try:
-            from kdbench.cli import main
-            main()
-        except SystemExit as ending:
-            status = ending.code or 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
-    print(json.dumps({"child": child}), flush=True)
-    print(json.dumps({"status": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}), flush=True)
-"""
-"""A process that has imported what takes long, also what a first export imports, and forks for each call."""
 
 
 @functools.cache
 def _nursery() -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    started = subprocess.Popen([sys.executable, "-c", NURSERY], stdin=pipe, stdout=pipe, text=True, env=environment())
+    started = subprocess.Popen(
+        [sys.executable, "-m", "tests.nursery"], stdin=pipe, stdout=pipe, text=True, env=environment()
+    )
     atexit.register(started.kill)
     return started
 
@@ -146,7 +101,8 @@ class Call:
 
 @contextmanager
 def called(*arguments: str | Path, cwd: Path) -> Iterator[Call]:
-    """The command line as a user calls it: in a process of its own, forked from one that has imported the libraries.
+    """The command line as a user calls it: in a process of its own, forked from one that has imported the libraries;
+    so are its workers, where they run onnxruntime.
 
     What is still running in the end is killed.
     """

@@ -1,0 +1,129 @@
+"""A process that has imported what takes long, also what a first export imports, and forks for each call of kdbench.
+
+`python -m tests.nursery` reads one request a line, `{"arguments", "cwd", "stdout", "stderr"}`, and answers with the
+number of the process that serves it, then with its exit status.
+"""
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import traceback
+import types
+import warnings
+from typing import Any
+
+import torch.onnx
+import tqdm
+
+import kdbench.cli
+from kdbench.backends import client
+from tests.conftest import read_operators_once
+
+SLOW = (
+    "kdbench.pipeline", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "matplotlib.figure",
+    "onnx", "onnxruntime.quantization", "onnxscript", "onnxslim", "rich.console", "scipy.stats", "sklearn.datasets",
+    "sklearn.model_selection", "torch._dynamo",
+)  # fmt: skip
+"""Modules that calls import when they need them."""
+
+
+class Forked:
+    """Stands for a worker's process in which onnxruntime runs: the same code, without the time to import numpy."""
+
+    def __init__(self, command: list[str], stderr: Any, env: dict[str, str], **how: Any) -> None:
+        (theirs_in, ours_in), (ours_out, theirs_out) = os.pipe(), os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            for number, opened in enumerate((theirs_in, theirs_out, stderr.fileno())):
+                os.dup2(opened, number)
+            os.closerange(3, 4096)
+            os.setsid()
+            os.environ.clear()
+            os.environ.update(env)
+            sys.argv, sys.stdin = command[1:], os.fdopen(0)
+            try:
+                runpy.run_path(command[1], run_name="__main__")
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+                os._exit(1)
+            os._exit(0)
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.stdin, self.stdout = os.fdopen(ours_in, "wb", 0), os.fdopen(ours_out, "rb", 0)
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def start(command: list[str], **how: Any) -> Any:
+    """A worker's process: forked where it runs onnxruntime under this interpreter, on CPUs that nobody chose."""
+    forked = command == [sys.executable, str(client.WORKER), "ort"]
+    return Forked(command, **how) if forked else subprocess.Popen(command, **how)
+
+
+def prepare() -> None:
+    for name in SLOW:
+        importlib.import_module(name)
+    read_operators_once()
+    client.subprocess = types.SimpleNamespace(Popen=start, PIPE=subprocess.PIPE)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves ignore it
+    tqdm.tqdm.monitor_interval = 0  # no thread before a fork
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):
+        example, free = torch.zeros(2, 2), torch.export.Dim("batch")
+        torch.onnx.export(torch.nn.Linear(2, 2), (example,), dynamo=True, verbose=False, dynamic_shapes=({0: free},))
+
+
+def serve(request: dict[str, Any]) -> None:
+    """Calls the command line, and ends this process as it would."""
+    os.chdir(request["cwd"])
+    for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
+        opened = os.open(name, os.O_RDWR | os.O_CREAT)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.argv = ["kdbench", *request["arguments"]]
+    status: Any = 1
+    try:
+        kdbench.cli.main()
+    except SystemExit as ending:
+        status = ending.code or 0
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(BaseException):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def say(**fields: int) -> None:
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    prepare()
+    requests = os.fdopen(os.dup(0))
+    for line in requests:
+        child = os.fork()
+        if child == 0:
+            requests.close()
+            serve(json.loads(line))
+        say(child=child)
+        say(status=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+if __name__ == "__main__":
+    main()
