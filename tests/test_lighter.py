@@ -160,7 +160,6 @@ def test_a_recipe_makes_both_rungs_and_removes_them_again(tmp_path):
         assert (artifact.parent, artifact.parent_sha256, artifact.step) == ("student", student.sha256, step)
         assert artifact == load_artifact(sidecar(tmp_path / artifact.file))
         assert artifact.metrics["parity_largest_difference"] < 1e-3
-        assert artifact.metrics["duration_s"] > 0
 
     model = onnx.load(tmp_path / thin.file)
     values = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if len(tensor.dims) > 1]

@@ -34,7 +34,7 @@ SPEC = (
     "f1_micro_diff_low, f1_micro_diff_high, rounds, smallest_difference, outlier_share, node_share, time_share, "
     "int8_share, fused_share, rms_error, ran_as, threads_used, broken_claims, dims, cost_per_million, "
     "reference_speedup, reference_speedup_low, reference_speedup_high, start_s, steady_memory_bytes, "
-    "device_memory_bytes, energy_j, optimize_s, parent_diff, parent_diff_low, parent_diff_high"
+    "device_memory_bytes, energy_j, optimize_s, parent_diff, parent_diff_low, parent_diff_high, made_in_s"
 )
 MACHINE = Machine(
     name="here", cpu="A|B <CPU>", features=("avx2",), cores_physical=1, cores_logical=2, governor=None,
