@@ -10,6 +10,8 @@ import pytest
 from kdbench import data, load_results
 from kdbench.records import Data
 from kdbench.report import text
+from kdbench.report.markdown import to_markdown
+from kdbench.report.operators import slimming_lines
 from kdbench.report.table import ladder
 from kdbench.report.terminal import WIDTH, print_ladder
 from kdbench.steps import train
@@ -152,3 +154,28 @@ def test_files_that_were_not_made_here_have_no_such_table():
                    {name: value for name, value in arrays().items() if name != "labels"})  # fmt: skip
     assert text.rungs_table(plain) is None
     assert not {"took", "Δ to parent"} & set(text.details_table(plain).header)
+
+
+def test_what_slimming_did_is_a_line_below_the_rungs():
+    counts = {"operators_before": {"Conv": 9, "Identity": 3, "Relu": 7}}
+    done = artifact(
+        "a", "t", operators={"Conv": 9, "Relu": 7}, options=counts | {"remarks": ["onnxslim left out: moved"]}
+    )
+    idle = artifact("b", "t", operators=counts["operators_before"], options=counts)
+    assert slimming_lines([artifact("t"), done, idle]) == [
+        "a: 19 → 16 nodes (Identity 3 → 0); onnxslim left out: moved",
+        "b: 19 nodes, none of which could go",
+    ]
+    many = {"operators_before": {f"Op{number}": number for number in range(1, 9)}}
+    (line,) = slimming_lines([artifact("c", "t", options=many)])
+    assert line.endswith("(Op8 8 → 0, Op7 7 → 0, Op6 6 → 0, Op5 5 → 0, Op4 4 → 0, 3 more operators)")
+
+
+def test_reports_have_that_line_too():
+    slimmed = artifact("student", "teacher", operators={"Add": 1}, options={"operators_before": {"Add": 2}})
+    shown = ladder(result(artifacts=(artifact("teacher"), slimmed)), arrays())
+    assert "student: 2 → 1 nodes (Add 2 → 1)" in to_markdown([shown])
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        print_ladder(shown)
+    assert "student: 2 → 1 nodes (Add 2 → 1)" in printed.getvalue()

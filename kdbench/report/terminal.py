@@ -6,6 +6,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from kdbench.errors import printable
+from kdbench.report.operators import slimming_lines
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable, ladder_tables, mark, rungs_table, unmeasured
@@ -24,6 +25,8 @@ def print_ladder(ladder: Ladder) -> None:
     made = rungs_table(ladder)
     if made:
         _print(console, made)
+        for line in slimming_lines(ladder.result.artifacts):
+            console.print(printable(line))
         console.print()
     for line in (*unmeasured(ladder.rows), *unmeasured_loads(ladder)):
         console.print(printable(line))
