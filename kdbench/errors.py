@@ -7,6 +7,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+MOST_KNOWN = 40
+"""Names that are all listed: a graph has thousands of nodes, while no table of ours is as long."""
+MOST_NAMES = 12
+"""Of more names those that are listed."""
+
 
 class UserError(Exception):
     """A mistake that the user can mend: one line that names the field or file and the next step."""
@@ -21,10 +26,13 @@ def printable(text: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown `name`: the nearest known one, or all of them."""
+    """A hint for an unknown `name`: the nearest known one, or all of them, or of very many the first."""
     known = sorted(known)
     close = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean '{close[0]}'?"
+    more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_KNOWN else ""
+    return f"known: {', '.join(known[:MOST_NAMES] if more else known)}{more}"
 
 
 def pick(table: Mapping[str, T], name: str, kind: str) -> T:

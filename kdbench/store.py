@@ -7,13 +7,15 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Annotated, Any, TypeVar
 
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
 
 from kdbench import archive
 from kdbench.errors import UserError, first_line, nearest
@@ -181,6 +183,8 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
 
 # --- run folders ------------------------------------------------------------------------------------------------------
 
+_SECONDS = TypeAdapter(dict[str, dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]])
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -212,6 +216,38 @@ class RunFolder:
 
     def checkpoint(self, rung: str) -> Path:
         return self.path / f"{rung}.checkpoint.safetensors"
+
+    @property
+    def durations(self) -> Path:
+        """What making each file took: no part of its record, which is the same for equal seeds."""
+        return self.path / "durations.json"
+
+    def duration_s(self, rung: str) -> float | None:
+        """What all parts of making a rung's files took together; None where that isn't known."""
+        parts = self._durations().get(rung)
+        return sum(parts.values()) if parts else None
+
+    def note_duration(self, rung: str, part: str, duration_s: float | None) -> None:
+        """Keeps what a part of making a rung took, in the place of what it took before; None where it took no part."""
+        known = self._durations()
+        parts = {name: value for name, value in known.pop(rung, {}).items() if name != part}
+        if duration_s is not None:
+            parts[part] = round(duration_s, 3)
+        write_atomic(self.durations, json.dumps(known | {rung: parts}, indent=1, sort_keys=True) + "\n")
+
+    @contextmanager
+    def timed(self, rung: str, part: str) -> Iterator[None]:
+        """Keeps what a part of making a rung takes, where it does not fail."""
+        begun = time.perf_counter()
+        yield
+        self.note_duration(rung, part, time.perf_counter() - begun)
+
+    def _durations(self) -> dict[str, dict[str, float]]:
+        """In seconds by rung and part; none where the file is missing or damaged."""
+        try:
+            return _SECONDS.validate_json(self.durations.read_bytes())
+        except (OSError, ValueError):
+            return {}
 
     def cache(self, teacher: str, seed: int) -> Path:
         """The folder of a teacher's answers to the training set, as the views of a seed show it."""

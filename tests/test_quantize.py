@@ -229,6 +229,7 @@ def test_what_is_said_goes_before_the_target():
     [
         ({"exclude": ["conv7"]}, "has no node 'conv7' once it is slimmed: did you mean 'conv"),
         ({"nodes": ["produkt"]}, "has no node 'produkt' once it is slimmed: did you mean 'product'"),
+        ({"nodes": ["qqqq"]}, "has no node 'qqqq' once it is slimmed: known: "),
         ({"operators": ["Conf"]}, "has no operator 'Conf': did you mean 'Conv'"),
         ({"target": "tensort"}, "unknown target 'tensort': did you mean 'tensorrt'"),
         ({"activations": "int8", "weights": "uint8"}, "uint8 weights go with uint8 activations only"),
@@ -276,7 +277,7 @@ def test_an_operator_that_can_not_be_quantized_is_named_and_stays_in_float(tmp_p
     assert any("Einsum" in warning for warning in both.warnings)
     weights = [tensor for tensor in onnx.load(tmp_path / "both.onnx").graph.initializer if tensor.name == "w"]
     assert weights[0].data_type == TensorProto.FLOAT
-    with pytest.raises(UserError, match="nothing in it can be quantized"):
+    with pytest.raises(UserError, match="onnxruntime can't quantize Einsum in it, but MatMul: name these"):
         quantize(path, tmp_path / "x.onnx", options=Quantize(operators=("Einsum",)))
 
 

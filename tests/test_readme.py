@@ -22,7 +22,8 @@ README = (REPOSITORY / "README.md").read_text()
 SHORTENED = {
     "kdbench run digits": overrides({"student.training.epochs": "15", "bench.budget_s": "0.1"}),
     "kdbench bench": ["--budget", "0.1"],
-    "kdbench quantize": ["--no-prove"],
+    "kdbench quantize slim.onnx": ["--no-prove"],
+    "kdbench quantize model.onnx": ["--budget", "1", "--samples", "300"],
     "kdbench run mine.toml": overrides(
         {"student.training.epochs": "1", "bench.budget_s": "0.1", "bench.batches": "[1]", "data.augment.views": "1"}
     ),

@@ -22,7 +22,7 @@ from kdbench.records import (
 from kdbench.report import text
 from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
-from kdbench.report.plot import save_plot
+from kdbench.report.plot import save_plot, sign
 from kdbench.report.rows import COLUMNS
 from kdbench.report.table import ladder
 from kdbench.store import save_results
@@ -34,7 +34,7 @@ SPEC = (
     "f1_micro_diff_low, f1_micro_diff_high, rounds, smallest_difference, outlier_share, node_share, time_share, "
     "int8_share, fused_share, rms_error, ran_as, threads_used, broken_claims, dims, cost_per_million, "
     "reference_speedup, reference_speedup_low, reference_speedup_high, start_s, steady_memory_bytes, "
-    "device_memory_bytes, energy_j, optimize_s, parent_diff, parent_diff_low, parent_diff_high"
+    "device_memory_bytes, energy_j, optimize_s, parent_diff, parent_diff_low, parent_diff_high, made_in_s"
 )
 MACHINE = Machine(
     name="here", cpu="A|B <CPU>", features=("avx2",), cores_physical=1, cores_logical=2, governor=None,
@@ -275,6 +275,10 @@ def test_plots_show_cells_with_both_numbers_and_are_reproducible(tmp_path):
     assert svg == (second / "accuracy-latency.svg").read_text()
     without = result(evaluations=())
     assert save_plot(ladder(without, {k: v for k, v in arrays().items() if k != "labels"}), tmp_path) == []
+
+
+def test_no_two_rungs_of_a_long_ladder_look_alike():
+    assert len({sign(number) for number in range(64)}) == 64
 
 
 def test_infinite_and_missing_values_never_reach_the_csv(tiny_run):

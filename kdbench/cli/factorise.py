@@ -47,7 +47,7 @@ def factorise(
     from kdbench.steps.factorise import factorise as factorise_step
 
     chosen = {"energy": energy, "macs": macs, "layers": layers, "ignore": ignore}
-    made = factorise_step(weights, out, parse(Factorise, chosen, "options"), code)
+    made = factorise_step(weights, out, parse(Factorise, chosen, "factorise"), code)
     kept = f"{100 * made.energy:.3g} % of the squared singular values of each"
     click.echo(
         f"{out}: {len(made.ranks)} layers factorised, with {kept}; "

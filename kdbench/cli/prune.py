@@ -80,7 +80,7 @@ def prune(
 
     given: dict[str, object] = {"macs": macs, "parameters": parameters, "latency": latency, "backend": backend}
     given |= {"importance": importance, "scope": scope, "round_to": round_to, "blocks": blocks, "ignore": ignore}
-    chosen = parse(Prune, {name: value for name, value in given.items() if value is not None}, "options")
+    chosen = parse(Prune, {name: value for name, value in given.items() if value is not None}, "prune")
     needs_torch()
     from kdbench.steps.prune import prune as prune_step
 

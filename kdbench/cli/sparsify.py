@@ -67,7 +67,7 @@ def sparsify(
         "layers": layers,
         "ignore": ignore,
     }
-    done = sparsify_step(weights, out, parse(Sparsify, chosen, "options"), seed, code)
+    done = sparsify_step(weights, out, parse(Sparsify, chosen, "sparsify"), seed, code)
     compressed = f"{size(done.compressed_size_bytes)} compressed instead of {size(done.compressed_size_before_bytes)}"
     click.echo(f"{out}: {percent(done.sparsity)} of {done.weights:,} weights are zero, {compressed}")
     remark(WORTH)

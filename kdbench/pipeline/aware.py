@@ -41,6 +41,7 @@ def aware(ground: Ground, weights: dict[str, Path], floating: str, static: str) 
         ground.say,
         folder,
     )
+    folder.note_duration(AWARE, "training", place.duration_s(AWARE))
     options = {"training": recipe.quantize.training_after(recipe.student.training).model_dump()}
     facts = {name: sha256(path.read_bytes()) for name, path in zip(("parent", "static"), files, strict=True)}
 

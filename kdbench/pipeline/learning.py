@@ -196,12 +196,18 @@ def pruned(ground: Ground, student: Path, teachers: dict[str, Path]) -> Path:
         student = train.refine(
             folder, f"{PRUNED}-sparse", student, *lessons, training=training, penalty=penalty, facts=facts
         )
+    if is_main():
+        spent = folder.duration_s(f"{PRUNED}-sparse") if options.sparse else None
+        folder.note_duration(PRUNED, "sparse learning", spent)
     narrowed = folder.weights(f"{PRUNED}-start")
 
     def narrow() -> None:
         if is_main() and not weights.load_matching(narrowed, prune.mark(student, options, recipe.seed)):
             samples = prune.training_samples(recipe, dataset)
-            prune.prune(student, narrowed, options, samples, recipe.folder, seed=recipe.seed, progress=ground.progress)
+            with folder.timed(PRUNED, "pruning"):
+                prune.prune(
+                    student, narrowed, options, samples, recipe.folder, seed=recipe.seed, progress=ground.progress
+                )
 
     processes.agreed(narrow)
     return train.refine(folder, PRUNED, narrowed, *lessons, training=prune.fine_tuning(recipe))

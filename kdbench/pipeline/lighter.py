@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from time import perf_counter as now
 from typing import TYPE_CHECKING
 
 from kdbench.pipeline.rungs import LOW_RANK, SPARSE, kept
@@ -30,18 +29,17 @@ def lighter(ground: "Ground", weights: Mapping[str, Path], artifacts: Mapping[st
     made = {}
     for rung, make in {SPARSE: steps.sparse, LOW_RANK: steps.low_rank}.items():
         if getattr(recipe, STEPS[rung]):
-            start = now()
             path = make(folder, rung, weights["student"], *lessons)
             if is_main():
-                made[rung] = _exported(ground, rung, path, artifacts["student"], now() - start)
+                made[rung] = _exported(ground, rung, path, artifacts["student"])
         elif is_main():  # an earlier recipe in the same folder may have asked for it
             for left in (folder.onnx(rung), sidecar(folder.onnx(rung))):
                 left.unlink(missing_ok=True)
     return made
 
 
-def _exported(ground: "Ground", rung: str, path: Path, parent: Artifact, duration_s: float) -> Artifact:
-    """The rung's ONNX file and its record, of weights that took so long."""
+def _exported(ground: "Ground", rung: str, path: Path, parent: Artifact) -> Artifact:
+    """The rung's ONNX file and its record."""
     from kdbench.steps.export import export
     from kdbench.steps.sparsify import worth
     from kdbench.training import weights
@@ -58,7 +56,6 @@ def _exported(ground: "Ground", rung: str, path: Path, parent: Artifact, duratio
             "parent_sha256": parent.sha256,
             "step": step,
             "options": {**artifact.options, step: section, **({"changes": changes} if changes else {})},
-            "metrics": {**artifact.metrics, "duration_s": round(duration_s, 3)},
         }
         return artifact.model_copy(update=told)
 

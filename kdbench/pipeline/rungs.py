@@ -36,7 +36,11 @@ RACE_S = 20.0
 def run_subjects(folder: RunFolder) -> list[Subject]:
     """The rungs of a run folder in the order of the ladder, then others by name."""
     # A teacher of a part of the classes is no rung: its accuracy means nothing.
-    artifacts = {rung: artifact for rung, artifact in folder.artifacts().items() if "known" not in artifact.options}
+    artifacts = {
+        rung: artifact.model_copy(update={"made_in_s": folder.duration_s(rung) or artifact.made_in_s})
+        for rung, artifact in folder.artifacts().items()
+        if "known" not in artifact.options
+    }
     order = {rung: index for index, rung in enumerate(ORDER)}
     rungs = sorted(artifacts, key=lambda rung: (order.get(re.sub(r"^teacher-\d+", "teacher", rung), len(order)), rung))
     subjects = [Subject(artifacts[rung], folder.path / artifacts[rung].file) for rung in rungs]
@@ -116,7 +120,10 @@ def compressed(
 
 
 def kept(folder: RunFolder, rung: str, make: Callable[[Path], Artifact], step: str, **facts: Any) -> Artifact:
-    """The rung's artifact: the one in the folder if it was made from the same `facts`, else made now."""
+    """The rung's artifact: the one in the folder if it was made from the same `facts`, else made now.
+
+    The folder keeps what that took.
+    """
     mark = fingerprint(step=step, versions=versions() | {"kdbench": __version__}, **facts)
     path = folder.onnx(rung)
     if path.is_file():
@@ -124,4 +131,6 @@ def kept(folder: RunFolder, rung: str, make: Callable[[Path], Artifact], step: s
             artifact = known_artifact(path)
             if artifact.fingerprint == mark:
                 return artifact
-    return save_artifact(folder.path, make(path).model_copy(update={"fingerprint": mark}))
+    with folder.timed(rung, step):
+        artifact = make(path)
+    return save_artifact(folder.path, artifact.model_copy(update={"fingerprint": mark}))

@@ -11,6 +11,7 @@ from kdbench.onnxfile import opset_of
 from kdbench.proofs.layers import WEIGHT_INPUT
 from kdbench.quantization.halves import TABLES, bf16, clamped, fp16, weight_places, without_fp16
 from kdbench.quantization.integers import dynamic_int8, int4_weights
+from kdbench.quantization.preparing import at_opset, name_nodes
 from kdbench.records import Convert
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def converted(model: "onnx.ModelProto", options: Convert, path: Path) -> Convert
             f"--activations {options.activations}: is for --to {others}: {options.to} has "
             f"{' or '.join(row.activations)}"
         )
-    model, notes = _at_opset(_inlined(model), row.opset(options), path, options)
+    model, notes = at_opset(_inlined(model), row.opset(options), path, options.to)
     model = _prepared(model)
     chosen, unable = _chosen(model, options, row, path)
     if not chosen:
@@ -194,7 +195,7 @@ def _chosen(model: "onnx.ModelProto", options: Convert, row: Format, path: Path)
             raise UserError(f"{path}: has no operator '{operator}': {nearest(operator, present)}")
     for name in options.keep:
         if name not in present | names:
-            raise UserError(f"{path}: has no node or operator '{name}': {_nearest_few(name, present | names)}")
+            raise UserError(f"{path}: has no node or operator '{name}': {nearest(name, present | names)}")
     weights, opset = _float_weights(model), opset_of(model)
     able = {node.name for node in nodes if row.takes(node, weights, options, opset)}
     kept = {node.name for node in nodes if node.name in options.keep or node.op_type in options.keep}
@@ -230,14 +231,6 @@ def _loses(node: "onnx.NodeProto", weights: Collection[str]) -> bool:
     return node.op_type in WEIGHT_INPUT and _constant(node, WEIGHT_INPUT[node.op_type], weights)
 
 
-def _nearest_few(name: str, known: Collection[str], most: int = 12) -> str:
-    """The nearest one; of many without a near one, the first few."""
-    hint = nearest(name, known)
-    if hint.startswith("known") and len(known) > most:
-        return f"known: {', '.join(sorted(known)[:most])} and {len(known) - most} more"
-    return hint
-
-
 def _inlined(model: "onnx.ModelProto") -> "onnx.ModelProto":
     """Without functions of its own."""
     from onnx.inliner import inline_local_functions
@@ -251,11 +244,7 @@ def _prepared(model: "onnx.ModelProto") -> "onnx.ModelProto":
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    taken: set[str] = set()
-    for number, node in enumerate(copy.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.name or node.op_type}.{number}"
-        taken.add(node.name)
+    name_nodes(copy)
     nodes = []
     for node in copy.graph.node:
         value = next((a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"), None)
@@ -268,21 +257,3 @@ def _prepared(model: "onnx.ModelProto") -> "onnx.ModelProto":
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
     return copy
-
-
-def _at_opset(
-    model: "onnx.ModelProto", least: int, path: Path, options: Convert
-) -> tuple["onnx.ModelProto", dict[str, object]]:
-    """The model at the oldest opset that the precision can be written in, or its own newer one; what it was before."""
-    from onnx import version_converter
-
-    opset = opset_of(model)
-    if opset >= least:
-        return model, {}
-    try:
-        return version_converter.convert_version(model, least), {"opset_from": opset}
-    except Exception as error:  # a C++ exception, of no class of its own
-        raise UserError(
-            f"{path}: {options.to} needs opset {least}, and it can't be converted from {opset} "
-            f"({first_line(error, 100)}): export it with opset {least} or newer"
-        ) from None

@@ -19,12 +19,16 @@ from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import opset_of
 from kdbench.proofs.layers import FLOAT_KERNELS, RECURRENT, WEIGHT_INPUT
 from kdbench.quantization.calibration import Ranges, float_tensors
+from kdbench.quantization.preparing import at_opset, name_nodes
 from kdbench.records import Quantize
 
 if TYPE_CHECKING:
     import onnx
 
 PER_CHANNEL_OPSET = 13
+
+OLDEST_OPSET = 10
+"""That knows QuantizeLinear."""
 
 ACTIVATIONS = ("Relu", "Clip")
 
@@ -53,7 +57,7 @@ def prepare(model: "onnx.ModelProto", path: Path, per_channel: bool = True) -> t
     with contextlib.suppress(Exception):
         model = onnx.shape_inference.infer_shapes(model)
     add_infer_metadata(model)  # so that the quantizer doesn't infer them again, by way of files
-    _name_nodes(model)
+    name_nodes(model)
     return model, notes
 
 
@@ -186,7 +190,7 @@ def check_options(model: "onnx.ModelProto", options: Quantize, path: Path) -> No
             raise UserError(f"{path}: has no operator '{operator}': {nearest(operator, operators)}")
     for name in (*options.nodes, *options.exclude):
         if name not in nodes:
-            raise UserError(f"{path}: has no node '{name}' once it is slimmed: {nearest(name, nodes)[:300]}")
+            raise UserError(f"{path}: has no node '{name}' once it is slimmed: {nearest(name, nodes)}")
     if (options.activations, options.weights) == ("int8", "uint8"):
         raise UserError("uint8 weights go with uint8 activations only: choose int8 weights")
 
@@ -220,19 +224,11 @@ def _known_operators() -> tuple[str, ...]:
 
 def _upgraded(model: "onnx.ModelProto", path: Path, per_channel: bool) -> tuple["onnx.ModelProto", dict[str, Any]]:
     """The model at an opset that knows per-channel scales, where it can be converted; what was changed for it."""
-    from onnx import version_converter
-
-    opset = opset_of(model)
-    if opset >= PER_CHANNEL_OPSET:
-        return model, {}
     try:
-        return version_converter.convert_version(model, PER_CHANNEL_OPSET), {"opset_from": opset}
-    except Exception as error:  # a C++ exception, of no class of its own
-        if opset < 10:
-            raise UserError(
-                f"{path}: opset {opset} can't be quantized, nor converted to {PER_CHANNEL_OPSET} "
-                f"({first_line(error, 100)}): export it with opset {PER_CHANNEL_OPSET} or newer"
-            ) from None
+        return at_opset(model, PER_CHANNEL_OPSET, path, "static int8")
+    except UserError:
+        if opset_of(model) < OLDEST_OPSET:
+            raise
         return model, {"per_channel": False} if per_channel else {}
 
 
@@ -244,15 +240,6 @@ def _with_flat_biases(model: "onnx.ModelProto") -> "onnx.ModelProto":
         if tensor.name in biases - shared and len(tensor.dims) == 2 and tensor.dims[0] == 1:
             del tensor.dims[0]
     return model
-
-
-def _name_nodes(model: "onnx.ModelProto") -> None:
-    """Gives a name to each node that has none, or that of another one: the quantizer knows nodes by name."""
-    taken: set[str] = set()
-    for number, node in enumerate(model.graph.node):
-        if not node.name or node.name in taken:
-            node.name = f"{node.name or node.op_type}_{number}"
-        taken.add(node.name)
 
 
 @contextlib.contextmanager

@@ -59,5 +59,8 @@ class Artifact(Versioned):
     metrics: dict[str, float] = {}
     warnings: tuple[str, ...] = ()
     """Said beside every number of this artifact."""
+    made_in_s: float | None = None
+    """What making it took, training and export too, but not what it was made of; None where it isn't known, as in the
+    record beside the file, which is the same for equal seeds."""
     fingerprint: str | None = None
     """Of everything that the step started from: equal fingerprints mean that a resumed run may keep the file."""

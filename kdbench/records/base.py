@@ -122,7 +122,14 @@ def _described(kind: type[BaseModel], error: ErrorDetails) -> str:
             return f"'{field}' is missing: add it"
         case _:
             reason = error["msg"].removeprefix("Input ").removeprefix("should be ")
-            return f"'{field}' should be {reason}, not {json.dumps(error['input'], default=str)[:60]}"
+            told = "" if _of_section(error) else f", not {json.dumps(error['input'], default=str)[:60]}"
+            named = f"'{field}' " if error["loc"] else ""
+            return f"{named}should be {reason}{told}"
+
+
+def _of_section(error: ErrorDetails) -> bool:
+    """Whether a section's own rule is broken, by its fields together."""
+    return isinstance(error["input"], Mapping) and not error["type"].endswith("_type")
 
 
 def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

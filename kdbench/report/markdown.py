@@ -10,6 +10,7 @@ from kdbench.errors import printable
 from kdbench.records import Comparison, Recipe, ResultFile
 from kdbench.report.claims import proofs_in
 from kdbench.report.comparison import comparison_table
+from kdbench.report.operators import slimming_lines
 from kdbench.report.rows import Metric
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
@@ -44,6 +45,7 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
             "result": ladder.result,
             "tables": [*ladder_tables(ladder), *scenario_tables(ladder)],
             "details": details_table(ladder),
+            "slimmed": slimming_lines(ladder.result.artifacts),
             "unmeasured": [*unmeasured(ladder.rows), *unmeasured_loads(ladder)],
             "plot": plot,
             "judged": JUDGED[ladder.metric],

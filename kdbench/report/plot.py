@@ -50,7 +50,7 @@ def _draw(ladder: Ladder, rows: Sequence[Row], kind: str) -> bytes:
             for row in panel:
                 share = _height(ladder, row)
                 assert row.latency_p50_s is not None and share is not None
-                index = rungs.index(row.rung)
+                colour, marker = sign(rungs.index(row.rung))
                 axis.errorbar(
                     row.latency_p50_s * 1e3,
                     100 * share,
@@ -59,8 +59,8 @@ def _draw(ladder: Ladder, rows: Sequence[Row], kind: str) -> bytes:
                     capsize=3,
                     markersize=9,
                     alpha=0.85,
-                    color=COLOURS[index % len(COLOURS)],
-                    marker=MARKERS[index % len(MARKERS)],
+                    color=colour,
+                    marker=marker,
                     label=row.rung,
                 )
             axis.set_xscale("log")
@@ -84,6 +84,11 @@ def _draw(ladder: Ladder, rows: Sequence[Row], kind: str) -> bytes:
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
+
+
+def sign(index: int) -> tuple[str, str]:
+    """Colour and marker of a rung by its number: no two of 64 share both."""
+    return COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
 def _bar(row: Row) -> tuple[list[float], list[float]] | None:

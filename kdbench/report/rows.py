@@ -91,6 +91,8 @@ class Row:
     """Of the accuracy or the micro F1: minus the parent's through the same backend, on the same samples."""
     parent_diff_low: float | None = None
     parent_diff_high: float | None = None
+    made_in_s: float | None = None
+    """What making the rung took, but not what it was made of."""
 
     @property
     def cold_start_s(self) -> float | None:

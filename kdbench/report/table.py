@@ -127,6 +127,7 @@ def _row(artifact: Artifact, m: Measurement) -> Row:
         size_bytes=artifact.size_bytes,
         parameters=artifact.parameters,
         macs=artifact.macs,
+        made_in_s=artifact.made_in_s,
         error=m.error,
         dims=written(m.dims),
     )

@@ -6,9 +6,10 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from kdbench.errors import printable
+from kdbench.report.operators import slimming_lines
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
-from kdbench.report.text import TextTable, ladder_tables, mark, unmeasured
+from kdbench.report.text import TextTable, ladder_tables, mark, rungs_table, unmeasured
 
 WIDTH = 100
 LONGEST_NAME = 16
@@ -20,6 +21,12 @@ def print_ladder(ladder: Ladder) -> None:
     console = _console()
     for content in (*ladder_tables(ladder, brief=True), *scenario_tables(ladder)):
         _print(console, content)
+        console.print()
+    made = rungs_table(ladder)
+    if made:
+        _print(console, made)
+        for line in slimming_lines(ladder.result.artifacts):
+            console.print(printable(line))
         console.print()
     for line in (*unmeasured(ladder.rows), *unmeasured_loads(ladder)):
         console.print(printable(line))
@@ -57,10 +64,11 @@ def _table(content: TextTable, without: tuple[str, ...]) -> Table:
     )
     kept = [number for number, name in enumerate(content.header) if name not in without]
     for name in (content.header[number] for number in kept):
-        left = name in ("rung", "method", "")
+        left = name in (content.header[0], "parent", "")
         table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="fold")
+    named = {0, *(number for number in kept if content.header[number] == "parent")}
     for row in content.rows:
-        table.add_row(*(printable([_shortened(row[0]), *row[1:]][number]) for number in kept))
+        table.add_row(*(printable(_shortened(row[number]) if number in named else row[number]) for number in kept))
     return table
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import groupby
 
+from kdbench.progress import duration
 from kdbench.records import BenchSettings, ReferenceCell
 from kdbench.report.claims import proofs_in
 from kdbench.report.rows import Metric, Row, place
@@ -250,6 +251,7 @@ def details_table(ladder: Ladder) -> TextTable:
         ("MACs", lambda row: count(row.macs)),
         ("all labels agree" if ladder.metric == "f1" else "agreement", lambda row: percent(row.agreement)),
         ("McNemar p", lambda row: _p(ladder.mcnemar.get((row.rung, row.backend, row.threads)))),
+        *_from_parent(ladder),
         *(
             (name, show)
             for name, show, told in _COSTS
@@ -277,6 +279,40 @@ def details_table(ladder: Ladder) -> TextTable:
         columns = [column for column in columns if column[0] != "McNemar p"]
     rows = tuple(tuple(cell(row) for _, cell in columns) for row in ladder.rows if not row.error)
     return TextTable("Details", tuple(name for name, _ in columns), rows)
+
+
+def _from_parent(ladder: Ladder) -> list[tuple[str, Callable[[Row], str]]]:
+    """What each rung cost and gained beside the one that it was made of, where any of them tells."""
+    columns: list[tuple[str, Callable[[Row], str]]] = []
+    if any(row.parent_difference for row in ladder.rows):
+        columns.append(("Δ to parent", lambda row: points(row.parent_difference)))
+    if any(row.made_in_s is not None for row in ladder.rows):
+        columns.append(("took", lambda row: "–" if row.made_in_s is None else duration(row.made_in_s)))
+    return columns
+
+
+def rungs_table(ladder: Ladder) -> TextTable | None:
+    """Where each rung comes from, what it cost and how far its answers are from others', a line a rung: through the
+    first backend that each was judged by. None where no rung is another's parent."""
+    rows = list({row.rung: row for row in reversed(ladder.rows)}.values())[::-1]
+    if not {row.parent for row in rows} & {row.rung for row in rows}:
+        return None
+    columns: list[tuple[str, Callable[[Row], str]]] = [
+        ("rung", lambda row: row.rung),
+        ("parent", lambda row: row.parent or "–"),
+        ("params", lambda row: count(row.parameters)),
+        ("MACs", lambda row: count(row.macs)),
+        ("agree %", lambda row: _hundredths(row.agreement)),
+        ("p", lambda row: _p(ladder.mcnemar.get((row.rung, row.backend, row.threads)))),
+        *_from_parent(ladder),
+    ]
+    columns = [column for column in columns if column[0] != "p" or ladder.metric == "accuracy"]
+    tested = ", p: McNemar's exact test against it" if ladder.metric == "accuracy" else ""
+    legend = f"agree %: answers as {ladder.result.baseline} does{tested}"
+    if columns[-1][0] == "took":
+        legend += "; took: training and all, without what the parent took"
+    cells = tuple(tuple(cell(row) for _, cell in columns) for row in rows)
+    return TextTable("How each rung was made", tuple(name for name, _ in columns), cells, legend=f"{legend}.")
 
 
 def _p(value: float | None) -> str:

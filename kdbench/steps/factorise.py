@@ -15,7 +15,7 @@ from kdbench.training.seeds import deterministic
 
 
 def factorise(
-    source: str | Path, out: str | Path, options: Factorise, code: str | Path | None = None, field: str = "options"
+    source: str | Path, out: str | Path, options: Factorise, code: str | Path | None = None, field: str = "factorise"
 ) -> Plan:
     """Writes the weights file `source` to `out` with factorised layers; which ones, and why not the others.
 

@@ -105,7 +105,9 @@ def low_rank(
 
     def factorised() -> None:
         if is_main() and not weights.load_matching(start, mark(student, section)):
-            say(f"{rung}: {factorise(student, start, section, recipe.folder, 'factorise')}")
+            with run.timed(rung, "factorising"):
+                remark = factorise(student, start, section, recipe.folder, "factorise")
+            say(f"{rung}: {remark}")
 
     processes.agreed(factorised)
     lessons = (teachers, recipe, dataset, data_sha256, progress, say)

@@ -16,7 +16,14 @@ from kdbench.onnxfile import QUANTIZED, known_artifact, load_model, portable
 from kdbench.progress import Progress, silent
 from kdbench.proofs.layers import RECURRENT
 from kdbench.quantization.calibration import Batches, Observed, observe
-from kdbench.quantization.static import check_options, left_out, prepare, static_int8, tensors_to_calibrate
+from kdbench.quantization.static import (
+    check_options,
+    left_out,
+    prepare,
+    quantizable,
+    static_int8,
+    tensors_to_calibrate,
+)
 from kdbench.quantization.targets import targeted
 from kdbench.records import Artifact, Quantize
 from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
@@ -60,6 +67,10 @@ def quantize(
     observed = observed_of(graph, parent, model, pack, options, dims, progress)
     quantized = static_int8(graph, observed.ranges(options), options, name=str(model))
     if not any(node.op_type in QUANTIZED for node in quantized.graph.node):
+        able = set(quantizable(graph))
+        others = ", ".join(sorted({node.op_type for node in graph.graph.node if node.name in able})[:8])
+        if others and (asked := options.operators or options.nodes):
+            raise UserError(f"{model}: onnxruntime can't quantize {', '.join(asked)} in it, but {others}: name these")
         kinds = ", ".join(sorted({node.op_type for node in quantized.graph.node})[:8])
         raise UserError(f"{model}: nothing in it can be quantized (operators: {kinds}): ship it as it is")
     warnings: tuple[str, ...] = () if pack is not None else (GENERATED_WARNING,)

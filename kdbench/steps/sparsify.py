@@ -49,7 +49,7 @@ def sparsify(
     model, trained = weights.model_of(source, None if code is None else Path(code))
     output_file(out, source)
     with deterministic(1):
-        zeros = masks.choose(model, options, seed, field="options")
+        zeros = masks.choose(model, options, seed, field="sparsify")
     masks.apply(model, zeros)
     before = source.read_bytes()
     mark = fingerprint(weights=sha256(before), options=options.model_dump(), seed=seed, kdbench=__version__)

@@ -9,7 +9,7 @@ from torch import nn
 from kdbench.losses.outputs import below
 from kdbench.progress import Progress, is_main, silent
 from kdbench.store import RunFolder
-from kdbench.training import processes, weights
+from kdbench.training import metrics, processes, weights
 from kdbench.training.loop import Course, Ends, fit
 from kdbench.training.weights import Trained
 
@@ -37,8 +37,8 @@ def weights_files(
     """The weights files of `parts`: of the model that `start` gives, trained unless `course` is None.
 
     Files of the same `started.fingerprint` are kept, and a checkpoint of it continued. Of the last and the best epoch
-    the one that the recipe does not ask for is written beside, as the course's early epoch is. Only the main process
-    writes; all wait for it.
+    the one that the recipe does not ask for is written beside, as the course's early epoch is. The run folder keeps
+    what the epochs took, those before a stop too. Only the main process writes; all wait for it.
     """
     checkpoint = run.checkpoint(parts[0].rung)
     epoch = course.early_epoch if course else None
@@ -67,6 +67,8 @@ def weights_files(
                 progress=progress,
             )
         for part in parts if is_main() else ():
+            spent = metrics.duration_s(run.metrics(first.rung), len(ends["last"][1].history)) if course else None
+            run.note_duration(part.rung, "training", spent)
             _save(run, part, ends, course.training.keep if course else "last")
     if is_main():
         checkpoint.unlink(missing_ok=True)

@@ -88,6 +88,7 @@ def fit(
         for epoch in range(len(history), training.epochs):
             if metrics.stale(history, training.patience_epochs):
                 break
+            start = time.perf_counter()
             if faculty and faculty.cached(course.terms, course.augmentation):
                 faculty.begin(dataset, course.augmentation, seed, epoch)
             state.loss.begin(epoch + 1, history)
@@ -113,7 +114,7 @@ def fit(
                 if early and len(history) == course.early_epoch:
                     weights.save(early, state.result.state_dict(), started)
                 weights.save(checkpoint, state.tensors(), started)
-                journal.add(history[-1], samples_per_s, state.precision)
+                journal.add(history[-1], samples_per_s, time.perf_counter() - start, state.precision)
         if journal:
             journal.close()
         progress(label, training.epochs, training.epochs)

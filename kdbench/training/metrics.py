@@ -57,10 +57,10 @@ class Journal:
             self.entries.append(line if entry.items() <= line.items() else {"epoch": number + 1, **entry})
         self.writer: Any = _writer(curves, len(history)) if curves else None
 
-    def add(self, entry: Mapping[str, float], samples_per_s: float, precision: str) -> None:
-        """The next epoch's."""
+    def add(self, entry: Mapping[str, float], samples_per_s: float, duration_s: float, precision: str) -> None:
+        """The next epoch's, which took so long with all that belongs to it."""
         epoch = len(self.entries) + 1
-        timed = {**entry, "samples_per_s": round(samples_per_s, 1)}
+        timed = {**entry, "samples_per_s": round(samples_per_s, 1), "duration_s": round(duration_s, 3)}
         self.entries.append({"epoch": epoch, **timed, "precision": precision})
         if self.lines:
             write_atomic(self.lines, "".join(json.dumps(entry) + "\n" for entry in self.entries))
@@ -70,6 +70,13 @@ class Journal:
     def close(self) -> None:
         if self.writer:
             self.writer.close()
+
+
+def duration_s(lines: Path, epochs: int) -> float | None:
+    """What so many epochs took together, by their lines; None where one doesn't say, as those of older trainings."""
+    told = [line.get("duration_s") for line in _read(lines)]
+    known = [float(value) for value in told if isinstance(value, int | float)]
+    return sum(known) if len(known) == len(told) == epochs else None
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
