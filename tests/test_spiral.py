@@ -46,8 +46,9 @@ def reached(tmp_path_factory):
 
 
 @pytest.fixture
-def again(reached, tmp_path):
-    """A copy of it, to be changed."""
+def again(reached, tmp_path, monkeypatch):
+    """A copy of it, to be changed; its ladder is not measured once more."""
+    monkeypatch.setattr(spirals, "_measured", lambda *_: None)
     return shutil.copytree(reached, tmp_path / "run")
 
 
@@ -94,7 +95,10 @@ def test_the_command_says_what_stopped_it_and_what_it_ended_with(reached):
     assert "not on the test split" in table
 
 
-def test_a_spiral_that_has_ended_is_kept_as_it_is(again, monkeypatch):
+def test_a_spiral_that_has_ended_is_kept_as_it_is_but_for_a_file_that_is_gone(reached, again, monkeypatch):
+    (again / "spiral-2.onnx").unlink()
+    spirals.spiral(recipe(), again)
+    assert (again / "spiral-2.onnx").read_bytes() == (reached / "spiral-2.onnx").read_bytes()
     files = {path: path.read_bytes() for path in again.glob("spiral-*") if path.is_file()}
     monkeypatch.setattr(spirals, "one_turn", lambda *_: pytest.fail("made again"))
     found = spirals.spiral(recipe(), again)
@@ -124,17 +128,11 @@ def test_a_spiral_that_was_stopped_ends_with_the_same_bytes(reached, again, monk
         spirals.spiral(recipe(), again, progress=stop)
     assert (again / "spiral-2.checkpoint.safetensors").exists() == (moment == "in training")
     monkeypatch.undo()
-    found = spirals.spiral(recipe(), again).record
+    found = spirals.spiral(recipe(), again).record  # with its measurement
     assert found.best == whole.best
     for name in ("spiral-2.safetensors", "spiral-2.onnx"):
         assert (again / name).read_bytes() == (reached / name).read_bytes()
     assert [turn.drop for turn in found.turns] == [turn.drop for turn in whole.turns]
-
-
-def test_an_accepted_turn_whose_file_is_gone_is_made_again(reached, again):
-    (again / "spiral-2.onnx").unlink()
-    spirals.spiral(recipe(), again)
-    assert (again / "spiral-2.onnx").read_bytes() == (reached / "spiral-2.onnx").read_bytes()
 
 
 def test_a_refused_turn_is_rolled_back_and_halved(again, monkeypatch):
@@ -234,8 +232,10 @@ def test_a_latency_is_measured_beside_the_first_model(again, monkeypatch):
     assert "speed-up" in (again / "spiral.md").read_text()
 
 
-def test_the_teacher_itself_can_be_the_first_model(tmp_path):
+def test_the_teacher_itself_can_be_the_first_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(spirals, "_measured", lambda *_: None)
     fields = {"spiral.start": "teacher", "spiral.parameters": "0.7", "teacher.options": "{ widths = [32] }"}
+    fields |= {"teacher.training": "{ epochs = 6, learning_rate = 0.1 }"}
     own = {"teacher.preprocessing": "{ scale = 0.0625, mean = [0.5], std = [0.5] }"}
     found = spirals.spiral(recipe(**fields, **own), tmp_path / "run")
     assert found.record.first == "teacher"

@@ -67,7 +67,8 @@ def spiral(
     with folder.lock():
         walk = begun(prepared(folder, recipe, progress, say))
         record = _walked(walk)
-        report = _measured(walk, record)
+        rungs = _rungs(walk, record)
+        report = _measured(walk, record, rungs)
         if publish:
             report = replace(report, published=publish_results(report.results))
         turns = save_turns(record, folder.path)
@@ -111,7 +112,7 @@ def _walked(walk: Walk) -> SpiralRecord:
         final = final_turn(walk, next(turn for turn in record.turns if turn.number == found.best), record.final)
         record = record.model_copy(update={"final": final, "best": best if final.refusal else FINAL})
         ground.say(turn_line(final, record))
-    return _kept(folder, record.model_copy(update={"remarks": tuple(_remarks(record))}))
+    return _kept(folder, record.model_copy(update={"remarks": tuple(_remarks(walk, record))}))
 
 
 def _plan(turn: TurnRecord) -> Plan:
@@ -195,16 +196,21 @@ def _there(walk: Walk, turn: TurnRecord) -> bool:
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def _measured(walk: Walk, record: SpiralRecord) -> Report:
-    """The ladder of what was accepted, on the evaluation samples, against the first model."""
-    ground = walk.ground
-    folder, recipe = ground.folder, ground.recipe
+def _rungs(walk: Walk, record: SpiralRecord) -> list[str]:
+    """Those of the ladder, the first model's first; what an earlier spiral has left beside them is removed."""
+    folder = walk.ground.folder
     rungs = [record.first, *(walk.rung(turn.number) for turn in record.turns if turn.refusal is None)]
     rungs += [FINAL] * (record.best == FINAL)
-    for path in folder.path.glob(f"spiral-*{SIDECAR}"):  # of an earlier spiral
+    for path in folder.path.glob(f"spiral-*{SIDECAR}"):
         rung = path.name.removesuffix(SIDECAR)
         if re.fullmatch(r"spiral-(\d+|final)", rung) and rung not in rungs:
             forget(folder, rung)
+    return rungs
+
+
+def _measured(walk: Walk, record: SpiralRecord, rungs: list[str]) -> Report:
+    """The ladder on the evaluation samples, against the first model."""
+    folder, recipe, ground = walk.ground.folder, walk.ground.recipe, walk.ground
     wanted = [*(name for name in walk.teachers if name != record.first), *rungs]
     found = {subject.artifact.rung: subject for subject in run_subjects(folder)}
     subjects = [found[rung] for rung in wanted if rung in found]
@@ -223,9 +229,15 @@ def _measured(walk: Walk, record: SpiralRecord) -> Report:
     )
 
 
-def _remarks(record: SpiralRecord) -> list[str]:
-    """What the held-out samples can't tell."""
+def _remarks(walk: Walk, record: SpiralRecord) -> list[str]:
+    """How it ended, and what the held-out samples can't tell."""
     said = [ended(record)]
+    teacher = walk.ground.recipe.teachers[0]
+    if walk.section.start == "teacher" and teacher.training is None:
+        said.append(
+            "the first model was trained elsewhere: where it has learnt from the held-out samples too, no other model "
+            "comes near it on them, and the drop on the evaluation samples is the one to believe"
+        )
     last = next((turn for turn in (record.final, *reversed(record.turns)) if turn and not turn.refusal), None)
     if last and last.drop and last.drop.value <= record.max_drop * POINT < last.drop.high:
         said.append(
