@@ -236,14 +236,14 @@ def test_the_teacher_itself_can_be_the_first_model(tmp_path, monkeypatch):
     monkeypatch.setattr(spirals, "_measured", lambda *_: None)
     fields = {"spiral.start": "teacher", "spiral.parameters": "0.7", "teacher.options": "{ widths = [32] }"}
     fields |= {"teacher.training": "{ epochs = 6, learning_rate = 0.1 }"}
-    own = {"teacher.preprocessing": "{ scale = 0.0625, mean = [0.5], std = [0.5] }"}
+    own = {"teacher.preprocessing": "{ scale = -0.0625, mean = [-0.5], std = [0.5] }"}
     found = spirals.spiral(recipe(**fields, **own), tmp_path / "run")
     assert found.record.first == "teacher"
     one = load_artifact(tmp_path / "run" / "spiral-1.artifact.json")
     assert one.parent == "teacher"
-    assert one.preprocessing.mean == (0.5,)
+    assert one.preprocessing.scale == -0.0625
     assert not (tmp_path / "run" / "student.onnx").exists()
-    # Far from chance, as one would not be that learns from samples normalised otherwise than it is shown.
+    # Far from chance, as one would not be that learns from other images than it is shown: here white is black.
     assert found.record.turns[0].score > 0.5
 
 
