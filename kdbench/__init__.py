@@ -1,7 +1,7 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `prune`, `sparsify`,
-`factorise`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`,
+`factorise`, `spiral`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`,
 `self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and onnxruntime are imported when a function needs them,
 not before.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline.proving import prove
     from kdbench.pipeline.quantizing import fastest_int8
     from kdbench.pipeline.self_test import self_test
+    from kdbench.pipeline.spiral import spiral
     from kdbench.pipeline.starting import init
     from kdbench.proofs.profile import profile
     from kdbench.report.table import load_results
@@ -56,6 +57,7 @@ _HOMES = {
     "self_test": "pipeline.self_test",
     "slim": "steps.slim",
     "sparsify": "steps.sparsify",
+    "spiral": "pipeline.spiral",
 }
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "self_test",
     "slim",
     "sparsify",
+    "spiral",
 ]
 
 

@@ -18,6 +18,7 @@ COMMANDS = (
     "check",
     "run",
     "distill",
+    "spiral",
     "prune",
     "sparsify",
     "factorise",

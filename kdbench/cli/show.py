@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline.packing import Packed
     from kdbench.pipeline.quantizing import Quantized
     from kdbench.pipeline.self_test import SelfTest
+    from kdbench.pipeline.spiral import Spiralled
     from kdbench.records import Artifact
     from kdbench.steps.prune import Narrowed
 
@@ -103,6 +104,8 @@ def show_check(found: "Check") -> None:
         here, whole = found.steps_s.get(name), found.estimate_s.get(name)
         click.echo(f"{name:<28}{seconds(here):>10}{'' if whole is None else duration(whole):>14}")
     click.echo(f"{'kdbench run, estimated':<28}{'':>10}{duration(found.total_s):>14}")
+    if found.spiral_s is not None:
+        click.echo(f"{'kdbench spiral, estimated':<28}{'':>10}{duration(found.spiral_s):>14}")
 
 
 def show_report(report: "Report") -> None:
@@ -119,6 +122,19 @@ def show_report(report: "Report") -> None:
         click.echo(f"published {report.published}")
     if report.returned:
         click.echo(f"bring back {report.returned}: `kdbench report` reads it, with --publish into results/")
+
+
+def show_spiral(found: "Spiralled") -> None:
+    """The ladder of what was accepted, then all turns, and what stopped them."""
+    from kdbench.report.spiral import turns_table
+    from kdbench.report.terminal import print_table
+
+    show_report(found.report)
+    click.echo(f"turns    {found.turns}\n")
+    print_table(turns_table(found.record))
+    for sentence in found.record.remarks:
+        click.echo(f"\n{sentence}")
+    show_artifact(found.best, found.file)
 
 
 def show_packed(packed: "Packed") -> None:

@@ -19,7 +19,7 @@ from kdbench.data.dataset import Dataset, Labels, split
 from kdbench.data.pack import EvalPack, load_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import judge
-from kdbench.pipeline import describing
+from kdbench.pipeline import describing, spiral
 from kdbench.pipeline.aware import aware
 from kdbench.pipeline.describing import Fact
 from kdbench.pipeline.learning import Ground, grounded, learned, loaded, made, needs_torch
@@ -45,6 +45,9 @@ class Check:
     """Of each step on the small part."""
     estimate_s: dict[str, float]
     """Of each part of `kdbench run`, on this machine as it is now."""
+    spiral_s: float | None = None
+    """Of all of `kdbench spiral` without refused turns; of as many as there may be, where the target tells no number.
+    None for a recipe without one."""
 
     @property
     def total_s(self) -> float:
@@ -114,6 +117,8 @@ def check(recipe: Recipe | str, *, progress: Progress = silent, say: Callable[[s
         baseline = next(iter(artifacts))
         compressed(folder, recipe.quantize.static, baseline if baseline.startswith("teacher") else None, watch, say)
         aware(ground, weights, "student-slim", "student-int8")
+        if recipe.spiral:
+            spiral.tried(ground)
         subjects, pack = run_subjects(folder), load_pack(folder.pack)
         cells = plan(subjects, recipe.bench)
         opened = [_opened(cell, pack, max(recipe.bench.batches)) for cell in _one_a_place(cells)]
@@ -129,7 +134,7 @@ def check(recipe: Recipe | str, *, progress: Progress = silent, say: Callable[[s
     estimate = {**steps, **learning_s(recipe, dataset, watch)}
     estimate["evaluate"] = sum(found.start_s + found.sample_s * len(dataset.x_test) for found in opened)
     estimate["bench"] = _bench_s(recipe, cells, opened)
-    return Check(facts, steps, estimate)
+    return Check(facts, steps, estimate, _spiral_s(recipe, dataset, watch, estimate) if recipe.spiral else None)
 
 
 def tried(recipe: Recipe, dataset: Dataset, progress: Progress = silent) -> dict[str, float]:
@@ -168,6 +173,23 @@ def learning_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch) -> dict[str, 
         answered = _few(recipe, dataset)
         estimate[answers[0]] = sum(map(watch.seconds, answers)) * views * samples / answered
     return estimate
+
+
+def _spiral_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch, estimate: dict[str, float]) -> float:
+    """Seconds of all turns, each as long as the first, with what comes before and the benchmark behind."""
+    from kdbench.steps.spiral import sparse_training, turn_training
+
+    section = recipe.spiral
+    assert section is not None
+
+    def learns(training: Training | None, label: str) -> float:
+        steps = training.epochs * math.ceil(len(dataset.x_train) / training.batch_size) if training else 0
+        return steps * watch.step_s(label)
+
+    before = (*recipe.teacher_names, *(["student"] if section.start == "student" else []))
+    turn = learns(turn_training(recipe), "spiral-1") + learns(sparse_training(recipe), f"{before[-1]}-sparse")
+    whole = spiral.turns_expected(section) * turn + learns(section.final, "spiral-1")
+    return whole + sum(estimate.get(name, 0.0) for name in (*before, "bench"))
 
 
 def drawn(labels: Labels | None, total: int, samples: int) -> NDArray[np.int64]:
@@ -240,9 +262,16 @@ def _one_epoch(recipe: Recipe) -> Recipe:
     if factorise:
         least = {"energy": 0.01, "macs": None, "training": factorise.training and short(factorise.training)}
         factorise = factorise.model_copy(update=least)
+    turns = recipe.spiral
+    if turns:
+        turn = turns.training and short(turns.training)
+        sparse = turns.sparse and turns.sparse.model_copy(update={"epochs": 1})
+        always = {"max_drop": 100.0, "latency": None, "final": None}
+        turns = turns.model_copy(update={"training": turn, "sparse": sparse, **always})
     return recipe.model_copy(
         update={
             "prune": prune,
+            "spiral": turns,
             "sparsify": sparsify,
             "factorise": factorise,
             "teacher": tuple(map(taught, recipe.teachers)) if several else taught(recipe.teachers[0]),

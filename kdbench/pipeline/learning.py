@@ -55,7 +55,7 @@ def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callabl
 def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["Candidate"]]:
     """The recipe's data, of which everything in the recipe is known to fit; and its teachers as they were loaded."""
     from kdbench import data
-    from kdbench.steps import aware, prune, train
+    from kdbench.steps import aware, prune, spiral, train
     from kdbench.steps import lighter as beside
 
     dataset = data.load(recipe.data)
@@ -64,7 +64,9 @@ def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["C
     prune.check(recipe, dataset)
     beside.check(recipe, dataset)
     aware.check(recipe, dataset)
-    return dataset, train.check(recipe, dataset)
+    teachers = train.check(recipe, dataset)
+    spiral.check(recipe, dataset, teachers)
+    return dataset, teachers
 
 
 def grounded(

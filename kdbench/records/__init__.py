@@ -22,7 +22,7 @@ from kdbench.records.base import (
     read_text,
     slug,
 )
-from kdbench.records.compression import Factorise, Prune, Quantize, Sparse, Sparsify
+from kdbench.records.compression import Factorise, Prune, Pruning, Quantize, Sparse, Sparsify, Spiral
 from kdbench.records.conversion import Convert
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
@@ -40,6 +40,7 @@ from kdbench.records.recipe import (
     ScenarioName,
     Schedule,
     SparsifySection,
+    SpiralSection,
     Teacher,
     Temperature,
     Training,
@@ -94,6 +95,7 @@ __all__ = [
     "Proof",
     "Prune",
     "PruneSection",
+    "Pruning",
     "Quantize",
     "QuantizeSection",
     "RawFile",
@@ -107,6 +109,8 @@ __all__ = [
     "Sparse",
     "Sparsify",
     "SparsifySection",
+    "Spiral",
+    "SpiralSection",
     "Task",
     "Teacher",
     "Temperature",

@@ -60,15 +60,9 @@ class Sparse(Record):
     epochs: Count
 
 
-class Prune(Record):
-    """Structured pruning: whole channels, or whole residual blocks. One of the three targets is the share to keep."""
+class Pruning(Record):
+    """Which channels and blocks go first."""
 
-    macs: Share | None = None
-    parameters: Share | None = None
-    latency: Share | None = None
-    """Of the measured latency on `backend`, at batch 1 and one thread."""
-    backend: str = "cpu"
-    """As in bench.backends: where `latency` is measured."""
     importance: Literal["l1", "l2", "group", "batch_norm", "taylor", "random"] = "group"
     scope: Literal["global", "layer"] = "global"
     """The least important channels of all layers, or the same share of each layer's."""
@@ -80,6 +74,17 @@ class Prune(Record):
     """Submodules whose channels and blocks stay."""
     samples: Count = 512
     """Training samples by which `taylor` and blocks are judged."""
+
+
+class Prune(Pruning):
+    """Structured pruning: whole channels, or whole residual blocks. One of the three targets is the share to keep."""
+
+    macs: Share | None = None
+    parameters: Share | None = None
+    latency: Share | None = None
+    """Of the measured latency on `backend`, at batch 1 and one thread."""
+    backend: str = "cpu"
+    """As in bench.backends: where `latency` is measured."""
 
     @property
     def target(self) -> tuple[Literal["macs", "parameters", "latency"], float]:
@@ -146,3 +151,53 @@ class Factorise(Record):
         if macs is not None and info.data.get("energy") is not None:
             raise PydanticCustomError("two_targets", "left out where energy is given")
         return macs
+
+
+class Spiral(Pruning):
+    """Prune a little, distil, evaluate, and again. Of the four targets at most one, as a share of the first model's."""
+
+    macs: Share | None = None
+    parameters: Share | None = None
+    size: Share | None = None
+    """Of the ONNX file."""
+    latency: Share | None = None
+    """Measured on `backend`, at batch 1 and one thread. Without any target it goes on until the accuracy stops it."""
+    backend: str = "cpu"
+    """As in bench.backends: where `latency` is measured."""
+    max_drop: Annotated[float, Field(ge=0, le=100)] = 0.5
+    """Points of accuracy (of F1) that a model may be below the first one on the held-out samples; 100 for no floor."""
+    step: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the MACs that a turn takes away, or of the parameters where they or the size are the target; halved
+    where a turn is refused."""
+    smallest_step: Annotated[Share, Field(validate_default=True)] = 0.02
+    """No smaller step is tried."""
+    turns: Count = 20
+    """Refused ones too."""
+    start: Literal["student", "teacher"] = "student"
+    """The first model: the distilled student, or the teacher itself."""
+    teachers: Literal["previous", "original", "both"] = "both"
+    """Who teaches a turn: the model that it was pruned from, the recipe's teachers, or all of them."""
+
+    @property
+    def target(self) -> tuple[Literal["macs", "parameters", "size", "latency"], float] | None:
+        """What is to fall, and the share of it to reach."""
+        given: dict[Literal["macs", "parameters", "size", "latency"], float | None] = {
+            "macs": self.macs,
+            "parameters": self.parameters,
+            "size": self.size,
+            "latency": self.latency,
+        }
+        return next(((what, share) for what, share in given.items() if share is not None), None)
+
+    @field_validator("smallest_step")
+    @classmethod
+    def _no_larger(cls, smallest: float, info: ValidationInfo) -> float:
+        if smallest > info.data.get("step", 1.0):
+            raise PydanticCustomError("large_step", "no larger than step, {step}", {"step": info.data["step"]})
+        return smallest
+
+    @model_validator(mode="after")
+    def _one_target(self) -> "Spiral":
+        if sum(share is not None for share in (self.macs, self.parameters, self.size, self.latency)) > 1:
+            raise PydanticCustomError("targets", "with one of macs, parameters, size and latency, or none of them")
+        return self

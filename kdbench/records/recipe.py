@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 from kdbench.errors import UserError
 from kdbench.records.artifacts import Preprocessing
 from kdbench.records.base import Count, Name, NotNegative, Positive, Record, Versioned, parse
-from kdbench.records.compression import Factorise, Prune, Quantize, Sparse, Sparsify
+from kdbench.records.compression import Factorise, Prune, Quantize, Sparse, Sparsify, Spiral
 
 
 def _is_number(value: Any) -> bool:
@@ -288,6 +288,17 @@ class QuantizeSection(Quantize):
         )
 
 
+class SpiralSection(Spiral):
+    """With its trainings, all by `distill`."""
+
+    sparse: Sparse | None = None
+    """Of each turn, before pruning."""
+    training: Training | None = None
+    """Of each turn, after pruning; without one a quarter of the student's epochs, at a fifth of its learning rate."""
+    final: Training | None = None
+    """Of the last accepted model, once more; without one there is no rung of it."""
+
+
 AWARE_SHARE = 0.1
 """Of the student's epochs and learning rate: what a training with simulated rounding takes where nothing is said."""
 
@@ -342,6 +353,8 @@ class Recipe(Versioned):
     """Unstructured pruning of the student; without it there is no rung of it."""
     factorise: FactoriseSection | None = None
     """Low rank, likewise."""
+    spiral: SpiralSection | None = None
+    """Of `kdbench spiral` alone."""
     quantize: QuantizeSection = QuantizeSection()
     bench: Bench = Bench()
     _folder: Path = PrivateAttr(default=Path())

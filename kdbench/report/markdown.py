@@ -7,7 +7,7 @@ from itertools import zip_longest
 import jinja2
 
 from kdbench.errors import printable
-from kdbench.records import Comparison, Recipe, ResultFile
+from kdbench.records import Comparison, ResultFile
 from kdbench.report.claims import proofs_in
 from kdbench.report.comparison import comparison_table
 from kdbench.report.operators import slimming_lines
@@ -57,7 +57,7 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
             "optimized": any(row.optimize_s is not None for row in ladder.rows),
             "energy": _energy(ladder),
             "cold": any(row.cold_start_s is not None for row in ladder.rows),
-            "again": _again(ladder.result.recipe),
+            "again": _again(ladder.result),
         }
         for ladder, plot in zip_longest(ladders, plots)
     ]
@@ -100,11 +100,13 @@ def _energy(ladder: Ladder) -> str | None:
     return f"{read}; of all that ran there, idle power not subtracted"
 
 
-def _again(recipe: Recipe | None) -> str | None:
+def _again(result: ResultFile) -> str | None:
     """The command that runs a recipe of the zoo again, if it was run as it stands there."""
+    recipe = result.recipe
     if recipe is None or recipe.name not in zoo_recipes() or load_recipe(recipe.name).to_json() != recipe.to_json():
         return None
-    return f"kdbench run {recipe.name}"
+    spiral = any(artifact.step == "spiral" for artifact in result.artifacts)
+    return f"kdbench {'spiral' if spiral else 'run'} {recipe.name}"
 
 
 def template_environment() -> jinja2.Environment:

@@ -151,13 +151,14 @@ def training_samples(recipe: Recipe, dataset: Dataset) -> Samples:
     return Samples(apply(dataset.x_train[chosen], dataset.preprocessing), None if labels is None else labels[chosen])
 
 
-def shorter(training: Training, epochs: int) -> Training:
-    """So many epochs at a fifth of the learning rate; steps of a schedule keep their share of the time."""
+def shorter(training: Training, epochs: int, slower: float = 5) -> Training:
+    """So many epochs at a fifth of the learning rate, or another part; steps of a schedule keep their share of the
+    time."""
     steps = {epoch * epochs // training.epochs for epoch in training.step_epochs}
     steps = {epoch for epoch in steps if 0 < epoch < epochs}
     schedule = "constant" if training.step_epochs and not steps else training.schedule
     changed = {"epochs": epochs, "step_epochs": tuple(sorted(steps)), "schedule": schedule}
-    return training.model_copy(update={**changed, "learning_rate": training.learning_rate / 5})
+    return training.model_copy(update={**changed, "learning_rate": training.learning_rate / slower})
 
 
 def _samples(trained: Trained, data: Samples | EvalPack | str | Path | None) -> Samples:

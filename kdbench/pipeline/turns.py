@@ -1,0 +1,269 @@
+"""One turn of the spiral: pruned, taught again, exported, and judged on held-out samples against the first model."""
+
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter as now
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench import stats
+from kdbench.benchmark.cells import Subject
+from kdbench.data.pack import EvalPack, load_pack
+from kdbench.errors import UserError
+from kdbench.evaluation import judge
+from kdbench.onnxfile import inspect
+from kdbench.pipeline.candidates import estimate
+from kdbench.pipeline.learning import Ground, exported, taught, trained
+from kdbench.pipeline.racing import Place, raced
+from kdbench.pipeline.rungs import kept
+from kdbench.records import Artifact, SpiralSection
+from kdbench.records.turns import Refusal, TurnRecord
+from kdbench.search.spiral import Outcome, Plan, refusal
+from kdbench.stats import Interval
+from kdbench.store import RunFolder, fingerprint, sha256, sha256_of_file
+
+POINT = 0.01
+BATCH = 128
+"""Samples that are answered at a time."""
+RACE_S = 20.0
+"""To measure the latency of one turn beside the first model's."""
+FINAL = "spiral-final"
+
+
+@dataclass(frozen=True)
+class First:
+    """What every turn is compared with."""
+
+    artifact: Artifact
+    weights: Path
+    right: NDArray[Any]
+    """Its answers to the held-out samples."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What all turns share."""
+
+    ground: Ground
+    section: SpiralSection
+    teachers: Mapping[str, Path]
+    """The recipe's, by name."""
+    first: First
+    held_out: EvalPack
+
+    def rung(self, number: int) -> str:
+        return f"spiral-{number}" if number else self.first.artifact.rung
+
+    def weights(self, number: int) -> Path:
+        return self.ground.folder.weights(self.rung(number)) if number else self.first.weights
+
+    def taught_by(self, parent: int) -> dict[str, Path]:
+        """The teachers of a turn that starts from `parent`, by name."""
+        previous = {self.rung(parent): self.weights(parent)}
+        originals = dict(self.teachers)
+        return {
+            "previous": previous,
+            "original": originals,
+            "both": originals | previous,
+        }[self.section.teachers]
+
+
+def begun(ground: Ground) -> Walk:
+    """The first model, trained where that is to be done, exported and judged."""
+    folder, recipe, dataset = ground.folder, ground.recipe, ground.dataset
+    section = recipe.spiral
+    assert section is not None
+    teachers = dict(zip(recipe.teacher_names, taught(ground), strict=True))
+    artifacts = {name: exported(ground, folder, name, path, None) for name, path in teachers.items()}
+    if section.start == "student":
+        weights = trained(ground, folder, recipe, list(teachers.values()), "student", recipe.distill)
+        parent = next((artifact for artifact in artifacts.values() if artifact), None)
+        artifact = exported(ground, folder, "student", weights, parent)
+    else:
+        ((name, weights),) = teachers.items()
+        artifact = artifacts[name]
+    assert artifact is not None
+    held_out = EvalPack(
+        "held-out samples",
+        dataset.x_held_out,
+        dataset.y_held_out,
+        None,
+        dataset.classes,
+        dataset.preprocessing,
+        dataset.task,
+    )
+    answers = _answers(artifact, folder.onnx(artifact.rung), held_out, recipe.threads)
+    return Walk(ground, section, teachers, First(artifact, weights, answers), held_out)
+
+
+def one_turn(walk: Walk, plan: Plan, before: list[TurnRecord]) -> TurnRecord:
+    """What comes of a turn, after those `before`: refused, or taken and exported."""
+    from kdbench.steps import spiral as step
+
+    ground, section = walk.ground, walk.section
+    folder, recipe, rung, parent = ground.folder, ground.recipe, walk.rung(plan.number), walk.rung(plan.parent)
+    source, teachers = walk.weights(plan.parent), walk.taught_by(plan.parent)
+    turn = TurnRecord(number=plan.number, parent=plan.parent, step=plan.step, keep=plan.keep)
+
+    def refused(why: Refusal, said: str, **facts: Any) -> TurnRecord:
+        return turn.model_copy(update={"refusal": why, "said": said, **facts})
+
+    dataset = step.seen_by(ground.dataset, source)
+    lessons = (teachers, recipe, dataset, ground.data_sha256, ground.progress)
+    try:
+        start = step.narrowed(folder, rung, parent, source, plan.keep, *lessons)
+    except UserError as error:
+        return refused("unreachable", re.sub(r"^prune\.?", "pruning ", str(error)))
+    whole, left = (step.costs(path, recipe.folder) for path in (source, start))
+    facts = {"macs": left.macs, "parameters": left.parameters, "mark": step.structure(start)}
+    if left.macs >= whole.macs or left.parameters >= whole.parameters:
+        return refused("nothing", _not_fallen((whole.macs, whole.parameters), (left.macs, left.parameters)), **facts)
+    for other in before:
+        if other.refusal == "accuracy" and (other.parent, other.mark) == (plan.parent, facts["mark"]):
+            return refused("repeated", f"the same channels as in turn {other.number}, which was refused", **facts)
+    artifact = _taught(walk, rung, start, parent, plan)
+    before_it = inspect(folder.onnx(parent), parent)
+    if (artifact.macs or 0) >= (before_it.macs or math.inf) or artifact.parameters >= before_it.parameters:
+        was, is_now = (before_it.macs, before_it.parameters), (artifact.macs, artifact.parameters)
+        return refused("nothing", _not_fallen(was, is_now), **facts)
+    facts |= _facts(artifact)
+    judged = _judged(walk, artifact)
+    if refusal(Outcome(judged["drop"].value), section.max_drop * POINT) is not None:
+        return refused("accuracy", f"more than {section.max_drop:g} points below the first model", **facts, **judged)
+    return turn.model_copy(update={**facts, **judged, **_share(walk, artifact)})
+
+
+def _taught(walk: Walk, rung: str, start: Path, parent: str, plan: Plan) -> Artifact:
+    """The rung's ONNX file: of the pruned weights in `start`, taught again."""
+    from kdbench.steps import spiral as step
+    from kdbench.steps import train
+
+    ground = walk.ground
+    teachers, training = walk.taught_by(plan.parent), step.turn_training(ground.recipe)
+    dataset = step.seen_by(ground.dataset, start)
+    lessons = (teachers, ground.recipe, dataset, ground.data_sha256, ground.progress, ground.say)
+    weights = train.refine(ground.folder, rung, start, *lessons, training=training)
+    return _exported(walk, rung, weights, parent, {"step": plan.step, "keep": plan.keep, "teachers": [*teachers]})
+
+
+def final_turn(walk: Walk, best: TurnRecord, known: TurnRecord | None) -> TurnRecord:
+    """The last training of the best turn's model: taken unless it is worse on the held-out samples."""
+    from kdbench.steps import spiral as step
+    from kdbench.steps import train
+
+    ground, training = walk.ground, walk.section.final
+    assert training is not None
+    folder, source, begun_s = ground.folder, walk.weights(best.number), now()
+    mark = fingerprint(source=sha256_of_file(source), training=training.model_dump())
+    if known and known.mark == mark and known.refusal:
+        return known
+    teachers = walk.taught_by(best.parent)
+    dataset = step.seen_by(ground.dataset, source)
+    lessons = (teachers, ground.recipe, dataset, ground.data_sha256, ground.progress, ground.say)
+    weights = train.refine(folder, FINAL, source, *lessons, training=training)
+    artifact = _exported(walk, FINAL, weights, walk.rung(best.number), {"final": True, "teachers": [*teachers]})
+    turn = TurnRecord(number=0, parent=best.number, step=0.0, keep=1.0, share=best.share, mark=mark)
+    turn = turn.model_copy(update={**_facts(artifact), **_judged(walk, artifact), "speedup": best.speedup})
+    took_s = max(now() - begun_s, trained_s(folder, FINAL, len(ground.dataset.x_train)))
+    turn = turn.model_copy(update={"duration_s": round(took_s, 3)})
+    assert turn.drop is not None
+    assert best.drop is not None
+    if turn.drop.value > best.drop.value:
+        forget(folder, FINAL)
+        return turn.model_copy(update={"refusal": "accuracy", "said": f"worse than {walk.rung(best.number)}"})
+    return turn
+
+
+def _exported(walk: Walk, rung: str, path: Path, parent: str, told: dict[str, Any]) -> Artifact:
+    """The rung's ONNX file and its record."""
+    from kdbench.steps.export import export
+    from kdbench.training import weights
+
+    folder, recipe = walk.ground.folder, walk.ground.recipe
+    changes = [change.model_dump(mode="json") for change in weights.record(path).changes]
+    parent_sha256 = sha256_of_file(folder.onnx(parent))
+
+    def make(out: Path) -> Artifact:
+        artifact = export(path, out, folder.pack, rung, recipe.folder)
+        options = {**artifact.options, "spiral": told, "changes": changes}
+        lineage = {"parent": parent, "parent_sha256": parent_sha256, "step": "spiral"}
+        return artifact.model_copy(update={**lineage, "options": options})
+
+    return kept(folder, rung, make, "export", weights=sha256(path.read_bytes()), parent=parent_sha256, told=told)
+
+
+def _facts(artifact: Artifact) -> dict[str, Any]:
+    sizes = {name: getattr(artifact, name) for name in ("macs", "parameters", "size_bytes")}
+    return {**sizes, "onnx_sha256": artifact.sha256}
+
+
+def _judged(walk: Walk, artifact: Artifact) -> dict[str, Any]:
+    """How far it is below the first model on the held-out samples, paired by sample."""
+    labels = walk.held_out.y_test
+    assert labels is not None
+    ground, theirs = walk.ground, walk.first.right
+    ours = _answers(artifact, ground.folder.onnx(artifact.rung), walk.held_out, ground.recipe.threads)
+    if labels.ndim == 2:
+        found, p = stats.f1_difference(ours, theirs, labels), None
+    else:
+        found = stats.accuracy_difference(ours == labels, theirs == labels)
+        p = stats.mcnemar(ours == labels, theirs == labels)
+    # Without the sign of zero, which would be printed.
+    drop = Interval(0.0 - found.value, 0.0 - found.high, 0.0 - found.low)
+    return {"score": score(ours, labels), "drop": estimate(drop), "p": p}
+
+
+def _answers(artifact: Artifact, path: Path, pack: EvalPack, threads: int) -> NDArray[np.int64]:
+    record, predicted = judge(artifact, path, pack, BATCH, "cpu", threads)
+    if predicted is None:
+        raise UserError(f"{path}: {record.error}")
+    return predicted
+
+
+def score(answers: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
+    return stats.f1(answers, labels)[0] if labels.ndim == 2 else float(np.mean(answers == labels))
+
+
+def _share(walk: Walk, artifact: Artifact) -> dict[str, Any]:
+    """What is left of the first model's target quantity; without a target, of its MACs."""
+    first, what = walk.first.artifact, walk.section.target[0] if walk.section.target else "macs"
+    if what == "latency":
+        folder, recipe = walk.ground.folder, walk.ground.recipe
+        place = Place(walk.section.backend, recipe.bench.options, budget_s=RACE_S, seed=recipe.seed)
+        subjects = [Subject(found, folder.onnx(found.rung)) for found in (first, artifact)]
+        time = raced(subjects, place, load_pack(folder.pack), walk.ground.progress)[artifact.rung]
+        if time.speedup is None:
+            raise UserError(
+                f"{artifact.rung} on {walk.section.backend}: {time.error or 'too few rounds were measured'}"
+            )
+        return {"share": 1 / time.speedup.value, "speedup": estimate(time.speedup)}
+    field = {"size": "size_bytes"}.get(what, what)
+    return {"share": getattr(artifact, field) / getattr(first, field)}
+
+
+def _not_fallen(was: tuple[int | None, int], left: tuple[int | None, int]) -> str:
+    return f"pruning removed nothing: MACs {was[0]} → {left[0]}, parameters {was[1]} → {left[1]}"
+
+
+def trained_s(folder: RunFolder, rung: str, samples: int) -> float:
+    """What the epochs of a rung took, by their lines; those before a stop too."""
+    path = folder.metrics(rung)
+    if not path.is_file():
+        return 0.0
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return float(sum(samples / line["samples_per_s"] for line in lines if line.get("samples_per_s")))
+
+
+def forget(folder: RunFolder, rung: str) -> None:
+    """Removes the files of a turn that is no rung."""
+    shutil.rmtree(folder.tensorboard(rung), ignore_errors=True)
+    for path in (*folder.path.glob(f"{rung}.*"), *folder.path.glob(f"{rung}-*.safetensors")):
+        if path.is_file():
+            path.unlink()
