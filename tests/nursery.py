@@ -78,6 +78,7 @@ def prepare() -> None:
     for name in SLOW:
         importlib.import_module(name)
     read_operators_once()
+    warnings.filterwarnings("ignore", r"This process .* is multi-threaded", DeprecationWarning)  # Python 3.12 and newer
     client.subprocess = types.SimpleNamespace(Popen=start, PIPE=subprocess.PIPE)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves ignore it
     tqdm.tqdm.monitor_interval = 0  # no thread before a fork
