@@ -24,6 +24,7 @@ from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
 from kdbench.report.plot import save_plot, sign
 from kdbench.report.rows import COLUMNS
+from kdbench.report.sensitivity_plot import labelled
 from kdbench.report.table import ladder
 from kdbench.store import save_results
 
@@ -279,6 +280,11 @@ def test_plots_show_cells_with_both_numbers_and_are_reproducible(tmp_path):
 
 def test_no_two_rungs_of_a_long_ladder_look_alike():
     assert len({sign(number) for number in range(64)}) == 64
+
+
+def test_labels_of_points_that_lie_on_each_other_are_left_out():
+    assert labelled([0.0, 1.0, 50.0, 100.0, 100.0], [0.0, 0.01, 0.0, 2.0, 5.0]) == [0, 2, 3, 4]
+    assert labelled([3.0], [1.0]) == [0]
 
 
 def test_infinite_and_missing_values_never_reach_the_csv(tiny_run):

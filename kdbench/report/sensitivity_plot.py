@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,11 @@ def _curve(axis: Any, budget: Budget, candidate: CandidateRecord) -> None:
     above = [100 * (point.drop.high - point.drop.value) for point in points]
     plot: dict[str, object] = {"color": "#000000", "linestyle": "none", "capsize": 3, "markersize": 6}
     axis.errorbar(x, y, yerr=[[max(0.0, v) for v in below], [max(0.0, v) for v in above]], marker="o", **plot)
+    counts = [len(point.left_in_float) for point in points]
+    for place in labelled(x, y):
+        said = str(counts[place]) if place else f"{counts[place]} in float"
+        axis.annotate(said, (x[place], y[place]), xytext=(5, 5), textcoords="offset points", fontsize=8)
     for place, point in enumerate(points):
-        count = len(point.left_in_float)
-        axis.annotate(f"{count} in float", (x[place], y[place]), xytext=(5, 5), textcoords="offset points", fontsize=8)
         if set(point.left_in_float) == set(candidate.left_in_float):
             axis.plot(x[place], y[place], "s", markersize=13, fillstyle="none", color=FLOAT, label="chosen")
     if budget.max_drop is not None:
@@ -90,10 +93,20 @@ def _bars(axis: Any, candidate: CandidateRecord) -> None:
         )
     axis.set_yticks(range(len(shown)), [_shortened(layer.layer) for layer in shown], fontsize=8)
     axis.set_xlim(low, high)
-    axis.set_xlabel("noise at the output with this layer alone in int8, dB of the signal")
+    axis.set_xlabel("output noise of this layer alone in int8, dB")
     rest = len(candidate.layers) - len(shown)
     axis.set_title("left in float: hatched" + (f"; {rest} quieter layers not shown" if rest else ""), fontsize=10)
     axis.grid(True, axis="x", alpha=0.3)
+
+
+def labelled(x: Sequence[float], y: Sequence[float]) -> list[int]:
+    """Numbers of the points whose labels don't lie on that of an earlier one."""
+    wide, high = (max(values) - min(values) or 1.0 for values in (x, y))
+    found: list[int] = []
+    for place in range(len(x)):
+        if all(abs(x[place] - x[other]) > wide / 12 or abs(y[place] - y[other]) > high / 20 for other in found):
+            found.append(place)
+    return found
 
 
 def _noise_db(noise: float | None) -> float:
