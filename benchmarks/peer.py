@@ -81,7 +81,10 @@ def onnxruntime(method: str, model: Path, samples: Path, out: Path, same_types: 
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
     with tempfile.TemporaryDirectory() as scratch:
         prepared = Path(scratch, "prepared.onnx")
-        quant_pre_process(str(model), str(prepared))
+        try:
+            quant_pre_process(str(model), str(prepared))
+        except Exception:  # as its documentation advises where symbolic shapes can't be inferred
+            quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
             str(out),

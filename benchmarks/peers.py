@@ -9,16 +9,17 @@ types and scales that kdbench writes for x86; Olive's OnnxStaticQuantization, un
 pack into some for ranges and others to judge by, and its time holds the trials and the timing of its candidates.
 
 Then kdbench's benchmark judges all files on the pack's test samples, against fp32 and paired by sample, and times them
-in turns, batch 1, one thread. Peak memory is the sum of the peaks of all processes of a contender, imports included;
-seconds are without imports. Prints a Markdown table a model. Some ten minutes a model on two quiet cores.
+in turns, batch 1, one thread. Peak memory is that of all processes of a contender together, imports included; seconds
+are without imports. Prints a Markdown table a model. Some ten minutes a model on two quiet cores.
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +33,6 @@ from kdbench import bench
 from kdbench.data.pack import PackMeta, load_pack
 from kdbench.machine import describe
 from kdbench.onnxfile import known_artifact
-
 from kdbench.report.rows import Row
 from kdbench.report.text import three_digits
 
@@ -76,33 +76,30 @@ def made(contender: Contender, model: Path, samples: Path, out: Path) -> Made:
         return Made(contender, out, {}, "not measured: give --olive PATH/python of an environment with olive-ai")
     peer = str(Path(__file__).with_name("peer.py"))
     command = [contender.python, peer, contender.who, contender.method, str(model), str(samples), str(out)]
-    peaks: dict[int, int] = {}
+    peaks = [0]
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as wrong:
         process = subprocess.Popen(command, stdout=said, stderr=wrong, text=True)
-        watcher = threading.Thread(target=watch, args=(process, peaks))
-        watcher.start()
-        status = process.wait()
-        watcher.join()
+        while process.poll() is None:
+            peaks.append(peak_of_all(process.pid))
+            time.sleep(LOOK_S)
         said.seek(0)
         wrong.seek(0)
         lines, errors = said.read().splitlines(), wrong.read().splitlines()
-    if status or not lines:
-        return Made(contender, out, {}, f"failed: {errors[-1] if errors else status}")
+    if process.returncode or not lines:
+        return Made(contender, out, {}, f"failed: {errors[-1] if errors else process.returncode}")
     facts = json.loads(lines[-1])
-    peaks[process.pid] = facts["bytes"]
-    return Made(contender, out, facts | {"bytes": sum(peaks.values())})
+    return Made(contender, out, facts | {"bytes": max(*peaks, facts["bytes"])})
 
 
-def watch(process: "subprocess.Popen[str]", peaks: dict[int, int]) -> None:
-    """The peak memory of a process and its children, by process, until it ends."""
-    while process.poll() is None:
-        try:
-            every = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-        except psutil.Error:
-            return
-        for pid in every:
-            peaks[pid] = max(peaks.get(pid, 0), peak_bytes(pid))
-        threading.Event().wait(LOOK_S)
+def peak_of_all(pid: int) -> int:
+    """Of a process and its children that live now, the sum of each one's peak memory so far."""
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(pid)
+        command = parent.cmdline()
+        # A child that has not begun its own program yet shares its parent's memory.
+        own = [child.pid for child in parent.children(recursive=True) if child.cmdline() not in ([], command)]
+        return sum(map(peak_bytes, (pid, *own)))
+    return 0
 
 
 def calibration_files(model: Path, pack: Path, samples: int, folder: Path) -> tuple[Path, Path]:
