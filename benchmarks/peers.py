@@ -9,8 +9,8 @@ types and scales that kdbench writes for x86; Olive's OnnxStaticQuantization, un
 pack into some for ranges and others to judge by, and its time holds the trials and the timing of its candidates.
 
 Then kdbench's benchmark judges all files on the pack's test samples, against fp32 and paired by sample, and times them
-in turns, batch 1, one thread. Peak memory is that of all processes of a contender together, imports included; seconds
-are without imports. Prints a Markdown table a model. Some ten minutes a model on two quiet cores.
+in turns, batch 1, one thread. Peak memory (MiB) is that of all processes of a contender together, imports included;
+seconds are without imports. Prints a Markdown table a model. Some ten minutes a model on two quiet cores.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from kdbench.report.text import three_digits
 
 LOOK_S = 0.05
 MAX_DROP = "0.5"
-COLUMNS = ("", "ranges", "acc. %", "to fp32, points", "speed-up", "peak MiB", "s", "kB")
+COLUMNS = ("", "ranges", "acc. %", "to fp32, points", "speed-up", "MiB", "s", "CPU s", "kB")
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ def row(one: Made, found: Row | None) -> str:
         interval(found.speedup, found.speedup_low, found.speedup_high),
         f"{one.facts['bytes'] / 2**20:.0f}",
         f"{one.facts['seconds']:.1f}",
+        f"{one.facts['cpu_s']:.1f}",
         f"{found.size_bytes / 1000:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
@@ -159,7 +160,7 @@ def compared(model: Path, pack: Path, options: argparse.Namespace) -> list[Made]
     judged = 0 if known.x_test is None else len(known.x_test)
     accuracy = "–" if fp32.accuracy is None else f"{100 * fp32.accuracy:.2f} %"
     print(f"\n**{model.stem}**: fp32 {accuracy} of {judged:,} test samples, {fp32.size_bytes / 1000:.0f} kB\n")
-    print(f"| {' | '.join(COLUMNS)} |\n|:--|:--|--:|--:|--:|--:|--:|--:|")
+    print(f"| {' | '.join(COLUMNS)} |\n|:--|:--|--:|--:|--:|--:|--:|--:|--:|")
     for one in every:
         print(row(one, by_file.get(one.file)), flush=True)
     return every
