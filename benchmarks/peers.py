@@ -125,7 +125,7 @@ def interval(value: float | None, low: float | None, high: float | None, scale: 
 def row(one: Made, found: Row | None) -> str:
     method = one.contender.method if one.contender.who != "budget" else "several"
     if found is None:
-        cells = [one.contender.shown, method, one.error.replace("|", "/"), *[""] * (len(COLUMNS) - 3)]
+        cells = [one.contender.shown, method, "–", *[""] * (len(COLUMNS) - 3)]
         return f"| {' | '.join(cells)} |"
     cells = [
         one.contender.shown,
@@ -163,6 +163,9 @@ def compared(model: Path, pack: Path, options: argparse.Namespace) -> list[Made]
     print(f"| {' | '.join(COLUMNS)} |\n|:--|:--|--:|--:|--:|--:|--:|--:|--:|")
     for one in every:
         print(row(one, by_file.get(one.file)), flush=True)
+    for one in every:
+        if one.error:
+            print(f"\n{one.contender.shown}, {one.contender.method}: {one.error}")
     return every
 
 
