@@ -1,6 +1,8 @@
 """Static int8: what `kdbench quantize` writes, by its options and targets, and what it refuses."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -17,6 +19,13 @@ from kdbench.records import Machine, Quantize, parse
 from tests import models
 
 SAMPLES = 48
+
+WITHOUT_TORCH = """
+import importlib.util, sys
+from kdbench import quantize
+quantize(*sys.argv[1:])
+print("torch" in sys.modules, importlib.util.find_spec("torch") is not None)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +59,17 @@ def distance(model, reference, x=None):
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_torch_is_not_loaded_even_where_it_is_installed(folder, tmp_path):
+    pytest.importorskip("torch")
+    said = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, folder / "cnn.onnx", tmp_path / "out.onnx", folder / "pack.npz"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.split() == ["False", "True"]  # and afterwards it can still be found
 
 
 def test_given_ranges_make_the_file_that_onnxruntime_makes(folder, prepared, ranges, tmp_path):

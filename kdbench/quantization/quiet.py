@@ -29,3 +29,22 @@ def quietly() -> Iterator[None]:
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
         sys.path[:] = path
+
+
+@contextlib.contextmanager
+def without_torch() -> Iterator[None]:
+    """What is imported meanwhile finds no torch, unless it is loaded already.
+
+    `onnxruntime.tools`, which `quant_pre_process` takes its symbolic shapes from, loads torch where it is installed,
+    for a function that exports from it: 200 MB and seconds that nothing here needs.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import onnxruntime.tools  # noqa: F401 — quant_pre_process imports it only when it is called
+
+        yield
+    finally:
+        del sys.modules["torch"]

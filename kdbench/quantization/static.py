@@ -19,7 +19,11 @@ from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import opset_of
 from kdbench.proofs.layers import FLOAT_KERNELS, RECURRENT, WEIGHT_INPUT
 from kdbench.quantization.calibration import Ranges, float_tensors
+<<<<<<< HEAD
 from kdbench.quantization.preparing import at_opset, name_nodes
+=======
+from kdbench.quantization.quiet import without_torch
+>>>>>>> peers
 from kdbench.records import Quantize
 
 if TYPE_CHECKING:
@@ -44,7 +48,9 @@ def prepare(model: "onnx.ModelProto", path: Path, per_channel: bool = True) -> t
     """
     import onnx
     from onnxruntime.quantization.quant_utils import add_infer_metadata
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with without_torch():
+        from onnxruntime.quantization.shape_inference import quant_pre_process
 
     model, notes = _upgraded(model, path, per_channel)
     model = _with_flat_biases(model)
