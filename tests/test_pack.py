@@ -45,7 +45,11 @@ def two_rungs(tiny_run, tmp_path):
     folder = tmp_path / "two"
     folder.mkdir()
     rungs = ("teacher", "student-int8")
-    for name in ["pack.npz", *(f"{rung}{suffix}" for rung in rungs for suffix in (".onnx", ".artifact.json"))]:
+    for name in [
+        "pack.npz",
+        "durations.json",
+        *(f"{rung}{suffix}" for rung in rungs for suffix in (".onnx", ".artifact.json")),
+    ]:
         shutil.copy(tiny_run / name, folder / name)
     result, _ = load_result(tiny_run / "results.json")
     kept = tuple(artifact for artifact in result.artifacts if artifact.rung in rungs)

@@ -110,7 +110,7 @@ def quantize(
 
     \b
     kdbench quantize model.onnx --calibration pack.npz --out int8.onnx
-    kdbench quantize model.onnx --calibration pack.npz --method mse --exclude node_linear --out int8.onnx
+    kdbench quantize model.onnx --calibration pack.npz --exclude node_linear --out int8.onnx
     kdbench quantize model.onnx --calibration pack.npz --for tensorrt --out int8.onnx
     kdbench quantize model.onnx --data photos/ --for cpu --max-drop 0.5
     """

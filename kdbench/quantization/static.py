@@ -19,11 +19,8 @@ from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import opset_of
 from kdbench.proofs.layers import FLOAT_KERNELS, RECURRENT, WEIGHT_INPUT
 from kdbench.quantization.calibration import Ranges, float_tensors
-<<<<<<< HEAD
 from kdbench.quantization.preparing import at_opset, name_nodes
-=======
 from kdbench.quantization.quiet import without_torch
->>>>>>> peers
 from kdbench.records import Quantize
 
 if TYPE_CHECKING:
