@@ -71,14 +71,17 @@ def contenders(methods: Sequence[str], olive: str | None) -> list[Contender]:
 
 
 def made(contender: Contender, model: Path, samples: Path, out: Path) -> Made:
-    """Quantizes in a fresh process, whose memory and that of its children is watched."""
+    """Quantizes in a fresh process, whose memory and that of its children is watched.
+
+    It works in the folder of `out`, as some of them leave files where they are started.
+    """
     if not contender.python:
         return Made(contender, out, {}, "not measured: give --olive PATH/python of an environment with olive-ai")
-    peer = str(Path(__file__).with_name("peer.py"))
-    command = [contender.python, peer, contender.who, contender.method, str(model), str(samples), str(out)]
+    peer = str(Path(__file__).resolve().with_name("peer.py"))
+    command = [contender.python, peer, contender.who, contender.method, str(model.resolve()), str(samples), str(out)]
     peaks = [0]
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as wrong:
-        process = subprocess.Popen(command, stdout=said, stderr=wrong, text=True)
+        process = subprocess.Popen(command, cwd=out.parent, stdout=said, stderr=wrong, text=True)
         while process.poll() is None:
             peaks.append(peak_of_all(process.pid))
             time.sleep(LOOK_S)
@@ -169,10 +172,15 @@ def compared(model: Path, pack: Path, options: argparse.Namespace) -> list[Made]
     return every
 
 
+def absolute(path: str) -> str:
+    """With links as they are: that of a virtual environment says where its packages lie."""
+    return str(Path(path).absolute())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL.onnx=PACK.npz")
-    parser.add_argument("--olive", metavar="PYTHON", help="an interpreter that has olive-ai and onnxruntime")
+    parser.add_argument("--olive", metavar="PYTHON", type=absolute, help="an interpreter that has olive-ai and onnxruntime")
     parser.add_argument("--methods", nargs="+", default=["minmax", "percentile"])
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--budget", type=float, default=90.0, help="seconds to time all files of a model")
