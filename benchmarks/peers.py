@@ -180,7 +180,9 @@ def absolute(path: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL.onnx=PACK.npz")
-    parser.add_argument("--olive", metavar="PYTHON", type=absolute, help="an interpreter that has olive-ai and onnxruntime")
+    parser.add_argument(
+        "--olive", metavar="PYTHON", type=absolute, help="an interpreter that has olive-ai and onnxruntime"
+    )
     parser.add_argument("--methods", nargs="+", default=["minmax", "percentile"])
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--budget", type=float, default=90.0, help="seconds to time all files of a model")
