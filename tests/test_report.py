@@ -26,6 +26,7 @@ from kdbench.report.plot import save_plot, sign
 from kdbench.report.rows import COLUMNS
 from kdbench.report.sensitivity_plot import labelled
 from kdbench.report.table import ladder
+from kdbench.report.terminal import print_table
 from kdbench.store import save_results
 
 SPEC = (
@@ -292,3 +293,14 @@ def test_infinite_and_missing_values_never_reach_the_csv(tiny_run):
         for name in COLUMNS:
             value = getattr(row, name)
             assert not isinstance(value, float) or math.isfinite(value)
+
+
+def test_many_footnotes_push_no_number_off_the_terminal(capsys):
+    header = ("rung", "F1 µ %", "F1 macro %", "Δ µ points", "p50", "speed-up", "")
+    row = ("student-int8", "64.3", "38.47", "−0.7 [−11.6, 10.2]", "12.3 µs", "3.86× [3.74, 3.98]")
+    marks = " ".join(text.mark(number) for number in range(1, 16))
+    print_table(text.TextTable("cpu", header, ((*row, marks),), tuple(f"note {number}" for number in range(1, 16))))
+    printed = capsys.readouterr().out
+    assert "F1 macro %" in printed
+    assert all(text.mark(number) in printed.partition(f"{text.mark(1)} note 1")[0] for number in range(1, 16))
+    assert max(map(len, printed.splitlines())) <= 100

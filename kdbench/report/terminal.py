@@ -13,6 +13,8 @@ from kdbench.report.text import TextTable, ladder_tables, mark, rungs_table, unm
 
 WIDTH = 100
 LONGEST_NAME = 16
+WIDEST_MARKS = 9
+"""Of a row's footnotes, which go on in a second line rather than push a column of numbers off the table."""
 SPARE = ("p99", "per s", "size", "F1 macro %")
 """Columns that a table which is too wide goes without, in this order; reports have them all."""
 
@@ -65,7 +67,10 @@ def _table(content: TextTable, without: tuple[str, ...]) -> Table:
     kept = [number for number, name in enumerate(content.header) if name not in without]
     for name in (content.header[number] for number in kept):
         left = name in (content.header[0], "parent", "")
-        table.add_column(name, justify="left" if left else "right", no_wrap=True, overflow="fold")
+        widest = None if name else WIDEST_MARKS
+        table.add_column(
+            name, justify="left" if left else "right", no_wrap=bool(name), overflow="fold", max_width=widest
+        )
     named = {0, *(number for number in kept if content.header[number] == "parent")}
     for row in content.rows:
         table.add_row(*(printable(_shortened(row[number]) if number in named else row[number]) for number in kept))
