@@ -216,15 +216,16 @@ def test_the_public_resnet56_is_found_to_want_imagenets_normalisation(shared_dat
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_text_teacher_of_a_folder_brings_its_tokens(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("kind", "positions"), [("Bert", 12), ("Roberta", 20)])  # the latter after padding
+def test_a_text_teacher_of_a_folder_brings_its_tokens(tmp_path, monkeypatch, kind, positions):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     monkeypatch.chdir(tmp_path)
     save_tokenizer(transformers, tmp_path / "bert")
-    config = transformers.BertConfig(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=12, pad_token_id=7, id2label={0: "pos", 1: "neg"}, label2id={"pos": 0, "neg": 1},
+        max_position_embeddings=positions, pad_token_id=7, id2label={0: "pos", 1: "neg"}, label2id={"pos": 0, "neg": 1},
     )  # fmt: skip
-    transformers.BertForSequenceClassification(config).save_pretrained("bert")
+    getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained("bert")
     (tmp_path / "texts").mkdir()
     for part, times in (("train", 40), ("test", 8)):
         lines = ["pos,a good film" + " good" * 9, "neg,a bad film" + " bad" * 9] * times

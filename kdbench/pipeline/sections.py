@@ -16,6 +16,13 @@ from kdbench.store import load_recipe, zoo_recipes
 
 STATE_DICTS = (".safetensors", ".pth", ".th", ".pt", ".bin")
 
+AFTER_PADDING = (
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text", "ibert",
+    "longformer", "mpnet", "esm", "lilt", "markuplm",
+)  # fmt: skip
+"""Kinds of text models, as their config.json says it, that number a text's positions from that of padding plus one:
+transformers' `create_position_ids_from_input_ids`."""
+
 
 def data_section(path: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The section `data` for a path, or for a recipe of the zoo by name; and what it was taken from."""
@@ -113,10 +120,20 @@ def on_teachers_tokens(part: dict[str, Any], named: Named, given: Mapping[str, A
             "AutoTokenizer's save_pretrained, or give --data-option tokenizer=FILE"
         )
     options = {**part["options"], "tokenizer": str(folder)}
-    positions = json.loads(read_text(folder / "config.json")).get("max_position_embeddings")
-    if "length" in options and "length" not in given and isinstance(positions, int):
+    positions = _positions(folder)
+    if "length" in options and "length" not in given and positions is not None:
         options["length"] = min(options["length"], positions)
     return {**part, "options": options}
+
+
+def _positions(folder: Path) -> int | None:
+    """Of how many tokens a text may be for the model in a folder; None where it sets no limit."""
+    config = json.loads(read_text(folder / "config.json"))
+    positions, padding = config.get("max_position_embeddings"), config.get("pad_token_id")
+    if not isinstance(positions, int):
+        return None
+    unused = padding + 1 if config.get("model_type") in AFTER_PADDING and isinstance(padding, int) else 0
+    return positions - unused
 
 
 def _of_weights(path: Path, model: str | None, options: dict[str, Any]) -> Named:
