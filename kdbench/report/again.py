@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from itertools import pairwise, product
 
-from kdbench.records import Measurement, ResultFile
+from kdbench.records import Comparison, Measurement, ResultFile
 from kdbench.records.writing import recipe_to_toml
 from kdbench.store import load_recipe, zoo_recipes
 
@@ -17,23 +17,30 @@ def commands(result: ResultFile) -> list[str]:
     return [f"kdbench {word} {result.recipe.name if in_zoo(result) else recipe_file(result)}"]
 
 
-def in_zoo(result: ResultFile) -> bool:
+def comparing(comparison: Comparison) -> str:
+    """The command that trains the students of all methods and seeds again."""
+    methods = {trial.method for trial in comparison.trials}
+    seeds = {trial.seed for trial in comparison.trials if not trial.method.startswith("teacher")}
+    words = ["kdbench", "distill", comparison.name if in_zoo(comparison) else recipe_file(comparison)]
+    words += ["--seeds", str(len(seeds))]
+    return shlex.join([*words, "--baseline"] if "alone" in methods else words)
+
+
+def in_zoo(made: ResultFile | Comparison) -> bool:
     """Whether the recipe came along with kdbench, and was run as it stands there."""
-    recipe = result.recipe
+    recipe = made.recipe
     return (
-        recipe is not None
-        and recipe.name in zoo_recipes()
-        and load_recipe(recipe.name).to_json() == recipe.to_json()
+        recipe is not None and recipe.name in zoo_recipes() and load_recipe(recipe.name).to_json() == recipe.to_json()
     )
 
 
-def recipe_file(result: ResultFile) -> str:
-    return f"{result.name}.toml"
+def recipe_file(made: ResultFile | Comparison) -> str:
+    return f"{made.name}.toml"
 
 
-def recipe_text(result: ResultFile) -> str | None:
+def recipe_text(made: ResultFile | Comparison) -> str | None:
     """The recipe as TOML, where it is none of the zoo's."""
-    return None if result.recipe is None or in_zoo(result) else recipe_to_toml(result.recipe)
+    return None if made.recipe is None or in_zoo(made) else recipe_to_toml(made.recipe)
 
 
 def checksums(result: ResultFile) -> str:

@@ -153,9 +153,7 @@ def conclusion_table(ladder: Ladder) -> TextTable | None:
         Shown(Column("as fast, within the intervals", "equals", left=True), lambda f: name_cell(", ".join(f.equals)))
     )
     title = f"Fastest rung{' without a proven loss' if judged else ''}, against {ladder.result.baseline}"
-    lossless = (
-        f", and of the difference in {WORDS[ladder.metric]} one that does not lie below 0" if judged else ""
-    )
+    lossless = f", and of the difference in {WORDS[ladder.metric]} one that does not lie below 0" if judged else ""
     legend = (
         "Of the rungs with an interval of the speed-up above 1"
         f"{lossless}, the one with the largest speed-up. Each interval is a 95 % one, by itself: where many rungs are "

@@ -1,6 +1,7 @@
 """The ladder as tables: what each rung costs and gains, and where it comes from."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import groupby
 
 from kdbench.progress import duration
@@ -49,9 +50,16 @@ def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
         where = f"{backend}, {threads} thread{'s' if threads > 1 else ''}, batch {batch}{f', {dims}' if dims else ''}"
         title = f"{where}, against {ladder.result.baseline}"
         legend = " ".join(filter(None, (LEGENDS[ladder.metric].format(baseline=ladder.result.baseline), *more)))
-        tables.append(table_of(title, shown, rows, said_of, legend))
+        common = shared(backend, threads, batch, dims)
+        tables.append(replace(table_of(title, shown, rows, said_of, legend), common=common))
         more = []  # said once, below the first table
     return tables
+
+
+def shared(backend: str, threads: int, batch: int, dims: str) -> tuple[tuple[str, str], ...]:
+    """What a table of such cells says in its title, by the keys of the columns that would say it."""
+    sizes = (("dims", dims),) if dims else ()
+    return ("backend", backend), ("threads", str(threads)), ("batch", str(batch)), *sizes
 
 
 def said_of(row: Row) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 "use strict";
 // Sorts and filters the tables of a report page, keeps both in the address, and shows what is said of a point or a mark.
 (() => {
-  const FACTS = ["measurement", "rung", "backend", "batch", "threads"];
   const form = document.getElementById("filters");
+  const selects = [...form.querySelectorAll("select")];
+  const FACTS = selects.map((select) => select.name);
   const none = document.getElementById("none");
   const tip = document.getElementById("tip");
 
@@ -68,12 +69,9 @@
 
   // --- filters, over all tables --------------------------------------------------------------------------------------
 
-  const selects = FACTS.map((fact) => form.elements[fact]);
-
   for (const select of selects) {
     const found = new Set(tables.flatMap((table) => table.rows.map((row) => row.facts[select.name])));
-    found.delete(undefined);
-    const options = [...found];
+    const options = [...found].filter((fact) => fact !== undefined && fact !== "–");
     if (options.every((option) => !Number.isNaN(Number(option)))) options.sort((a, b) => a - b);
     select.append(...options.map((option) => new Option(option, option)));
     select.parentElement.hidden = options.length < 2;

@@ -13,7 +13,7 @@ import jinja2
 from kdbench import __version__
 from kdbench.errors import printable
 from kdbench.records import Comparison, ResultFile
-from kdbench.report.again import again_comparing, checksums, commands, recipe_file, recipe_text
+from kdbench.report.again import checksums, commands, comparing, recipe_file, recipe_text
 from kdbench.report.circumstances import circumstances, circumstances_of, how_compared, how_measured
 from kdbench.report.comparison import comparison_table
 from kdbench.report.conclusion import conclusion_table, sentences
@@ -24,8 +24,18 @@ from kdbench.report.plots import Plot, hover_svg
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable
-from kdbench.report.views import tables_of
 from kdbench.store import Arrays
+
+FILTERS = {
+    "measurement": "Measurement",
+    "rung": "Rung",
+    "backend": "Backend",
+    "batch": "Batch",
+    "threads": "Threads",
+    "dims": "Sizes",
+    "scenario": "Scenario",
+}
+"""What rows are chosen by, from columns of these keys and what their tables have in common; and how it is called."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +86,18 @@ def to_page(
         _comparison_section(f"c{at}", *comparison, numbers, several) for at, comparison in enumerate(comparisons, 1)
     ]
     style, script = (_beside(f"page.{kind}") for kind in ("css", "js"))
-    return _environment().from_string(_beside("page.html.j2")).render(
-        sections=sections,
-        **_head(sections, [*(ladder.result for ladder in ladders), *(made for made, _ in comparisons)]),
-        version=__version__,
-        style=style,
-        script=script,
-        policy=_policy(script),
+    return (
+        _environment()
+        .from_string(_beside("page.html.j2"))
+        .render(
+            sections=sections,
+            **_head(sections, [*(ladder.result for ladder in ladders), *(made for made, _ in comparisons)]),
+            filters=FILTERS,
+            version=__version__,
+            style=style,
+            script=script,
+            policy=_policy(script),
+        )
     )
 
 
@@ -132,9 +147,7 @@ def _head(sections: Sequence[Section], records: Sequence[ResultFile | Comparison
     }
 
 
-def _ladder_section(
-    id: str, ladder: Ladder, plots: Sequence[Plot], numbers: Iterator[int], several: bool
-) -> Section:
+def _ladder_section(id: str, ladder: Ladder, plots: Sequence[Plot], numbers: Iterator[int], several: bool) -> Section:
     result = ladder.result
     name = f"{result.name} on {result.machine.cpu}, {result.machine.cores_logical} cores"
     warnings = []
@@ -144,11 +157,7 @@ def _ladder_section(
         warnings.append("Measured on generated inputs: there is no accuracy.")
     concluded = conclusion_table(ladder)
     first = [*([concluded] if concluded else []), *ladder_tables(ladder), *scenario_tables(ladder)]
-    views = [table for view in ("backends", "scaling") for table in tables_of([ladder], [], view)]
-    recipe = recipe_text(result)
-    folded = [("sha256 of the files, for sha256sum --check", checksums(result))]
-    if recipe:
-        folded.insert(0, (recipe_file(result), recipe))
+    views: list[TextTable] = []
 
     def blocks(tables: Sequence[TextTable]) -> list[Block]:
         common = {"measurement": f"{result.name}, {result.machine.name}, {result.date[:10]}"} if several else {}
@@ -171,7 +180,12 @@ def _ladder_section(
         ),
         Part(f"{id}-method", "How this was measured", how_measured(ladder)),
         Part(f"{id}-machine", "Machine and versions", facts=circumstances(ladder)),
-        Part(f"{id}-again", "How to measure it again", codes=commands(result), folded=folded),
+        Part(
+            f"{id}-again",
+            "How to measure it again",
+            codes=commands(result),
+            folded=[*_recipe(result), ("sha256 of the files, as sha256sum --check reads it", checksums(result))],
+        ),
     ]
     return Section(
         id,
@@ -181,6 +195,12 @@ def _ladder_section(
         sentences(ladder),
         [part for part in parts if _has_something(part)],
     )
+
+
+def _recipe(made: ResultFile | Comparison) -> list[tuple[str, str]]:
+    """Its file's name and text, where it has to be written first."""
+    text = recipe_text(made)
+    return [] if text is None else [(recipe_file(made), text)]
 
 
 def _has_something(part: Part) -> bool:
@@ -210,8 +230,8 @@ def _comparison_section(
             Part(
                 f"{id}-again",
                 "How to make it again",
-                codes=again_comparing(comparison)[:1],
-                folded=again_comparing(comparison)[1:],
+                codes=[comparing(comparison)],
+                folded=_recipe(comparison),
             ),
         ],
     )

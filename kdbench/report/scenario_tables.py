@@ -1,9 +1,10 @@
 """Scenarios as tables of text, shared by every writer."""
 
+from dataclasses import replace
 from itertools import groupby
 
 from kdbench.progress import duration
-from kdbench.report.ladder_tables import hundredths
+from kdbench.report.ladder_tables import hundredths, shared
 from kdbench.report.rows import Metric
 from kdbench.report.scenarios import ScenarioRow, load_of
 from kdbench.report.table import Ladder
@@ -68,7 +69,9 @@ def scenario_tables(ladder: Ladder) -> list[TextTable]:
             *COLUMNS[first.scenario],
             Shown(Column("speed-up", "speedup"), lambda row: _speedup(row, ladder.result.baseline)),
         ]
-        tables.append(table_of(_title(first, ladder.result.baseline), columns, rows, _said, _legend(rows, part_s)))
+        table = table_of(_title(first, ladder.result.baseline), columns, rows, _said, _legend(rows, part_s))
+        common = shared(first.backend, first.threads, first.batch, first.dims)
+        tables.append(replace(table, common=(*common, ("scenario", first.scenario.replace("_", " ")))))
     return tables
 
 
