@@ -113,7 +113,7 @@ def _doubts(won: Sequence[Finding], ladder: Ladder) -> list[str]:
     said = []
     room = max((-d.low for finding in won if (d := _difference(finding.row))), default=0.0)
     if room > 0:
-        said.append(f"No proven loss is not the same as none: the intervals leave room for {100 * room:.1f} points.")
+        said.append(f"No proven loss is not the same as none: the intervals leave room for a loss of {100 * room:.1f} points.")
     if not _judged(ladder):
         no_labels = ladder.metric == "agreement"
         why = "the samples have no labels" if no_labels else "the answers were not compared here"
@@ -149,15 +149,15 @@ def conclusion_table(ladder: Ladder) -> TextTable | None:
     ]
     if judged:
         shown.append(Shown(Column("Δ points", "accuracy_diff"), lambda f: _lost(f)))
-    shown.append(
-        Shown(Column("as fast, within the intervals", "equals", left=True), lambda f: name_cell(", ".join(f.equals)))
-    )
+    if any(finding.equals for finding in found):
+        heading = Column("as fast, within the intervals", "equals", left=True)
+        shown.append(Shown(heading, lambda f: name_cell(", ".join(f.equals))))
     title = f"Fastest rung{' without a proven loss' if judged else ''}, against {ladder.result.baseline}"
     lossless = f", and of the difference in {WORDS[ladder.metric]} one that does not lie below 0" if judged else ""
     legend = (
         "Of the rungs with an interval of the speed-up above 1"
-        f"{lossless}, the one with the largest speed-up. Each interval is a 95 % one, by itself: where many rungs are "
-        "compared, some cover less than all of them together."
+        f"{lossless}, the one with the largest speed-up. Each interval holds by itself in 95 of 100 cases, all of them "
+        "together in fewer."
     )
     return table_of(title, shown, found, _said, legend)
 

@@ -170,6 +170,12 @@
       title.remove();
       return point;
     });
+    const title = svg.querySelector(":scope > title");  // or the browser shows it wherever the pointer rests
+    if (title) {
+      svg.setAttribute("aria-label", title.textContent);
+      svg.removeAttribute("aria-labelledby");
+      title.remove();
+    }
     if (points.length === 0) continue;
     let at = -1;
     svg.setAttribute("tabindex", "0");

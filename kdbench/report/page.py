@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import count, zip_longest
@@ -47,7 +47,8 @@ class Part:
     paragraphs: Sequence[str] = ()
     blocks: Sequence[Block] = ()
     lines: Sequence[str] = ()
-    plots: Sequence[Mapping[str, str]] = ()
+    plots: Sequence[str] = ()
+    """As SVG elements."""
     facts: Sequence[tuple[str, str]] = ()
     codes: Sequence[str] = ()
     folded: Sequence[tuple[str, str]] = ()
@@ -170,7 +171,7 @@ def _ladder_section(id: str, ladder: Ladder, plots: Sequence[Plot], numbers: Ite
             blocks=blocks(first),
             lines=[*unmeasured(ladder.rows), *unmeasured_loads(ladder)],
         ),
-        Part(f"{id}-plots", "Plots", plots=[{"title": plot.title, "svg": hover_svg(plot)} for plot in plots]),
+        Part(f"{id}-plots", "Plots", plots=[hover_svg(plot) for plot in plots]),
         Part(f"{id}-views", "Backends, batches and threads", blocks=blocks(views)),
         Part(
             f"{id}-details",

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from kdbench.report.text import Cell, Column, TextTable
 
 MANY = 11
-"""Columns from which on a table is printed smaller."""
+"""Columns; a table of more is printed smaller."""
+FEW = 14
+"""Rows; a table of no more is printed on one page."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,8 @@ class PageCell:
     """Its classes."""
     text: str
     interval: str = ""
-    room: int = 0
-    """Letters of the longest interval of the column, so that the numbers before them stand below each other."""
+    room: float = 0
+    """Digits as wide as the longest interval of the column, so that the numbers before it stand below each other."""
     number: str | None = None
     name: str | None = None
     """What it is sorted by, where that isn't its text."""
@@ -30,6 +32,7 @@ class Head:
     key: str
     name: str
     number: bool
+    room: float
 
 
 @dataclass(frozen=True)
@@ -49,26 +52,30 @@ class Block:
     def wide(self) -> bool:
         return len(self.heads) > MANY
 
+    @property
+    def short(self) -> bool:
+        return len(self.rows) <= FEW
+
 
 def block(table: TextTable, id: str, common: Mapping[str, str]) -> Block:
     """`common` is laid over what the table itself says that its rows share."""
-    rooms = [
-        max((len(_interval(row[at])) for row in table.rows), default=0) if not column.left else 0
-        for at, column in enumerate(table.columns)
-    ]
-    rows = tuple(
-        tuple(
-            _cell(cell, column, at == 0, room)
-            for at, (cell, column, room) in enumerate(zip(row, table.columns, rooms, strict=True))
-        )
-        for row in table.rows
-    )
+    silent = not any(cell.notes for row in table.rows for cell in row)
+    kept = [at for at, column in enumerate(table.columns) if column.key != "flags" or not silent]
+    rooms = {
+        at: 0.0 if table.columns[at].left else max((_width(_interval(row[at])) for row in table.rows), default=0.0)
+        for at in kept
+    }
     # A heading without words would be a button without a name.
-    heads = tuple(Head(column.key, column.name or "notes", not column.left) for column in table.columns)
+    heads = tuple(
+        Head(column.key, column.name or "notes", not column.left, rooms[at])
+        for at in kept
+        for column in [table.columns[at]]
+    )
+    rows = tuple(tuple(_cell(row[at], table.columns[at], at == 0, rooms[at]) for at in kept) for row in table.rows)
     return Block(id, table.title, heads, rows, table.legend, table.notes, {**dict(table.common), **common})
 
 
-def _cell(cell: Cell, column: Column, first: bool, room: int) -> PageCell:
+def _cell(cell: Cell, column: Column, first: bool, room: float) -> PageCell:
     interval = _interval(cell) if room else ""
     sorted_by = cell.value if isinstance(cell.value, str) and cell.text else None
     kinds = ("num" if not column.left else "name" if column.key != "flags" else "", "best" if cell.best else "")
@@ -87,3 +94,8 @@ def _cell(cell: Cell, column: Column, first: bool, room: int) -> PageCell:
 def _interval(cell: Cell) -> str:
     """What stands in brackets at the end of a number's text."""
     return cell.text[cell.text.rindex(" [") + 1 :] if " [" in cell.text and cell.text.endswith("]") else ""
+
+
+def _width(text: str) -> float:
+    """About as many digits as are as wide as the text: other signs of an interval are narrow."""
+    return round(sum(1.0 if sign.isdigit() or sign == "−" else 0.5 for sign in text), 1)
