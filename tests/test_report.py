@@ -22,7 +22,8 @@ from kdbench.records import (
 from kdbench.report import ladder_tables, text
 from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
-from kdbench.report.plot import save_plot, sign
+from kdbench.report.plots import plots_of, save_plots
+from kdbench.report.plots.style import sign
 from kdbench.report.rows import COLUMNS
 from kdbench.report.sensitivity_plot import labelled
 from kdbench.report.table import ladder
@@ -272,11 +273,11 @@ def test_plots_show_cells_with_both_numbers_and_are_reproducible(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     for folder in (first, second):
         folder.mkdir()
-        assert [path.suffix for path in save_plot(found, folder)] == [".svg", ".png"]
+        assert [path.suffix for path in save_plots(plots_of([found])[:1], folder)] == [".svg", ".png"]
     svg = (first / "accuracy-latency.svg").read_text()
     assert svg == (second / "accuracy-latency.svg").read_text()
     without = result(evaluations=())
-    assert save_plot(ladder(without, {k: v for k, v in arrays().items() if k != "labels"}), tmp_path) == []
+    assert plots_of([ladder(without, {k: v for k, v in arrays().items() if k != "labels"})]) == []
 
 
 def test_no_two_rungs_of_a_long_ladder_look_alike():
