@@ -70,8 +70,10 @@
   // --- filters, over all tables --------------------------------------------------------------------------------------
 
   for (const select of selects) {
-    const found = new Set(tables.flatMap((table) => table.rows.map((row) => row.facts[select.name])));
-    const options = [...found].filter((fact) => fact !== undefined && fact !== "–");
+    // In the order of the table that has most of them.
+    const found = tables.map((table) => [...new Set(table.rows.map((row) => row.facts[select.name]))]);
+    found.sort((a, b) => b.length - a.length);
+    const options = [...new Set(found.flat())].filter((fact) => fact !== undefined && fact !== "–");
     if (options.every((option) => !Number.isNaN(Number(option)))) options.sort((a, b) => a - b);
     select.append(...options.map((option) => new Option(option, option)));
     select.parentElement.hidden = options.length < 2;
