@@ -1,10 +1,13 @@
 """What was measured, on which machine."""
 
+import hashlib
+import json
 from typing import Literal
 
 from kdbench.records.artifacts import Artifact
-from kdbench.records.base import Count, Name, Positive, Record, Task, Versioned
+from kdbench.records.base import Count, Name, Positive, Record, Task
 from kdbench.records.recipe import Recipe, ScenarioName
+from kdbench.records.sealed import Sealed
 
 
 class Machine(Record):
@@ -24,6 +27,22 @@ class Machine(Record):
     fingerprint: str = ""
     """Of the hardware: CPU, features, cores, memory in whole GiB, GPUs; the same from run to run, and machines with
     different ones never share a ratio or a folder. Empty in files from before there was one."""
+
+    @property
+    def hardware(self) -> str:
+        """Its fingerprint, also where none was written down: twelve hexadecimal digits of a hash of facts above.
+
+        What the system keeps of the memory for itself moves by megabytes from one kernel to the next: whole GiB,
+        rounded up, are what is built in.
+        """
+        facts = {
+            "cpu": self.cpu,
+            "features": sorted(self.features),
+            "cores": [self.cores_physical, self.cores_logical],
+            "memory_gib": -(-self.memory_bytes // 2**30),
+            "gpus": sorted(self.gpus),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 class Process(Record):
@@ -193,7 +212,9 @@ class BenchSettings(Record):
     reference: ReferenceCell | None = None
 
 
-class ResultFile(Versioned):
+class ResultFile(Sealed):
+    """A measurement: `results.json` in a run folder, and what is published of it."""
+
     kdbench: str
     date: str
     """UTC, ISO 8601."""
@@ -229,7 +250,7 @@ class Trial(Record):
     raw: str
 
 
-class Comparison(Versioned):
+class Comparison(Sealed):
     """Students of one recipe, by method and seed, and their teacher, on the same evaluation samples."""
 
     kdbench: str
