@@ -2,8 +2,8 @@
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `prune`, `sparsify`,
 `factorise`, `spiral`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`,
-`self_test`, `profile`, `pack`, `bundle`, `load_results`, `results_add`, `results_verify`, `results_rerun`. torch and onnxruntime are imported when a function needs them,
-not before.
+`self_test`, `profile`, `pack`, `bundle`, `load_results`, `results_add`, `results_verify`, `results_rerun`. torch and
+onnxruntime are imported when a function needs them, not before.
 """
 
 from importlib import import_module

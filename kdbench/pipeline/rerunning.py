@@ -114,9 +114,11 @@ def results_rerun(
 
 def _subjects(file: Path, before: ResultFile, folder: RunFolder) -> list[Subject]:
     """The artifacts as they lie in the run folder, in the order of the result file and under its names."""
-    how = f"'kdbench run {before.recipe.name if before.recipe else before.name}' makes them again, or name their folder"
+    how = "name the folder that holds them behind --rerun"
+    if before.recipe:
+        how = f"'kdbench run {before.recipe.name}' makes them again, or {how}"
     if not folder.path.is_dir():
-        raise UserError(f"{folder.path}: no such run folder: {how} behind --rerun")
+        raise UserError(f"{folder.path}: no such run folder: {how}")
     found = {subject.artifact.sha256: subject for subject in run_subjects(folder)}
     missing = [f"{a.rung} ({a.sha256[:12]}…)" for a in before.artifacts if a.sha256 not in found]
     if missing:
@@ -191,8 +193,8 @@ def _place(m: Measurement) -> tuple[str, str, int, int, str]:
 
 
 def _label(m: Measurement) -> str:
-    threads = f"{m.threads} thread{'s' * (m.threads > 1)}"
-    return f"{m.rung}, {m.backend}, {threads}, batch {m.batch}{f', {written(m.dims)}' if m.dims else ''}"
+    threads = f", {m.threads} threads" if m.threads > 1 else ""
+    return f"{m.rung}, {m.backend}{threads}, batch {m.batch}{f', {written(m.dims)}' if m.dims else ''}"
 
 
 def _changed(old: ResultFile, new: ResultFile) -> list[str]:

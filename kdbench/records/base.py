@@ -55,6 +55,7 @@ R = TypeVar("R", bound=Record)
 
 class Versioned(Record):
     schema_version: Annotated[int, Field(alias="schema", ge=1)] = SCHEMA
+    """Of the format."""
 
 
 def parse(kind: type[R], data: Mapping[str, Any], where: str) -> R:

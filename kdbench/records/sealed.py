@@ -11,7 +11,7 @@ from kdbench.errors import UserError
 from kdbench.records.base import Versioned
 
 RESULTS_SCHEMA = 2
-"""Version of the files of results and comparisons, which is counted apart from the others'. History:
+"""It is the version of the files of results and comparisons, counted apart from that of other files:
 
 1. The first.
 2. A seal; the machine's fingerprint and its GPUs.
@@ -24,7 +24,7 @@ SHOWN = 12
 
 class Sealed(Versioned):
     schema_version: Annotated[int, Field(alias="schema", ge=1)] = RESULTS_SCHEMA
-    """Of the file's format: see its history below."""
+    """Of the format: see its history."""
     seal: str = ""
     """sha256 of all other fields as JSON without spaces, keys sorted, signs beyond ASCII escaped; empty in files of
     schema 1. It tells an accident or an edit, not a forgery."""
