@@ -3,20 +3,13 @@
 import os
 import re
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from kdbench.records import BenchSettings, recipe_from_toml
-from kdbench.records.writing import recipe_to_toml
-from kdbench.report.again import commands
-from kdbench.report.conclusion import conclusion_table, sentences
 from kdbench.report.page import to_page
 from kdbench.report.plots import plots_of
 from kdbench.report.table import ladder
-from kdbench.store import load_recipe, zoo_recipes
-from tests.conftest import REPOSITORY
 from tests.test_report import ROUNDS, artifact, cell, evaluation, result
 
 HOSTILE = (

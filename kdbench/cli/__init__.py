@@ -32,6 +32,7 @@ COMMANDS = (
     "pack",
     "bundle",
     "report",
+    "results",
     "backends",
     "zoo",
 )

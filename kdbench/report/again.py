@@ -17,6 +17,11 @@ def commands(result: ResultFile) -> list[str]:
     return [f"kdbench {word} {result.recipe.name if in_zoo(result) else recipe_file(result)}"]
 
 
+def again(result: ResultFile) -> str | None:
+    """The command that runs a recipe of the zoo again, if it was run as it stands there."""
+    return commands(result)[0] if in_zoo(result) else None
+
+
 def comparing(comparison: Comparison) -> str:
     """The command that trains the students of all methods and seeds again."""
     methods = {trial.method for trial in comparison.trials}

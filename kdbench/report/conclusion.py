@@ -113,7 +113,9 @@ def _doubts(won: Sequence[Finding], ladder: Ladder) -> list[str]:
     said = []
     room = max((-d.low for finding in won if (d := _difference(finding.row))), default=0.0)
     if room > 0:
-        said.append(f"No proven loss is not the same as none: the intervals leave room for a loss of {100 * room:.1f} points.")
+        said.append(
+            f"No proven loss is not the same as none: the intervals leave room for a loss of {100 * room:.1f} points."
+        )
     if not _judged(ladder):
         no_labels = ladder.metric == "agreement"
         why = "the samples have no labels" if no_labels else "the answers were not compared here"

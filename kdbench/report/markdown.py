@@ -1,5 +1,6 @@
 """The report as Markdown."""
 
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from itertools import zip_longest
@@ -8,33 +9,41 @@ import jinja2
 
 from kdbench.errors import printable
 from kdbench.records import Comparison
-from kdbench.report.again import commands, in_zoo
+from kdbench.report.again import again
 from kdbench.report.circumstances import circumstances, circumstances_of, how_compared, how_measured
 from kdbench.report.comparison import comparison_table
 from kdbench.report.ladder_tables import details_table, ladder_tables, unmeasured
 from kdbench.report.operators import slimming_lines
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
-from kdbench.report.text import TextTable, count, mark, size
+from kdbench.report.text import Cell, TextTable, count, mark, size
 from kdbench.store import Arrays
 
 
-def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), heading: str = "#") -> str:
-    """A section for each result file, its title led by `heading`; `plots` are the addresses of their images."""
+def to_markdown(
+    ladders: Sequence[Ladder],
+    plots: Sequence[str | None] = (),
+    heading: str = "#",
+    columns: Sequence[str] = (),
+) -> str:
+    """A section for each result file, its title led by `heading`; `plots` are the addresses of their images.
+
+    `columns` are fields of a row, in the place of the ladder's usual ones.
+    """
     template = template_environment().from_string(
         files(__package__).joinpath("report.md.j2").read_text(encoding="utf-8")
     )
     sections = [
         {
             "result": ladder.result,
-            "tables": [*ladder_tables(ladder), *scenario_tables(ladder)],
+            "tables": [*ladder_tables(ladder, columns=columns), *scenario_tables(ladder, columns)],
             "details": details_table(ladder),
             "slimmed": slimming_lines(ladder.result.artifacts),
             "unmeasured": [*unmeasured(ladder.rows), *unmeasured_loads(ladder)],
             "plot": plot,
             "measured": how_measured(ladder),
             "circumstances": circumstances(ladder),
-            "again": commands(ladder.result)[0] if in_zoo(ladder.result) else None,
+            "again": again(ladder.result),
         }
         for ladder, plot in zip_longest(ladders, plots)
     ]
@@ -49,6 +58,14 @@ def tables_to_markdown(ladder: Ladder) -> str:
         "{% for line in unmeasured %}{{ line | cell }}\n{% endfor %}"
     )
     return template.render(tables=ladder_tables(ladder), unmeasured=unmeasured(ladder.rows)).strip()
+
+
+def views_to_markdown(tables: Sequence[TextTable]) -> str:
+    """Tables under headings of their own."""
+    template = template_environment().from_string(
+        "{% from 'macros' import table %}{% for t in tables %}# {{ t.title | cell }}\n\n{{ table(t) }}\n{% endfor %}"
+    )
+    return template.render(tables=tables).strip() + "\n"
 
 
 def comparison_to_markdown(comparison: Comparison, arrays: Arrays) -> str:
@@ -78,16 +95,21 @@ def template_environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"cell": _cell, "size": size, "count": count, "mark": mark, "rule": _rule}
+    environment.filters |= {"cell": _cell, "marked": _marked, "size": size, "count": count, "mark": mark, "rule": _rule}
     return environment
 
 
 def _cell(text: object) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Text that Markdown shows as it is, on one line; no mention of anybody where it becomes a comment."""
     line = printable(" ".join(str(text).split()))
-    for sign in "\\`*_|<>[]":
-        line = line.replace(sign, "\\" + sign)
-    return line
+    line = re.sub(r"[\\`*_|<>\[\]~&$#]", r"\\\g<0>", line)
+    return re.sub(r"(?<![^\W_])@(?=\w)", "&#64;", line)
+
+
+def _marked(cell: Cell) -> str:
+    """A cell's text, in bold where it is the best, and the marks of its footnotes."""
+    text = _cell(cell.text)
+    return " ".join(filter(None, (f"**{text}**" if cell.best else text, *map(mark, cell.notes))))
 
 
 def _rule(table: TextTable) -> str:
