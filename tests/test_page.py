@@ -1,4 +1,4 @@
-"""The report page in a browser: it sorts, filters and tells, asks nobody for anything, and holds hostile names as text."""
+"""The report page in a browser: it sorts, filters and tells, asks nobody for anything; hostile names stay text."""
 
 import os
 import re
@@ -120,7 +120,8 @@ def column(page, table, key):
         """([id, key]) => {
           const table = document.getElementById(id);
           const at = [...table.tHead.rows[0].cells].findIndex((head) => head.dataset.key === key);
-          return [...table.tBodies[0].rows].filter((row) => row.offsetParent).map((row) => row.cells[at].innerText.trim());
+          const rows = [...table.tBodies[0].rows].filter((row) => row.offsetParent);
+          return rows.map((row) => row.cells[at].innerText.trim());
         }""",
         [table, key],
     )
@@ -264,8 +265,8 @@ def test_the_policy_refuses_what_is_not_ours(browser, small, tmp_path):
 
 LOW_CONTRAST = """() => {
   const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-    .reduce((sum, v, at) => sum + v * [.2126, .7152, .0722][at], 0);
+  const linear = (v) => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => .2126 * linear(r / 255) + .7152 * linear(g / 255) + .0722 * linear(b / 255);
   const ground = (element) => {
     for (let at = element; at; at = at.parentElement) {
       const colour = parse(getComputedStyle(at).backgroundColor);

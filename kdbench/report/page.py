@@ -14,13 +14,16 @@ from kdbench import __version__
 from kdbench.errors import printable
 from kdbench.records import Comparison, ResultFile
 from kdbench.report.again import checksums, commands, comparing, recipe_file, recipe_text
+from kdbench.report.backends_view import backend_tables
 from kdbench.report.circumstances import circumstances, circumstances_of, how_compared, how_measured
 from kdbench.report.comparison import comparison_table
 from kdbench.report.conclusion import conclusion_table, sentences
 from kdbench.report.ladder_tables import details_table, ladder_tables, unmeasured
+from kdbench.report.methods_view import methods_table
 from kdbench.report.operators import slimming_lines
 from kdbench.report.page_tables import Block, block
 from kdbench.report.plots import Plot, hover_svg
+from kdbench.report.scaling_view import scaling_tables
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
 from kdbench.report.text import TextTable
@@ -86,6 +89,8 @@ def to_page(
     sections += [
         _comparison_section(f"c{at}", *comparison, numbers, several) for at, comparison in enumerate(comparisons, 1)
     ]
+    across = _across(ladders, comparisons, numbers)
+    sections = [*([across] if across else []), *sections]
     style, script = (_beside(f"page.{kind}") for kind in ("css", "js"))
     return (
         _environment()
@@ -128,7 +133,7 @@ def _environment() -> jinja2.Environment:
 
 def _head(sections: Sequence[Section], records: Sequence[ResultFile | Comparison]) -> dict[str, Any]:
     """Title, what stands below it, and the contents."""
-    if len(sections) == 1:
+    if len(records) == 1:
         description = records[0].recipe.description if records[0].recipe else ""
         parts = [{"id": part.id, "name": part.name, "more": ""} for part in sections[0].parts]
         return {
@@ -141,7 +146,7 @@ def _head(sections: Sequence[Section], records: Sequence[ResultFile | Comparison
     days = sorted(record.date[:10] for record in records)
     span = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     return {
-        "title": f"{len(sections)} measurements on {machines} machine{'s' if machines > 1 else ''}",
+        "title": f"{len(records)} measurements on {machines} machine{'s' if machines > 1 else ''}",
         "subtitle": [f"{span}. Ratios are formed within a measurement only."],
         "contents": [{"id": section.id, "name": section.name, "more": section.more} for section in sections],
         "contents_with_more": True,
@@ -158,7 +163,9 @@ def _ladder_section(id: str, ladder: Ladder, plots: Sequence[Plot], numbers: Ite
         warnings.append("Measured on generated inputs: there is no accuracy.")
     concluded = conclusion_table(ladder)
     first = [*([concluded] if concluded else []), *ladder_tables(ladder), *scenario_tables(ladder)]
-    views: list[TextTable] = []
+    views = [table for table in backend_tables([ladder], "latency") if len(table.columns) > 2]
+    if len({(row.batch, row.threads) for row in ladder.rows}) > 1:
+        views += scaling_tables(ladder)
 
     def blocks(tables: Sequence[TextTable]) -> list[Block]:
         common = {"measurement": f"{result.name}, {result.machine.name}, {result.date[:10]}"} if several else {}
@@ -202,6 +209,22 @@ def _recipe(made: ResultFile | Comparison) -> list[tuple[str, str]]:
     """Its file's name and text, where it has to be written first."""
     text = recipe_text(made)
     return [] if text is None else [(recipe_file(made), text)]
+
+
+def _across(
+    ladders: Sequence[Ladder], comparisons: Sequence[tuple[Comparison, Arrays]], numbers: Iterator[int]
+) -> Section | None:
+    """What stands side by side of several files, where anything does."""
+    names = [(ladder.result.name, ladder.result.baseline) for ladder in ladders]
+    alike = [ladder for ladder, name in zip(ladders, names, strict=True) if names.count(name) > 1]
+    tables = backend_tables(alike, "latency") if alike else []
+    if len(comparisons) > 1:
+        tables.append(methods_table(comparisons))
+    if not tables:
+        return None
+    blocks = [block(table, f"t{next(numbers)}", {}) for table in tables]
+    part = Part("across-tables", "Measurements", blocks=blocks)
+    return Section("across", "Side by side", "Each number from its own file; no ratio between files", (), (), [part])
 
 
 def _has_something(part: Part) -> bool:

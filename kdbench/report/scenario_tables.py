@@ -58,7 +58,7 @@ def scenario_tables(ladder: Ladder, columns: Sequence[str] = ()) -> list[TextTab
         wanted = [known[name].column for name in columns if name != "flags"] or usual
         shown = [replace(known[column.key], column=column) for column in wanted]
         table = table_of(_title(first, ladder.result.baseline), shown, rows, _said, _legend(rows, part_s))
-        common = shared(first.backend, first.threads, first.batch, first.dims)
+        common = shared(first.threads, first.batch, first.dims, first.backend)
         tables.append(replace(table, common=(*common, ("scenario", first.scenario.replace("_", " ")))))
     return tables
 
