@@ -102,6 +102,8 @@ def _first(won: Sequence[Finding], lossless: str, baseline: str) -> str:
         lost = _difference(slow)
         gain = f", at {points(lost)} points" if lost else ""
         return f"{said}{ratio(slow.ratio)} as fast as {baseline}{gain} ({place_of(slow)}){beside}."
+    if ratio(slow.ratio) == ratio(fast.ratio):
+        return f"{said}{ratio(slow.ratio)} as fast as {baseline} in each of {len(won)} settings."
     return (
         f"{said}from {ratio(slow.ratio)} as fast as {baseline} ({place_of(slow)}) to {ratio(fast.ratio)} "
         f"({place_of(fast)})."
