@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from kdbench import load_results
 from kdbench.pipeline.rungs import LADDER
 from kdbench.report.plots import plots_of, save_plots
-from kdbench.report.table import load_ladders
+from kdbench.report.table import load_ladders, load_rows
 from kdbench.store import RESULTS, load_result
 from tests.conftest import REPOSITORY, kdbench, overrides
 
@@ -60,7 +59,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits(place):
-    return {(row.rung, row.backend, row.batch): row for row in load_results(place / "runs" / "digits")}
+    return {(row.rung, row.backend, row.batch): row for row in load_rows(place / "runs" / "digits")}
 
 
 def test_the_console_blocks_run(place):

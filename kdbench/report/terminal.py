@@ -11,6 +11,7 @@ from rich.text import Text
 from kdbench.errors import printable
 from kdbench.report.ladder_tables import ladder_tables, rungs_table, unmeasured
 from kdbench.report.operators import slimming_lines
+from kdbench.report.rendering import Found
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
 from kdbench.report.text import Cell, Column, TextTable, mark
@@ -40,6 +41,21 @@ def print_ladder(ladder: Ladder) -> None:
         console.print()
     for line in (*unmeasured(ladder.rows), *unmeasured_loads(ladder)):
         console.print(printable(line))
+
+
+def print_found(found: Found) -> None:
+    """A ladder as `kdbench run` prints it, or the tables of another view, with all of their columns."""
+    console = _console()
+    if found.view == "ladder" and not found.asked.columns:
+        for one in found.ladders:
+            if len(found.ladders) > 1:
+                console.print(printable(f"{one.result.machine.name}, {one.source or one.result.name}"), style="bold")
+            print_ladder(one)
+        return
+    for number, content in enumerate(found.tables(brief=True)):
+        if number:
+            console.print()
+        _print(console, content, whole=True)
 
 
 def print_table(content: TextTable, whole: bool = False) -> None:

@@ -1,9 +1,7 @@
 """The same results seen in different ways: each view makes tables that every writer takes."""
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 from kdbench.errors import UserError, pick
@@ -17,9 +15,8 @@ from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.scenarios import COLUMNS as SCENARIO_COLUMNS
 from kdbench.report.scenarios import load_of
 from kdbench.report.selection import in_order, known_column, rebased
-from kdbench.report.table import Ladder, load_ladders
+from kdbench.report.table import Ladder
 from kdbench.report.text import FLAGS, Column, TextTable, name_cell
-from kdbench.store import COMPARISON_FILE, load_comparison
 
 Line = TypeVar("Line")
 
@@ -127,49 +124,7 @@ def renumbered(table: TextTable) -> TextTable:
     order = list(dict.fromkeys(note for row in table.rows for cell in row for note in cell.notes))
     new = {old: number for number, old in enumerate(order, 1)}
     rows = tuple(
-        tuple(replace(cell, notes=tuple(new[note] for note in cell.notes)) for cell in row) for row in table.rows
+        tuple(replace(cell, notes=tuple(sorted(new[note] for note in cell.notes))) for cell in row)
+        for row in table.rows
     )
     return replace(table, rows=rows, notes=tuple(table.notes[old - 1] for old in order))
-
-
-def load(paths: Iterable[str | Path], view: str | None) -> tuple[str, list[Ladder], list[Compared]]:
-    """The view, and what it is made of: result files, or comparisons of methods.
-
-    No view is that of the methods where all paths are comparisons, else the ladder's. Raises UserError where a path has
-    nothing for the view.
-    """
-    named = [Path(path) for path in paths]
-    compared = [is_comparison(path) for path in named]
-    view = view or ("methods" if named and all(compared) else "ladder")
-    if view == "methods":
-        files = [file for path in named for file in _comparisons(path)]
-        return view, [], [load_comparison(file) for file in files]
-    for path, no_result in zip(named, compared, strict=True):
-        if no_result:
-            raise UserError(f"{path}: a comparison of methods: show it by --view methods, or name it by itself")
-    return view, load_ladders(named), []
-
-
-def is_comparison(path: Path) -> bool:
-    """Whether a file is a comparison of methods; one that can't be read is by its name."""
-    if not path.is_file() or path.suffix != ".json":
-        return False
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return path.name == COMPARISON_FILE
-    return isinstance(data, dict) and "trials" in data
-
-
-def _comparisons(path: Path) -> list[Path]:
-    """A comparison, or all below a folder."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if not path.is_dir():
-        if not is_comparison(path):
-            raise UserError(f"{path}: no comparison of methods, as `kdbench distill --seeds` writes it")
-        return [path]
-    found = [file for file in sorted(path.glob("**/*.json")) if is_comparison(file)]
-    if not found:
-        raise UserError(f"{path}: no comparison of methods in it: `kdbench distill --seeds` writes {COMPARISON_FILE}")
-    return found
