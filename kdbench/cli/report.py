@@ -11,7 +11,7 @@ from kdbench.errors import UserError
 @click.command(short_help="Render results as Markdown or CSV.")
 @click.argument("paths", type=options.FILE, nargs=-1, required=True, metavar="RUN_DIR | RESULTS...")
 @click.option("--format", "kind", type=click.Choice(["md", "csv"]), default="md", show_default=True)
-@click.option("--out", type=options.FILE, metavar="DIR", help="Write report.md, report.csv and the plot there instead.")
+@click.option("--out", type=options.FILE, metavar="DIR", help="Write report.md, report.csv and plots there instead.")
 @click.option("--publish", is_flag=True, help="Copy them to results/<machine>/<date>-<name>.json instead.")
 def report(paths: tuple[Path, ...], kind: str, out: Path | None, publish: bool) -> None:
     """Render result files, or all below the given folders, as Markdown or CSV.
@@ -43,7 +43,8 @@ def report(paths: tuple[Path, ...], kind: str, out: Path | None, publish: bool) 
     elif out is not None:
         from kdbench.report.files import save_report
 
-        for path in save_report(load_ladders(paths), load_results(*paths), out):
+        run = store.RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
+        for path in save_report(load_ladders(paths), load_results(*paths), out, run):
             click.echo(path)
     elif kind == "csv":
         from kdbench.report.files import load_rows

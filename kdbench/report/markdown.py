@@ -36,8 +36,8 @@ JUDGED: dict[Metric, str] = {
 """How what stands beside the speed was measured."""
 
 
-def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), heading: str = "#") -> str:
-    """A section for each result file, its title led by `heading`; `plots` are the addresses of their images."""
+def to_markdown(ladders: Sequence[Ladder], plots: Sequence[Sequence[tuple[str, str]]] = (), heading: str = "#") -> str:
+    """A section for each result file, its title led by `heading`; `plots` are the images of each, address and text."""
     template = template_environment().from_string(
         files(__package__).joinpath("report.md.j2").read_text(encoding="utf-8")
     )
@@ -48,7 +48,7 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
             "details": details_table(ladder),
             "slimmed": slimming_lines(ladder.result.artifacts),
             "unmeasured": [*unmeasured(ladder.rows), *unmeasured_loads(ladder)],
-            "plot": plot,
+            "plots": images or (),
             "judged": JUDGED[ladder.metric],
             "proven": any(proofs_in(evaluation) for evaluation in ladder.result.evaluations),
             "environments": {
@@ -60,7 +60,7 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
             "cold": any(row.cold_start_s is not None for row in ladder.rows),
             "again": _again(ladder.result),
         }
-        for ladder, plot in zip_longest(ladders, plots)
+        for ladder, images in zip_longest(ladders, plots)
     ]
     return template.render(sections=sections, heading=heading).strip() + "\n"
 

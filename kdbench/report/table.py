@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Ladder:
     """p-value of each rung against the baseline, by rung, backend and threads."""
     scenarios: tuple[ScenarioRow, ...] = ()
     """In the place of rows, where scenarios were measured."""
+    arrays: Arrays = field(default_factory=dict, repr=False, compare=False)
+    """The raw values that all of this was computed from."""
 
 
 def load_ladders(paths: Iterable[Path]) -> list[Ladder]:
@@ -108,7 +110,7 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         return judged(m.rung, m.backend, m.threads)
 
     loads = scenario_rows(result, arrays, score)
-    return Ladder(result, tuple(rows), metric, _mcnemar(answers, labels, result.baseline), loads)
+    return Ladder(result, tuple(rows), metric, _mcnemar(answers, labels, result.baseline), loads, arrays)
 
 
 def _key(rung: str, m: Measurement) -> tuple[str, str, int, int, str]:
