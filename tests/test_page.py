@@ -79,7 +79,7 @@ def made(tmp_path_factory):
     def write(name, *ladders, plots=False):
         path = folder / f"{name}.html"
         if not path.exists():
-            drawn = [plots_of([own]) for own in ladders] if plots else ()
+            drawn = plots_of(ladders) if plots else ()
             path.write_text(to_page(ladders, (), drawn), encoding="utf-8")
         return path
 

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import count, zip_longest
+from itertools import count
 from typing import Any
 
 import jinja2
@@ -19,10 +19,10 @@ from kdbench.report.circumstances import circumstances, circumstances_of, how_co
 from kdbench.report.comparison import comparison_table
 from kdbench.report.conclusion import conclusion_table, sentences
 from kdbench.report.ladder_tables import details_table, ladder_tables, unmeasured
-from kdbench.report.methods_view import methods_table
+from kdbench.report.methods_view import Compared, methods_table
 from kdbench.report.operators import slimming_lines
 from kdbench.report.page_tables import Block, block
-from kdbench.report.plots import Plot, hover_svg
+from kdbench.report.plots import Plot, hover_svg, of_ladder
 from kdbench.report.scaling_view import scaling_tables
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
@@ -72,19 +72,18 @@ class Section:
 
 def to_page(
     ladders: Sequence[Ladder],
-    comparisons: Sequence[tuple[Comparison, Arrays]] = (),
-    plots: Sequence[Sequence[Plot]] = (),
+    comparisons: Sequence[Compared] = (),
+    plots: Sequence[Plot] = (),
 ) -> str:
-    """A section for each result file and each comparison; `plots` are those of each result file, in the same order.
+    """A section for each result file, with those of the `plots` that are its own, and for each comparison.
 
-    No two plots share a name. Equal input gives an equal page.
+    Equal input gives an equal page.
     """
     numbers = count(1)
     several = len(ladders) + len(comparisons) > 1
     sections = [
-        _ladder_section(f"m{at}", ladder, own or (), numbers, several)
-        for at, (ladder, own) in enumerate(zip_longest(ladders, plots), 1)
-        if ladder is not None
+        _ladder_section(f"m{at}", ladder, of_ladder(plots, at), numbers, several)
+        for at, ladder in enumerate(ladders, 1)
     ]
     sections += [
         _comparison_section(f"c{at}", *comparison, numbers, several) for at, comparison in enumerate(comparisons, 1)
@@ -211,9 +210,7 @@ def _recipe(made: ResultFile | Comparison) -> list[tuple[str, str]]:
     return [] if text is None else [(recipe_file(made), text)]
 
 
-def _across(
-    ladders: Sequence[Ladder], comparisons: Sequence[tuple[Comparison, Arrays]], numbers: Iterator[int]
-) -> Section | None:
+def _across(ladders: Sequence[Ladder], comparisons: Sequence[Compared], numbers: Iterator[int]) -> Section | None:
     """What stands side by side of several files, where anything does."""
     names = [(ladder.result.name, ladder.result.baseline) for ladder in ladders]
     alike = [ladder for ladder, name in zip(ladders, names, strict=True) if names.count(name) > 1]
