@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -42,6 +43,13 @@ FILTERS = {
 
 
 @dataclass(frozen=True)
+class Drawing:
+    svg: str
+    width: str
+    """At which its letters are as large as those of the others."""
+
+
+@dataclass(frozen=True)
 class Part:
     """What stands under one heading."""
 
@@ -50,8 +58,7 @@ class Part:
     paragraphs: Sequence[str] = ()
     blocks: Sequence[Block] = ()
     lines: Sequence[str] = ()
-    plots: Sequence[str] = ()
-    """As SVG elements."""
+    plots: Sequence[Drawing] = ()
     facts: Sequence[tuple[str, str]] = ()
     codes: Sequence[str] = ()
     folded: Sequence[tuple[str, str]] = ()
@@ -162,8 +169,10 @@ def _ladder_section(id: str, ladder: Ladder, plots: Sequence[Plot], numbers: Ite
         warnings.append("Measured on generated inputs: there is no accuracy.")
     concluded = conclusion_table(ladder)
     first = [*([concluded] if concluded else []), *ladder_tables(ladder), *scenario_tables(ladder)]
-    views = [table for table in backend_tables([ladder], "latency") if len(table.columns) > 2]
-    if len({(row.batch, row.threads) for row in ladder.rows}) > 1:
+    views = []
+    if len({row.backend for row in ladder.rows if not row.error}) > 1:
+        views += backend_tables([ladder], "latency")
+    if len({row.threads for row in ladder.rows}) > 1 or len({row.batch for row in ladder.rows}) > 2:
         views += scaling_tables(ladder)
 
     def blocks(tables: Sequence[TextTable]) -> list[Block]:
@@ -177,7 +186,7 @@ def _ladder_section(id: str, ladder: Ladder, plots: Sequence[Plot], numbers: Ite
             blocks=blocks(first),
             lines=[*unmeasured(ladder.rows), *unmeasured_loads(ladder)],
         ),
-        Part(f"{id}-plots", "Plots", plots=[hover_svg(plot) for plot in plots]),
+        Part(f"{id}-plots", "Plots", plots=[_drawing(plot) for plot in plots]),
         Part(f"{id}-views", "Backends, batches and threads", blocks=blocks(views)),
         Part(
             f"{id}-details",
@@ -222,6 +231,12 @@ def _across(ladders: Sequence[Ladder], comparisons: Sequence[Compared], numbers:
     blocks = [block(table, f"t{next(numbers)}", {}) for table in tables]
     part = Part("across-tables", "Measurements", blocks=blocks)
     return Section("across", "Side by side", "Each number from its own file; no ratio between files", (), (), [part])
+
+
+def _drawing(plot: Plot) -> Drawing:
+    svg = hover_svg(plot)
+    drawn = re.search(r"max-width: ([\d.]+pt)", svg)
+    return Drawing(svg, drawn[1] if drawn else "100%")
 
 
 def _has_something(part: Part) -> bool:
