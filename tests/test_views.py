@@ -68,11 +68,10 @@ def test_digits_behind_the_second_of_the_half_width_are_not_shown_and_none_befor
         read = float(written.replace("−", "-"))
         assert abs(read - number) <= 0.5000001 * 10.0**-places
         assert "−0" not in written or read != 0
-    half_read = float(f"{half:.2g}")
-    # The last place is the second digit of the half-width, or that of the fourth of the largest number.
-    if places > 3 - math.floor(math.log10(max(abs(value - half), abs(value + half)))) - 1e-9:
-        return
-    assert 9.4 <= half_read * 10.0**places < 100.5
+    # The last place is the second digit of the half-width, or the fourth of the largest number.
+    largest = max(abs(value - half), abs(value + half))
+    if places != 3 - int(f"{largest:.1e}".partition("e")[2]):
+        assert 9.9 < float(f"{half:.2g}") * 10.0**places < 99.5
 
 
 def test_latencies_and_rates_have_digits_by_their_interval():
