@@ -88,9 +88,10 @@ def test_the_digits_ladder_is_printed_and_fits_the_terminal(place):
     printed = (place / "printed.txt").read_text()
     for rung in LADDER:
         assert rung in printed
-    for name in ("report.md", "accuracy-latency.svg", "accuracy-latency.png", "results.json"):
+    for name in ("report.md", "accuracy-latency.svg", "training-curves.svg", "results.json"):
         assert (place / "runs" / "digits" / name).is_file()
         assert f"runs/digits/{name}" in printed
+    assert (place / "runs" / "digits" / "accuracy-latency.png").is_file()
     assert max(map(len, printed.splitlines())) <= 100
 
 

@@ -22,9 +22,9 @@ from kdbench.report import ladder_tables, text
 from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
 from kdbench.report.plots import plots_of, save_plots
+from kdbench.report.plots.sensitivity import labelled
 from kdbench.report.plots.style import sign
 from kdbench.report.rows import COLUMNS
-from kdbench.report.sensitivity_plot import labelled
 from kdbench.report.table import ladder, load_rows
 from kdbench.report.terminal import print_table
 from kdbench.store import save_results

@@ -37,7 +37,7 @@ from kdbench.errors import UserError
 @click.option("--backend", "backends", multiple=True, metavar="BACKEND", help="This backend alone; likewise.")
 @click.option("--batch", "batches", multiple=True, type=int, metavar="N", help="This batch alone; likewise.")
 @click.option("--threads", multiple=True, type=int, metavar="N", help="This thread count alone; likewise.")
-@click.option("--out", type=options.FILE, metavar="DIR", help="Write report.md, report.csv and the plot there instead.")
+@click.option("--out", type=options.FILE, metavar="DIR", help="Write report.md, report.csv and plots there instead.")
 def report(
     paths: tuple[Path, ...],
     kind: str,
@@ -79,10 +79,12 @@ def report(
     found = find(paths, Asked(view, names, sort, baseline, measure, Selection(rungs, backends, batches, threads)))
     if out is not None:
         from kdbench.report.files import save_report
+        from kdbench.store import RunFolder
 
         if found.view != "ladder" or kind != "md" or names:
             raise UserError("--out: writes the ladder's whole report: leave out --view, --format and --columns")
-        for path in save_report(found.ladders, rows_of(found.ladders), out):
+        run = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
+        for path in save_report(found.ladders, rows_of(found.ladders), out, run):
             click.echo(path)
     elif kind == "terminal":
         from kdbench.report.terminal import print_found

@@ -39,11 +39,12 @@ JUDGED: dict[Metric, str] = {
 
 def to_markdown(
     ladders: Sequence[Ladder],
-    plots: Sequence[str | None] = (),
+    plots: Sequence[Sequence[tuple[str, str]]] = (),
     heading: str = "#",
     columns: Sequence[str] = (),
 ) -> str:
-    """A section for each result file, its title led by `heading`; `plots` are the addresses of their images.
+    """A section for each result file, its title led by `heading`; `plots` are the images of each, address and
+    text.
 
     `columns` are fields of a row, in the place of the ladder's usual ones.
     """
@@ -57,7 +58,7 @@ def to_markdown(
             "details": details_table(ladder),
             "slimmed": slimming_lines(ladder.result.artifacts),
             "unmeasured": [*unmeasured(ladder.rows), *unmeasured_loads(ladder)],
-            "plot": plot,
+            "plots": images or (),
             "judged": JUDGED[ladder.metric],
             "proven": any(proofs_in(evaluation) for evaluation in ladder.result.evaluations),
             "environments": {
@@ -69,7 +70,7 @@ def to_markdown(
             "cold": any(row.cold_start_s is not None for row in ladder.rows),
             "again": again(ladder.result),
         }
-        for ladder, plot in zip_longest(ladders, plots)
+        for ladder, images in zip_longest(ladders, plots)
     ]
     return template.render(sections=sections, heading=heading).strip() + "\n"
 

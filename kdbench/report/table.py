@@ -37,7 +37,7 @@ class Ladder:
     scenarios: tuple[ScenarioRow, ...] = ()
     """In the place of rows, where scenarios were measured."""
     arrays: Arrays = field(default_factory=dict, repr=False, compare=False)
-    """The raw values."""
+    """The raw values that all of this was computed from."""
     source: str = ""
     """What tells its file from others of the same machine."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,22 @@ def save_plots(plots: Sequence[Plot], folder: Path) -> list[Path]:
             paths.append(folder / f"{plot.name}.{kind}")
             write_atomic(paths[-1], write(plot))
     return paths
+
+
+NAMES = (
+    "accuracy-latency", "accuracy-size", "accuracy-macs", "accuracy-parameters", "throughput-batch",
+    "throughput-threads", "latency-distribution", "training-curves",
+)  # fmt: skip
+"""Of the plots of a report, before the number of their result file."""
+
+
+def remove_other_plots(folder: Path, plots: Sequence[Plot]) -> None:
+    """Removes from a report's folder the plots that an earlier report had, and this one has not."""
+    kept = {plot.name for plot in plots}
+    for path in folder.iterdir():
+        known = re.fullmatch(rf"({'|'.join(NAMES)})(-\d+)?", path.stem)
+        if known and path.suffix in (".svg", ".png") and path.stem not in kept:
+            path.unlink()
 
 
 def svg(plot: Plot) -> bytes:
