@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kdbench import stats
 from kdbench.report import rounds
-from kdbench.report.ladder_tables import said_of
+from kdbench.report.ladder_tables import said_of, shared
 from kdbench.report.rows import Metric, Row
 from kdbench.report.table import Ladder
 from kdbench.report.text import (
@@ -167,6 +167,7 @@ def _table(ladders: Sequence[Ladder], place: Place, measure: str) -> TextTable:
         rows,
         tuple(notes),
         f"{wanted.legend.format(**words)} {bold}",
+        shared(threads, batch, dims),
     )
 
 

@@ -29,9 +29,16 @@ def ladder_tables(ladder: Ladder, brief: bool = False, columns: Sequence[str] = 
         where = f"{backend}, {threads} thread{'s' if threads > 1 else ''}, batch {batch}{f', {dims}' if dims else ''}"
         title = f"{where}, against {ladder.result.baseline}"
         legend = " ".join(filter(None, (LEGENDS[ladder.metric].format(baseline=ladder.result.baseline), *more)))
-        tables.append(table_of(title, shown, rows, said_of, legend))
+        common = shared(threads, batch, dims, backend)
+        tables.append(replace(table_of(title, shown, rows, said_of, legend), common=common))
         more = []  # said once, below the first table
     return tables
+
+
+def shared(threads: int, batch: int, dims: str, backend: str | None = None) -> tuple[tuple[str, str], ...]:
+    """What a table of such cells says in its title, by the keys of the columns that would say it."""
+    found = {"backend": backend, "threads": str(threads), "batch": str(batch), "dims": dims}
+    return tuple((key, value) for key, value in found.items() if value)
 
 
 def said_of(row: Row) -> tuple[str, ...]:

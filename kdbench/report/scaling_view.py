@@ -1,6 +1,7 @@
 """How throughput grows with batch and threads: a table for each backend and sizes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from kdbench.report import rounds
@@ -35,7 +36,9 @@ def scaling_tables(ladder: Ladder) -> list[TextTable]:
     for (backend, dims), group in groupby(rows, key=lambda row: (row.backend, row.dims)):
         found = list(group)
         if not all(row.error for row in found):
-            tables.append(_table(ladder, found, f"{backend}{f', {dims}' if dims else ''}"))
+            table = _table(ladder, found, f"{backend}{f', {dims}' if dims else ''}")
+            sizes = (("dims", dims),) if dims else ()
+            tables.append(replace(table, common=(("backend", backend), *sizes)))
     return tables
 
 

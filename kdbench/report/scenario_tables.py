@@ -6,6 +6,7 @@ from itertools import groupby
 
 from kdbench.progress import duration
 from kdbench.report.columns import scenario_fields
+from kdbench.report.ladder_tables import shared
 from kdbench.report.rows import Metric
 from kdbench.report.scenarios import ScenarioRow, load_of
 from kdbench.report.table import Ladder
@@ -56,7 +57,9 @@ def scenario_tables(ladder: Ladder, columns: Sequence[str] = ()) -> list[TextTab
         ]
         wanted = [known[name].column for name in columns if name != "flags"] or usual
         shown = [replace(known[column.key], column=column) for column in wanted]
-        tables.append(table_of(_title(first, ladder.result.baseline), shown, rows, _said, _legend(rows, part_s)))
+        table = table_of(_title(first, ladder.result.baseline), shown, rows, _said, _legend(rows, part_s))
+        common = shared(first.threads, first.batch, first.dims, first.backend)
+        tables.append(replace(table, common=(*common, ("scenario", first.scenario.replace("_", " ")))))
     return tables
 
 

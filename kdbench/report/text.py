@@ -52,6 +52,8 @@ class TextTable:
     notes: tuple[str, ...] = ()
     legend: str = ""
     """What a heading means that doesn't say it all."""
+    common: tuple[tuple[str, str], ...] = ()
+    """What all rows share, by the key of the column that would say it: `(("backend", "cpu"), ("batch", "1"))`."""
 
     @property
     def header(self) -> tuple[str, ...]:
