@@ -1,5 +1,6 @@
 """Tables in every view and format: digits, bold, selections, escaping, and numbers against those worked out by hand."""
 
+import base64
 import csv
 import io
 import json
@@ -33,6 +34,7 @@ from kdbench.report.text import Cell, Column, TextTable
 from kdbench.report.views import VIEWS, renumbered, tables_of
 from kdbench.stats import Interval
 from kdbench.store import load_result, save_results
+from tests import notebook
 from tests.conftest import REPOSITORY
 from tests.test_comparison import answers, compared
 from tests.test_report import MACHINE, ROUNDS, artifact, cell, evaluation, result
@@ -492,3 +494,22 @@ def test_measures_of_the_command_are_those_of_the_view():
     assert list(options["measure"].choices) == list(MEASURES)
     assert list(options["view"].choices) == list(VIEWS)
     assert list(options["kind"].choices) == [*FORMATS, "terminal"]
+
+
+def test_the_notebook_shows_what_its_code_gives():
+    pytest.importorskip("pandas")
+    path = REPOSITORY / "docs" / "results.ipynb"
+    cells = notebook.code_cells(json.loads(path.read_text()))
+    found = notebook.run(path)
+    for number, (cell, now) in enumerate(zip(cells, found, strict=True), 1):
+        told = "`python -m tests.notebook docs/results.ipynb` writes its outputs again"
+        assert without_images(cell["outputs"]) == without_images(notebook.outputs(now, number)), told
+    (image,) = found[-1]["images"]
+    assert base64.b64decode(image).startswith(b"\x89PNG")
+
+
+def without_images(outputs):
+    return [
+        {**one, "data": {**one["data"], "image/png": None}} if "image/png" in one.get("data", {}) else one
+        for one in outputs
+    ]
