@@ -159,7 +159,7 @@ def embedded_of(path: Path) -> Embedded | None:
     return embedded_in(_props(_read(path)))
 
 
-def with_metadata(model: "onnx.ModelProto", facts: Embedded) -> bytes:
+def with_metadata(model: "onnx.ModelProto", facts: Embedded | None) -> bytes:
     """The file's bytes with `facts` in its metadata, in the place of earlier ones; equal for equal models and facts.
 
     What others have written into the metadata stays.
@@ -169,7 +169,7 @@ def with_metadata(model: "onnx.ModelProto", facts: Embedded) -> bytes:
     written = onnx.ModelProto()
     written.CopyFrom(model)
     others = {key: value for key, value in _props(model).items() if not key.startswith(PREFIX)}
-    onnx.helper.set_model_props(written, dict(sorted((others | facts.to_props()).items())))
+    onnx.helper.set_model_props(written, dict(sorted((others | (facts.to_props() if facts else {})).items())))
     return bytes(written.SerializeToString(deterministic=True))
 
 

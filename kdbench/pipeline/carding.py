@@ -52,18 +52,17 @@ def card(
         raise UserError(f"--url: should be an address such as https://example.org/results, not '{url}'")
     subject = subject_of(*_named(str(source)))
     known = look_up(subject, [Path(path) for path in results], license, say=say)
-    text = card_of(known, url=url)
     rung = subject.artifact.rung
     if out is None:
-        return Card(text, rung)
-    pack = known.folder.pack if known.folder and known.folder.pack.is_file() else None
+        return Card(card_of(known, url=url), rung)
     out = Path(out)
     with new_folder(out) as made:
         if embed_facts:
-            samples = open_pack(pack)
-            carded = embed(subject.model, subject.artifact, known.facts, made / MODEL, samples, dims)
+            pack = known.folder.pack if known.folder and known.folder.pack.is_file() else None
+            carded = embed(subject.model, subject.artifact, known.facts, made / MODEL, open_pack(pack), dims)
         else:
             carded = copied(subject.model, subject.artifact, made / MODEL)
+        text = card_of(known.carded(carded.artifact) if embed_facts else known, url=url)
         write_atomic(made / CARD, text)
     return Card(text, rung, out, carded)
 
@@ -79,11 +78,13 @@ def card_of(
 ) -> str:
     """The card of what is known of an artifact; the rest as `model_card` has it."""
     artifact = known.subject.artifact
-    own = {"inputs": artifact.inputs, "outputs": artifact.outputs, "made_in_s": _made_in_s(known)}
+    name = (artifact.parent if artifact.step == "card" else None) or artifact.rung
+    recipe = known.facts.recipe
+    own = {"inputs": artifact.inputs, "outputs": artifact.outputs, "made_in_s": known.made_in_s}
     return model_card(
         placeless(Artifact, artifact).model_copy(update=own),
         plain(known.facts),
-        title=f"{known.recipe.name}: {artifact.rung}" if known.recipe else artifact.rung,
+        title=f"{recipe}: {name}" if recipe else name,
         lineage=[placeless(Artifact, one) for one in known.lineage],
         seen=known.seen,
         classes=classes,
@@ -105,8 +106,3 @@ def _named(source: str) -> tuple[Path, str | None]:
     if colon and not Path(source).exists() and Path(folder).is_dir():
         return Path(folder), rung
     return Path(source), None
-
-
-def _made_in_s(known: Known) -> float | None:
-    own, folder = known.subject.artifact.made_in_s, known.folder
-    return own if own is not None or folder is None else folder.duration_s(known.subject.artifact.rung)

@@ -1,7 +1,7 @@
 """What is known of an ONNX file beyond the file: what it was made from, and where it was measured."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kdbench import __version__
@@ -13,7 +13,7 @@ from kdbench.records import Artifact, Embedded, Origin, Recipe, placeless
 from kdbench.report.card import Seen
 from kdbench.report.judged import judged
 from kdbench.report.table import ladder
-from kdbench.steps.card import SAME, known_facts
+from kdbench.steps.card import SAME, is_of_parent, known_facts
 from kdbench.store import RESULTS_FILE, RunFolder, find_results, load_result, sha256, sidecar
 
 
@@ -31,8 +31,18 @@ class Known:
     facts: Embedded
 
     @property
-    def recipe(self) -> Recipe | None:
-        return next((seen.ladder.result.recipe for seen in self.seen if seen.ladder.result.recipe), None)
+    def made_in_s(self) -> float | None:
+        """What making the artifact took, where its folder or its record tells."""
+        artifact = self.subject.artifact
+        return (self.folder.duration_s(artifact.rung) if self.folder else None) or artifact.made_in_s
+
+    def carded(self, artifact: Artifact) -> "Known":
+        """The same of the file into which the facts were written."""
+        lineage, before = self.lineage, self.subject.artifact
+        if before.step != "card":
+            lineage = (before.model_copy(update={"made_in_s": self.made_in_s}), *lineage)
+        seen = tuple(replace(one, how=one.how or "card") for one in self.seen)
+        return replace(self, subject=replace(self.subject, artifact=artifact), folder=None, lineage=lineage, seen=seen)
 
     @property
     def for_bundle(self) -> Embedded:
@@ -66,8 +76,9 @@ def look_up(
     model, artifact = subject.model, subject.artifact
     folder = RunFolder(model.parent) if sidecar(model).is_file() else None
     told = known_facts(model, artifact)
-    beside = list(folder.artifacts().values()) if folder else []
+    beside = _timed(folder) if folder else []
     alike = _alike(artifact, beside, told)
+    proven = artifact.step != "card" or is_of_parent(model, artifact)
     own = folder.path / RESULTS_FILE if folder else None
     seen: list[Seen] = []
     found_here = _seen(own, alike, say) if own and own.is_file() else None
@@ -85,6 +96,7 @@ def look_up(
     for one in found:
         if all(one.ladder.result.raw.sha256 != other.ladder.result.raw.sha256 for other in seen):
             seen.append(one)
+    seen = [replace(one, proven=proven or not one.how) for one in seen]
     records = [*beside, *(other for one in seen for other in one.ladder.result.artifacts)]
     lineage = _ancestors(artifact, {record.sha256: record for record in reversed(records)})
     recipe = next((one.ladder.result.recipe for one in seen if one.ladder.result.recipe), None)
@@ -108,6 +120,14 @@ def _seen(path: Path, alike: Mapping[str, str], say: Callable[[str], None] | Non
         if sha in rungs:
             return Seen(ladder(result, arrays), rungs[sha], tuple(judged(result, arrays, rungs[sha])), how)
     return None
+
+
+def _timed(folder: RunFolder) -> list[Artifact]:
+    """The folder's records, with what making each took."""
+    return [
+        artifact.model_copy(update={"made_in_s": folder.duration_s(rung) or artifact.made_in_s})
+        for rung, artifact in folder.artifacts().items()
+    ]
 
 
 def _alike(artifact: Artifact, beside: Iterable[Artifact], told: Embedded | None) -> dict[str, str]:

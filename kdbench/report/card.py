@@ -35,6 +35,8 @@ class Seen:
     metrics: tuple[Measured, ...] = ()
     how: str = ""
     """The step by which the artifact was made of what was measured; empty for the very file."""
+    proven: bool = True
+    """Whether that is seen, not only said by the artifact."""
 
 
 def model_card(
@@ -84,6 +86,7 @@ def model_card(
                 steps=steps,
                 license=facts.license,
                 recipe=recipe,
+                named=facts.recipe,
                 metrics=facts.metrics,
                 samples_sha256=samples,
                 source=source,
@@ -273,6 +276,7 @@ def _place(seen: Seen) -> dict[str, Any]:
     return {
         "result": result,
         "how": seen.how,
+        "proven": seen.proven,
         "rung": seen.rung,
         "tables": [*ladder_tables(shown), *scenario_tables(shown)],
         "failed": [f"{backend}: {error}" for backend, error in cells],

@@ -45,13 +45,15 @@ def front_matter(
     steps: Collection[str],
     license: str | None,
     recipe: Recipe | None,
+    named: str | None,
     metrics: Sequence[Measured],
     samples_sha256: str | None = None,
     source: str | None = None,
 ) -> str:
     """YAML, in the part of it that JSON is too; what isn't known is left out.
 
-    `steps` made the artifact, its own and those before; `samples_sha256` names the evaluation samples, `source` is the
+    `steps` made the artifact, its own and those before; `named` is the recipe's name where no more is known of it;
+    `samples_sha256` names the evaluation samples, `source` is the
     address where the metrics are published.
     """
     tag = _pipeline_tag(artifact, spec, recipe)
@@ -65,7 +67,7 @@ def front_matter(
         "datasets": [data] if data else None,
         "base_model": teachers or None,
         "metrics": list(dict.fromkeys(METRICS[one.metric][0] for one in metrics)) or None,
-        "model-index": _index(title, tag, recipe, metrics, samples_sha256, source) if metrics else None,
+        "model-index": _index(title, tag, recipe, named, metrics, samples_sha256, source) if metrics else None,
     }
     return "\n".join(f"{name}: {_yaml(value)}" for name, value in fields.items() if value is not None)
 
@@ -104,6 +106,7 @@ def _index(
     title: str,
     tag: str | None,
     recipe: Recipe | None,
+    named: str | None,
     metrics: Sequence[Measured],
     samples_sha256: str | None,
     source: str | None,
@@ -111,7 +114,7 @@ def _index(
     """Hugging Face's `model-index`: one entry, with the metric through each backend of each machine."""
     hub = hub_dataset(recipe)
     dataset: dict[str, Any] = {"type": hub or (recipe.data.source if recipe else "unknown")}
-    dataset["name"] = hub or (recipe.name if recipe else "unknown")
+    dataset["name"] = hub or named or "unknown"
     if recipe:
         options, split = recipe.data.options, str(recipe.data.split)
         if hub:

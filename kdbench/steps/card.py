@@ -12,7 +12,7 @@ from kdbench.evaluation import Parity, parity_on
 from kdbench.onnxfile import embedded_of, external_data, graph_of, with_metadata
 from kdbench.records import Artifact, Embedded, placeless
 from kdbench.steps.slim import BATCH, SAMPLES, derived
-from kdbench.store import save_artifact, write_atomic
+from kdbench.store import save_artifact, sha256, write_atomic
 
 SAME = ("card", "bundle")
 """Steps whose files answer as their parents do."""
@@ -72,11 +72,17 @@ def embed(
     return Carded(save_artifact(out.parent, record), check, pack is None)
 
 
+def is_of_parent(model: Path, artifact: Artifact) -> bool:
+    """Whether a file that a card belongs to is, without what was written into it, the very file that it names as its
+    parent. Never so for one whose parent was not written by kdbench, or whose weights lie outside."""
+    return sha256(with_metadata(graph_of(model), None)) == artifact.parent_sha256
+
+
 def copied(model: Path, artifact: Artifact, out: Path) -> Carded:
     """The model as it is, and its record without paths, under another name."""
     _copy_data(model, out.parent)
     shutil.copyfile(model, out)
-    own = {"file": out.name, "inputs": artifact.inputs, "outputs": artifact.outputs}
+    own = {"file": out.name, "made_in_s": None, "inputs": artifact.inputs, "outputs": artifact.outputs}
     record = placeless(Artifact, artifact).model_copy(update=own)
     return Carded(save_artifact(out.parent, record), None)
 
