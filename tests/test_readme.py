@@ -11,7 +11,7 @@ import pytest
 
 from kdbench import load_results
 from kdbench.pipeline.rungs import LADDER
-from kdbench.report.plot import save_plot
+from kdbench.report.plots import plots_of, save_plots
 from kdbench.report.table import load_ladders
 from kdbench.store import RESULTS, load_result
 from tests.conftest import REPOSITORY, kdbench, overrides
@@ -140,7 +140,7 @@ def test_generated_documents_are_current(monkeypatch):
 
 def test_the_readmes_plot_is_of_the_published_results(tmp_path):
     ladder = load_ladders([REPOSITORY / RESULTS / "amd-epyc-2-core"])[-1]
-    svg, png = save_plot(ladder, tmp_path)
+    svg, png = save_plots(plots_of([ladder])[:1], tmp_path)
     assert svg.read_text() == (REPOSITORY / "docs" / svg.name).read_text(), "run 'make docs'"
     assert (REPOSITORY / "docs" / png.name).is_file()
 

@@ -1,19 +1,32 @@
 """The model card: what a file is, how good and how fast it was measured to be, and where it comes from."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any
 
 from kdbench.progress import duration
 from kdbench.records import Artifact, Embedded, Measured, Preprocessing, Recipe, TensorSpec, placeless
 from kdbench.report.front_matter import METRICS, front_matter
+from kdbench.report.ladder_tables import ladder_tables
 from kdbench.report.markdown import JUDGED, reproduced_by, template_environment
 from kdbench.report.scenario_tables import scenario_tables
 from kdbench.report.table import Ladder
-from kdbench.report.text import count, ladder_tables, mark, points, size
+from kdbench.report.text import (
+    Cell,
+    Column,
+    Shown,
+    TextTable,
+    count,
+    interval_cell,
+    name_cell,
+    number_cell,
+    points,
+    size,
+    table_of,
+)
+from kdbench.stats import Interval
 
 SHOWN_CLASSES = 200
 
@@ -21,8 +34,6 @@ TASKS = {
     "classification": "Says which of {} classes a sample belongs to",
     "multi_label": "Says which of {} labels hold for a sample, any number of them",
 }
-
-HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,6 @@ def model_card(
     """
     spec = takes or (artifact.inputs[0] if artifact.inputs else TensorSpec(name="none", dtype="none", shape=()))
     environment = template_environment()
-    environment.filters |= {"options": _options, "hash": _hash}
     recipe = _recipe(seen)
     steps = {
         step for step in (artifact.step, *(one.step for one in lineage), *(one.step for one in facts.lineage)) if step
@@ -98,11 +108,10 @@ def model_card(
             prepared=_prepared(artifact.preprocessing) if takes is None else "",
             usage=usage,
             classes=shown,
-            made=_made(artifact, facts, lineage, seen),
+            made=_lineage(artifact, facts, lineage, seen),
             training=_training(recipe, artifact, steps) if recipe else [],
             evaluation=_evaluation(recipe, facts.metrics, samples),
             metrics=_metrics(facts.metrics, seen),
-            notes=_notes(seen),
             places=[_place(one) for one in seen],
             measured_on=measured_on,
             recipe=facts,
@@ -132,48 +141,50 @@ def _prepared(preprocessing: Preprocessing | None) -> str:
     return f"{scaled}: mean {mean}, deviation {std}, {of}"
 
 
-def _made(
-    artifact: Artifact, facts: Embedded, lineage: Sequence[Artifact], seen: Sequence[Seen]
-) -> list[dict[str, Any]]:
-    """A line for the artifact and each of its ancestors: those with records, then those that the file alone names."""
-    made: list[dict[str, Any]] = []
-    for one in (artifact, *lineage):
-        made.append({"rung": one.rung, "parent": one.parent, "step": one.step, "options": one.options,
-                     "sha256": one.sha256, **_cost(one, seen)})  # fmt: skip
-    known = {line["sha256"] for line in made}
-    made += [
-        {
-            "rung": one.rung,
-            "parent": None,
-            "step": one.step,
-            "options": {},
-            "sha256": one.sha256,
-            "took": "–",
-            "difference": "–",
-        }
-        for one in facts.lineage
-        if one.sha256 not in known
+@dataclass(frozen=True)
+class _Made:
+    """A file on the way to the artifact, and what it cost."""
+
+    rung: str
+    step: str | None
+    sha256: str
+    parent: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    took_s: float | None = None
+    difference: Interval | None = None
+
+
+def _lineage(artifact: Artifact, facts: Embedded, lineage: Sequence[Artifact], seen: Sequence[Seen]) -> TextTable:
+    """A row for the artifact and each of its ancestors: those with records, then those that the file alone names."""
+    made = [_made(one, seen) for one in (artifact, *lineage)]
+    known = {one.sha256 for one in made}
+    made += [_Made(one.rung, one.step, one.sha256) for one in facts.lineage if one.sha256 not in known]
+    shown: list[Shown[_Made]] = [
+        Shown(Column("rung", "rung", left=True), lambda one: name_cell(one.rung)),
+        Shown(Column("parent", "parent", left=True), lambda one: name_cell(one.parent)),
+        Shown(Column("step", "step", left=True), lambda one: name_cell(one.step)),
+        Shown(Column("options", "options", left=True), lambda one: name_cell(_options(one.options))),
+        Shown(Column("took", "made_in_s"), lambda one: number_cell(one.took_s, duration)),
+        Shown(Column("Δ to parent", "parent_diff"), lambda one: interval_cell(one.difference, points)),
+        Shown(Column("sha256", "sha256", left=True), lambda one: name_cell(one.sha256)),
     ]
-    return made
+    legend = (
+        "took: without what the parent took. Δ: of the accuracy or the micro F1, in points, on the same samples, with "
+        "its 95 % interval."
+    )
+    return table_of("How it was made", shown, made, legend=legend)
 
 
-def _cost(artifact: Artifact, seen: Sequence[Seen]) -> dict[str, str]:
-    """What making it took, and its paired difference to its parent, where either is known."""
-    took = artifact.made_in_s
+def _made(artifact: Artifact, seen: Sequence[Seen]) -> _Made:
+    took_s, difference = artifact.made_in_s, None
     for one in seen:
-        rungs = {known.sha256: known for known in one.ladder.result.artifacts}
-        known = rungs.get(artifact.sha256)
+        known = next((known for known in one.ladder.result.artifacts if known.sha256 == artifact.sha256), None)
         if known is None:
             continue
-        took = took if took is not None else known.made_in_s
-        row = next((row for row in one.ladder.rows if row.rung == known.rung and row.parent_difference), None)
-        if row:
-            return {"took": _took(took), "difference": points(row.parent_difference)}
-    return {"took": _took(took), "difference": "–"}
-
-
-def _took(made_in_s: float | None) -> str:
-    return "–" if made_in_s is None else duration(made_in_s)
+        took_s = took_s if took_s is not None else known.made_in_s
+        rows = (row.parent_difference for row in one.ladder.rows if row.rung == known.rung)
+        difference = difference or next(filter(None, rows), None)
+    return _Made(artifact.rung, artifact.step, artifact.sha256, artifact.parent, artifact.options, took_s, difference)
 
 
 def _training(recipe: Recipe, artifact: Artifact, steps: set[str]) -> list[str]:
@@ -222,12 +233,11 @@ def _evaluation(recipe: Recipe | None, metrics: Sequence[Measured], samples_sha2
     return lines
 
 
-def _metrics(metrics: Sequence[Measured], seen: Sequence[Seen]) -> list[dict[str, str]]:
-    """A line each, with the marks of the footnotes of the cells that the answers are from."""
-    numbers = {note: number for number, note in enumerate(_notes(seen), 1)}
-    lines = []
-    for one in metrics:
-        flags = [
+def _metrics(metrics: Sequence[Measured], seen: Sequence[Seen]) -> TextTable | None:
+    """A row each; its footnotes are those of the cells that the answers are from."""
+
+    def said(one: Measured) -> list[str]:
+        return [
             flag
             for place in seen
             if one in place.metrics
@@ -235,32 +245,33 @@ def _metrics(metrics: Sequence[Measured], seen: Sequence[Seen]) -> list[dict[str
             if (row.rung, row.backend, row.threads) == (place.rung, one.backend, one.threads)
             for flag in row.flags
         ]
-        value, low, high = (None if share is None else f"{100 * share:.2f}" for share in (one.value, one.low, one.high))
-        lines.append({
-            "name": METRICS[one.metric][1],
-            "value": f"{value} %",
-            "interval": "–" if low is None else f"[{low}, {high}]",
-            "samples": str(one.samples),
-            "through": f"{one.backend}, {one.threads} thread{'s' if one.threads > 1 else ''}",
-            "machine": one.cpu,
-            "date": one.date,
-            "marks": " ".join(mark(numbers[flag]) for flag in dict.fromkeys(flags) if flag in numbers),
-        })  # fmt: skip
-    return lines
 
-
-def _notes(seen: Sequence[Seen]) -> list[str]:
-    """What is said beside the artifact's own cells where its answers were judged."""
-    return list(
-        dict.fromkeys(
-            flag
-            for place in seen
-            for row in place.ladder.rows
-            for one in place.metrics
-            if (row.rung, row.backend, row.threads) == (place.rung, one.backend, one.threads)
-            for flag in row.flags
+    shown: list[Shown[Measured]] = [
+        Shown(Column("metric", "metric", left=True), lambda one: Cell(METRICS[one.metric][1], one.metric)),
+        Shown(Column("%", "value"), lambda one: Cell(_hundredths(one.value), one.value, one.low, one.high)),
+        Shown(Column("95 % interval", "interval"), _limits),
+        Shown(Column("samples", "samples"), lambda one: Cell(str(one.samples), one.samples)),
+        Shown(Column("through", "backend", left=True), lambda one: name_cell(one.backend)),
+        Shown(Column("threads", "threads"), lambda one: Cell(str(one.threads), one.threads)),
+        Shown(Column("on", "cpu", left=True), lambda one: name_cell(one.cpu)),
+        Shown(Column("date", "date", left=True), lambda one: name_cell(one.date)),
+    ]
+    legend = "Intervals are over samples: Wilson's for accuracy, a percentile bootstrap for F1."
+    if not seen:
+        legend = (
+            f"That is what the file says of itself: the results were not at hand where this card was written. {legend}"
         )
-    )
+    return table_of("Metrics", shown, metrics, said, legend) if metrics else None
+
+
+def _limits(one: Measured) -> Cell:
+    if one.low is None or one.high is None:
+        return Cell("–")
+    return Cell(f"[{_hundredths(one.low)}, {_hundredths(one.high)}]")
+
+
+def _hundredths(share: float) -> str:
+    return f"{100 * share:.2f}"
 
 
 def _place(seen: Seen) -> dict[str, Any]:
@@ -291,11 +302,6 @@ def _options(options: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _hash(text: str) -> str:
-    """As code, where it is one: what a record calls a hash may be anything."""
-    return f"`{text}`" if HASH.fullmatch(text) else "–"
 
 
 def _width(artifact: Artifact) -> int | str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
-from kdbench.report.plot import save_plot
+from kdbench.report.plots import plots_of, save_plots
 from kdbench.report.rows import Row
 from kdbench.report.scenarios import COLUMNS, ScenarioRow
 from kdbench.report.table import Ladder
@@ -19,9 +19,9 @@ def save_report(ladders: Sequence[Ladder], rows: Sequence[Row], folder: Path) ->
     Scenarios have a `scenarios.csv` of their own; of the two, the one without rows is left out.
     """
     prepare_folder(folder)
-    plots = [save_plot(ladder, folder, f"-{number}" if number > 1 else "") for number, ladder in enumerate(ladders, 1)]
+    plots = save_plots(plots_of(ladders), folder)
     report, csv, load_csv = folder / "report.md", folder / "report.csv", folder / "scenarios.csv"
-    write_atomic(report, to_markdown(ladders, [paths[0].name if paths else None for paths in plots]))
+    write_atomic(report, to_markdown(ladders, [_plot_of(plots, number) for number in range(1, len(ladders) + 1)]))
     loads = load_rows(ladders)
     tables = {load_csv: to_csv(loads, COLUMNS)} if loads else {}
     if rows or not loads:
@@ -31,7 +31,13 @@ def save_report(ladders: Sequence[Ladder], rows: Sequence[Row], folder: Path) ->
             write_atomic(path, tables[path])
         else:
             path.unlink(missing_ok=True)  # of an earlier measurement
-    return [report, *(path for paths in plots for path in paths), *tables]
+    return [report, *plots, *tables]
+
+
+def _plot_of(plots: Sequence[Path], number: int) -> str | None:
+    """The file name of the plot of a ladder, by its number from 1."""
+    wanted = f"accuracy-latency{f'-{number}' if number > 1 else ''}.svg"
+    return next((path.name for path in plots if path.name == wanted), None)
 
 
 def load_rows(ladders: Sequence[Ladder]) -> list[ScenarioRow]:
