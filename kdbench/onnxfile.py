@@ -390,7 +390,8 @@ def operators_of(path: Path) -> dict[str, int]:
     """How often each operator stands in the graph of a file that a runtime has written."""
     import onnx
 
-    return dict(sorted(Counter(node.op_type for node in onnx.load(str(path)).graph.node).items()))
+    graph = onnx.load(str(path), load_external_data=False).graph  # the weights may lie beside another file
+    return dict(sorted(Counter(node.op_type for node in graph.node).items()))
 
 
 def portable(model: "onnx.ModelProto") -> bytes:

@@ -24,7 +24,14 @@ TAGS = {
 TAUGHT = ("distill", "spiral", "prune", "sparsify", "factorise")
 """Steps in which a teacher may have taught."""
 
-BY_SOURCE = {"audio": "audio-classification", "text": "text-classification", "tables": "tabular-classification"}
+BY_SOURCE = {
+    "audio": "audio-classification",
+    "digits": "image-classification",
+    "folders": "image-classification",
+    "idx": "image-classification",
+    "tables": "tabular-classification",
+    "text": "text-classification",
+}
 """Hugging Face's name of the task, by the source of the data."""
 
 METRICS = {"accuracy": ("accuracy", "Accuracy"), "f1_micro": ("f1", "F1 (micro)"), "f1_macro": ("f1", "F1 (macro)")}
