@@ -33,6 +33,7 @@ COMMANDS = (
     "bundle",
     "card",
     "report",
+    "results",
     "backends",
     "zoo",
 )

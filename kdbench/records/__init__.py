@@ -63,10 +63,12 @@ from kdbench.records.results import (
     ScenarioMeasurement,
     Trial,
 )
+from kdbench.records.sealed import RESULTS_SCHEMA, Sealed, sealed
 
 __all__ = [
     "IMPORTED",
     "PREFIX",
+    "RESULTS_SCHEMA",
     "SCHEMA",
     "Artifact",
     "Augment",
@@ -111,6 +113,7 @@ __all__ = [
     "ScenarioMeasurement",
     "ScenarioName",
     "Schedule",
+    "Sealed",
     "Sparse",
     "Sparsify",
     "SparsifySection",
@@ -129,6 +132,7 @@ __all__ = [
     "placeless",
     "read_text",
     "recipe_from_toml",
+    "sealed",
     "slug",
     "toml_value",
 ]

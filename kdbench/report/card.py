@@ -10,7 +10,7 @@ from kdbench.progress import duration
 from kdbench.records import Artifact, Embedded, Measured, Preprocessing, Recipe, TensorSpec, placeless
 from kdbench.report.front_matter import METRICS, front_matter
 from kdbench.report.ladder_tables import ladder_tables
-from kdbench.report.markdown import JUDGED, reproduced_by, template_environment
+from kdbench.report.markdown import JUDGED, again, template_environment
 from kdbench.report.scenario_tables import scenario_tables
 from kdbench.report.table import Ladder
 from kdbench.report.text import (
@@ -115,7 +115,7 @@ def model_card(
             places=[_place(one) for one in seen],
             measured_on=measured_on,
             recipe=facts,
-            again=next(filter(None, (reproduced_by(one.ladder.result) for one in seen)), None),
+            again=next(filter(None, (again(one.ladder.result) for one in seen)), None),
             version=facts.version,
             license=facts.license,
         )
