@@ -17,7 +17,7 @@ from kdbench.stats import f1_interval, proportion
 from kdbench.store import load_artifact, load_result, save_artifact, save_results, sidecar
 from tests.conftest import kdbench, save_mlp
 
-EVIL = 'a | b\n---\n# <b>"x": [y](z) `q` \u2028\x85\u202e'
+EVIL = 'a | b\n---\n# <b>"x": [y](z) `q` \u2028\x85\u202e\ufffe'
 
 
 @pytest.fixture(scope="module")

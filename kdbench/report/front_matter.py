@@ -40,8 +40,8 @@ METRICS = {"accuracy": ("accuracy", "Accuracy"), "f1_micro": ("f1", "F1 (micro)"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """Of a model or data set: with its owner; without one it can't be told from a folder."""
 
-# What YAML doesn't take as it is, or breaks a line at, though JSON does.
-_UNSAFE = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+# What YAML doesn't take as it is, though JSON does.
+_UNSAFE = re.compile(r"[\ufeff\ufffe\uffff]")
 
 
 def front_matter(
