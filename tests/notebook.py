@@ -5,7 +5,6 @@ are plain cells: no magics, no widgets, figures of pyplot as PNG.
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +82,7 @@ def main(path: Path) -> None:
         cell["execution_count"], cell["outputs"] = number, outputs(found, number)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 if __name__ == "__main__":

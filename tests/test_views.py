@@ -499,11 +499,11 @@ def test_measures_of_the_command_are_those_of_the_view():
 def test_the_notebook_shows_what_its_code_gives():
     pytest.importorskip("pandas")
     path = REPOSITORY / "docs" / "results.ipynb"
-    cells = notebook.code_cells(json.loads(path.read_text()))
+    stored = notebook.code_cells(json.loads(path.read_text()))
     found = notebook.run(path)
-    for number, (cell, now) in enumerate(zip(cells, found, strict=True), 1):
+    for number, (kept, now) in enumerate(zip(stored, found, strict=True), 1):
         told = "`python -m tests.notebook docs/results.ipynb` writes its outputs again"
-        assert without_images(cell["outputs"]) == without_images(notebook.outputs(now, number)), told
+        assert without_images(kept["outputs"]) == without_images(notebook.outputs(now, number)), told
     (image,) = found[-1]["images"]
     assert base64.b64decode(image).startswith(b"\x89PNG")
 

@@ -11,6 +11,9 @@ from kdbench.report.selection import Selection
 if TYPE_CHECKING:
     import pandas as pd
 
+TEXTS = ("rung", "parent", "error", "ran_as", "dims", "flags", "broken_claims", "method", "best", "table")
+"""Columns that hold no numbers, though all that they hold may be nothing."""
+
 
 def load_results(
     *paths: str | Path,
@@ -43,4 +46,6 @@ def load_results(
     selection = Selection(tuple(rungs), tuple(backends), tuple(batches), tuple(threads))
     asked = Asked(view, tuple(columns), sort, baseline, measure, selection)
     names, lines = lines_of(find(paths, asked))
-    return pd.DataFrame.from_records([dict(zip(names, line, strict=True)) for line in lines], columns=list(names))
+    frame = pd.DataFrame.from_records([dict(zip(names, line, strict=True)) for line in lines], columns=list(names))
+    empty = [name for name in names if name not in TEXTS and frame[name].isna().all()]
+    return frame.astype(dict.fromkeys(empty, float))
