@@ -366,6 +366,14 @@ def test_a_cell_without_a_number_says_why_in_every_format():
             assert said in written
 
 
+def test_what_was_interrupted_or_generated_says_so_below_each_table():
+    made = ladder(*several(complete=False, inputs="generated"))
+    for view in ("ladder", "backends", "scaling"):
+        for table in tables_of([made], [], view):
+            assert "Interrupted: these are the cells that were measured." in table.legend
+            assert "Measured on generated inputs: there is no accuracy." in table.legend
+
+
 def test_machines_stand_side_by_side_and_are_never_compared():
     other = Machine(**MACHINE.model_dump() | {"name": "there"})
     here, there = (
@@ -460,7 +468,7 @@ def test_mistakes_are_named(tmp_path):
 
 def test_data_frames_are_what_the_csv_has(capsys):
     pandas = pytest.importorskip("pandas")
-    frame = kdbench.load_results(PUBLISHED, batches=[1], backends=["cpu"], baseline="student")
+    frame = kdbench.load_results(PUBLISHED, batches=[1], backends="cpu", baseline="student")
     assert tuple(frame.columns) == COLUMNS
     assert frame.speedup.dtype == frame.latency_p50_s.dtype == float
     found = rebased(ladder(*load_result(PUBLISHED)), "student")
