@@ -1,5 +1,6 @@
 """Tables in every view and format: digits, bold, selections, escaping, and numbers against those worked out by hand."""
 
+import base64
 import csv
 import io
 import json
@@ -33,6 +34,7 @@ from kdbench.report.text import Cell, Column, TextTable
 from kdbench.report.views import VIEWS, renumbered, tables_of
 from kdbench.stats import Interval
 from kdbench.store import load_result, save_results
+from tests import notebook
 from tests.conftest import REPOSITORY
 from tests.test_comparison import answers, compared
 from tests.test_report import MACHINE, ROUNDS, artifact, cell, evaluation, result
@@ -68,11 +70,10 @@ def test_digits_behind_the_second_of_the_half_width_are_not_shown_and_none_befor
         read = float(written.replace("−", "-"))
         assert abs(read - number) <= 0.5000001 * 10.0**-places
         assert "−0" not in written or read != 0
-    half_read = float(f"{half:.2g}")
-    # The last place is the second digit of the half-width, or that of the fourth of the largest number.
-    if places > 3 - math.floor(math.log10(max(abs(value - half), abs(value + half)))) - 1e-9:
-        return
-    assert 9.4 <= half_read * 10.0**places < 100.5
+    # The last place is the second digit of the half-width, or the fourth of the largest number.
+    largest = max(abs(value - half), abs(value + half))
+    if places != 3 - int(f"{largest:.1e}".partition("e")[2]):
+        assert 9.9 < float(f"{half:.2g}") * 10.0**places < 99.5
 
 
 def test_latencies_and_rates_have_digits_by_their_interval():
@@ -365,6 +366,14 @@ def test_a_cell_without_a_number_says_why_in_every_format():
             assert said in written
 
 
+def test_what_was_interrupted_or_generated_says_so_below_each_table():
+    made = ladder(*several(complete=False, inputs="generated"))
+    for view in ("ladder", "backends", "scaling"):
+        for table in tables_of([made], [], view):
+            assert "Interrupted: these are the cells that were measured." in table.legend
+            assert "Measured on generated inputs: there is no accuracy." in table.legend
+
+
 def test_machines_stand_side_by_side_and_are_never_compared():
     other = Machine(**MACHINE.model_dump() | {"name": "there"})
     here, there = (
@@ -459,7 +468,7 @@ def test_mistakes_are_named(tmp_path):
 
 def test_data_frames_are_what_the_csv_has(capsys):
     pandas = pytest.importorskip("pandas")
-    frame = kdbench.load_results(PUBLISHED, batches=[1], backends=["cpu"], baseline="student")
+    frame = kdbench.load_results(PUBLISHED, batches=[1], backends="cpu", baseline="student")
     assert tuple(frame.columns) == COLUMNS
     assert frame.speedup.dtype == frame.latency_p50_s.dtype == float
     found = rebased(ladder(*load_result(PUBLISHED)), "student")
@@ -493,3 +502,22 @@ def test_measures_of_the_command_are_those_of_the_view():
     assert list(options["measure"].choices) == list(MEASURES)
     assert list(options["view"].choices) == list(VIEWS)
     assert list(options["kind"].choices) == [*FORMATS, "terminal"]
+
+
+def test_the_notebook_shows_what_its_code_gives():
+    pytest.importorskip("pandas")
+    path = REPOSITORY / "docs" / "results.ipynb"
+    stored = notebook.code_cells(json.loads(path.read_text()))
+    found = notebook.run(path)
+    for number, (kept, now) in enumerate(zip(stored, found, strict=True), 1):
+        told = "`python -m tests.notebook docs/results.ipynb` writes its outputs again"
+        assert without_images(kept["outputs"]) == without_images(notebook.outputs(now, number)), told
+    (image,) = found[-1]["images"]
+    assert base64.b64decode(image).startswith(b"\x89PNG")
+
+
+def without_images(outputs):
+    return [
+        {**one, "data": {**one["data"], "image/png": None}} if "image/png" in one.get("data", {}) else one
+        for one in outputs
+    ]
