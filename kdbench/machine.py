@@ -49,7 +49,7 @@ def describe() -> Machine:
     info = get_cpu_info()
     cpu = str(info.get("brand_raw") or platform.processor() or platform.machine())
     cores = psutil.cpu_count(logical=True) or 1
-    return Machine(
+    machine = Machine(
         name=f"{_cpu_slug(cpu)}-{cores}-core",
         cpu=cpu,
         features=features(),
@@ -60,7 +60,18 @@ def describe() -> Machine:
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         versions=versions(),
+        gpus=gpus(),
     )
+    return machine.model_copy(update={"fingerprint": machine.hardware})
+
+
+def gpus(root: Path = Path("/")) -> tuple[str, ...]:
+    """Names of NVIDIA's GPUs as their driver tells them on Linux, one each; none where there is no such driver."""
+    found = []
+    for path in root.glob("proc/driver/nvidia/gpus/*/information"):
+        model = re.search(r"^Model:\s*(.+?)\s*$", path.read_text(), re.MULTILINE)
+        found += [model[1]] if model else []
+    return tuple(sorted(found))
 
 
 def features() -> tuple[str, ...]:

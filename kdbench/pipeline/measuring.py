@@ -28,6 +28,7 @@ from kdbench.store import (
     PARTIAL_FILE,
     RESULTS_FILE,
     Arrays,
+    RunFolder,
     prepare_folder,
     remove_results,
     save_results,
@@ -42,6 +43,7 @@ class Report:
     ladder: Ladder
     results: Path
     report: Path
+    page: Path
     csv: Path
     plots: tuple[Path, ...]
     published: Path | None = None
@@ -196,7 +198,7 @@ def _read_again(path: Path, found: ResultFile, arrays: Arrays, wanted: ResultFil
 
 
 def _report(path: Path, result: ResultFile, arrays: Arrays) -> Report:
-    """Writes report, CSV and plot beside the results."""
+    """Writes report, CSV and plots beside the results."""
     table = ladder(result, arrays)
-    report, *plots, csv = save_report([table], table.rows, path.parent)
-    return Report(table, path, report, csv, tuple(plots))
+    report, page, *plots, csv = save_report([table], table.rows, path.parent, RunFolder(path.parent))
+    return Report(table, path, report, page, csv, tuple(plots))

@@ -3,6 +3,7 @@
 from kdbench.proofs.layers import DYNAMIC, RECURRENT
 from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
 from kdbench.report.claims import kernels
+from kdbench.report.text import points
 from kdbench.stats import Interval
 
 NOISY = 0.10
@@ -25,15 +26,13 @@ def flags(
         *broken,
         _slower(artifact, evaluation, against_parent),
         _few_processes(result, m, medians),
-        _noisy(m, medians),
+        noisy(m, medians),
     ]
     return tuple(flag for flag in found if flag)
 
 
 def beside_static(static: str, difference: Interval, p: float | None) -> str:
     """How good a rung that was trained in int8 is beside the one that was not."""
-    from kdbench.report.text import points
-
     exact = "" if p is None else f", McNemar's p {p:.2g}"
     return f"trained in int8: {points(difference)} points against {static}, which was not{exact}"
 
@@ -80,7 +79,8 @@ def _few_processes(result: ResultFile, m: Measurement, medians: dict[int, float]
     return f"{len(medians)} of {result.settings.processes} processes measured: interrupted, bench again"
 
 
-def _noisy(m: Measurement, medians: dict[int, float]) -> str | None:
+def noisy(m: Measurement, medians: dict[int, float]) -> str | None:
+    """Of a cell whose processes differ by more than NOISY."""
     values = list(medians.values())
     if m.error is not None or len(values) < 2:
         return None
