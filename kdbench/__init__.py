@@ -1,9 +1,9 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
-What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `prune`, `sparsify`,
-`factorise`, `spiral`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`,
-`self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and onnxruntime are imported when a function needs them,
-not before.
+What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare_methods`, `prune`,
+`sparsify`, `factorise`, `spiral`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`,
+`parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and onnxruntime are imported
+when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kdbench.errors import UserError
     from kdbench.evaluation import evaluate, parity
-    from kdbench.pipeline import bench, compare, distill, run
+    from kdbench.pipeline import bench, compare_methods, distill, run
     from kdbench.pipeline.bundling import bundle
     from kdbench.pipeline.checking import check
     from kdbench.pipeline.packing import pack
@@ -38,7 +38,7 @@ _HOMES = {
     "bench": "pipeline",
     "bundle": "pipeline.bundling",
     "check": "pipeline.checking",
-    "compare": "pipeline",
+    "compare_methods": "pipeline",
     "convert": "steps.convert",
     "distill": "pipeline",
     "evaluate": "evaluation",
@@ -65,7 +65,7 @@ __all__ = [
     "bench",
     "bundle",
     "check",
-    "compare",
+    "compare_methods",
     "convert",
     "distill",
     "evaluate",
