@@ -1,5 +1,7 @@
 """This machine: what computes here, and what could change its speed."""
 
+import hashlib
+import json
 import platform
 import re
 from collections.abc import Iterable
@@ -49,7 +51,7 @@ def describe() -> Machine:
     info = get_cpu_info()
     cpu = str(info.get("brand_raw") or platform.processor() or platform.machine())
     cores = psutil.cpu_count(logical=True) or 1
-    return Machine(
+    machine = Machine(
         name=f"{_cpu_slug(cpu)}-{cores}-core",
         cpu=cpu,
         features=features(),
@@ -60,7 +62,34 @@ def describe() -> Machine:
         os=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         versions=versions(),
+        gpus=gpus(),
     )
+    return machine.model_copy(update={"fingerprint": fingerprint(machine)})
+
+
+def fingerprint(machine: Machine) -> str:
+    """Twelve hexadecimal digits of a hash of the hardware, from facts that stand in the record beside it.
+
+    What the system keeps of the memory for itself moves by megabytes from one kernel to the next: whole GiB, rounded
+    up, are what is built in.
+    """
+    facts = {
+        "cpu": machine.cpu,
+        "features": sorted(machine.features),
+        "cores": [machine.cores_physical, machine.cores_logical],
+        "memory_gib": -(-machine.memory_bytes // 2**30),
+        "gpus": sorted(machine.gpus),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def gpus(root: Path = Path("/")) -> tuple[str, ...]:
+    """Names of NVIDIA's GPUs as their driver tells them on Linux, one each; none where there is no such driver."""
+    found = []
+    for path in root.glob("proc/driver/nvidia/gpus/*/information"):
+        model = re.search(r"^Model:\s*(.+?)\s*$", path.read_text(), re.MULTILINE)
+        found += [model[1]] if model else []
+    return tuple(sorted(found))
 
 
 def features() -> tuple[str, ...]:

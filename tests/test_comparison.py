@@ -66,20 +66,20 @@ def test_rows_by_hand():
 def test_what_the_table_says():
     table = comparison_table(*compared(FULL))
     assert table.header == ("method", "seeds", "acc. %", "best %", "gain, points", "gap closed", "agree %")
-    assert table.rows[0] == ("teacher", "1", "95.00", "–", "–", "–", "–")
-    assert table.rows[1][:4] == ("alone", "3", "85.00 ± 1.00", "86.00 ± 1.00")
-    assert table.rows[2][0] == "distilled ¹"
-    assert table.rows[2][4:6] == ("+5.00 [2.52, 7.48]", "50 %")
-    assert table.rows[3][4] == "+0.00 [−4.97, 4.97]"
+    assert table.lines[0] == ("teacher", "1", "95.00", "–", "–", "–", "–")
+    assert table.lines[1][:4] == ("alone", "3", "85.00 ± 1.00", "86.00 ± 1.00")
+    assert table.lines[2][0] == "distilled ¹"
+    assert table.lines[2][4:6] == ("+5.00 [2.52, 7.48]", "50 %")
+    assert table.lines[3][4] == "+0.00 [−4.97, 4.97]"
     assert table.notes == ("0.1 cross_entropy + 0.9 kd, temperature 4", "2 dkd, temperature 4")
-    assert all(sum(map(len, row)) + 3 * len(row) <= 100 for row in (table.header, *table.rows))
+    assert all(sum(map(len, row)) + 3 * len(row) <= 100 for row in (table.header, *table.lines))
 
 
 def test_one_seed_has_a_gain_without_an_interval_and_no_best_without_held_out_samples():
     table = comparison_table(
         *compared([("teacher", "last", [95]), ("alone", "last", [85]), ("distilled", "last", [90])])
     )
-    assert table.rows[2] == ("distilled ¹", "1", "90.00", "+5.00", "50 %", "95.00")
+    assert table.lines[2] == ("distilled ¹", "1", "90.00", "+5.00", "50 %", "95.00")
 
 
 def test_no_share_of_a_gap_that_is_not_there():
@@ -95,7 +95,7 @@ def test_without_a_teacher_that_is_a_rung_there_is_no_agreement_and_no_gap():
 
 def test_without_a_baseline_there_is_no_gain():
     table = comparison_table(*compared([("teacher", "last", [95]), ("distilled", "last", [90, 91])]))
-    assert table.rows[1][3:5] == ("–", "–")
+    assert table.lines[1][3:5] == ("–", "–")
 
 
 def test_a_comparison_is_read_back_as_it_was_written(tmp_path):
@@ -134,9 +134,9 @@ def test_of_several_labels_a_sample_it_is_f1_and_without_labels_agreement():
     both = {name: np.stack([values, 1 - values], axis=1) for name, values in arrays.items()}
     table = comparison_table(record, both)
     assert table.header[2:5] == ("F1 µ %", "best %", "F1 macro %")
-    assert table.rows[0][2] == "95.00"
+    assert table.lines[0][2] == "95.00"
     del arrays["labels"]
     table = comparison_table(record, arrays)
     assert table.header[2:] == ("agree %", "best %", "gain, points", "gap closed")
-    assert table.rows[0][2] == "100.00"
-    assert table.rows[2][2] == "95.00 ± 1.00"
+    assert table.lines[0][2] == "100.00"
+    assert table.lines[2][2] == "95.00 ± 1.00"

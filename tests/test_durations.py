@@ -9,7 +9,7 @@ import pytest
 
 from kdbench import data, load_results
 from kdbench.records import Data
-from kdbench.report import text
+from kdbench.report import ladder_tables
 from kdbench.report.markdown import to_markdown
 from kdbench.report.operators import slimming_lines
 from kdbench.report.table import ladder
@@ -130,8 +130,8 @@ def known_answers():
 
 def test_tables_show_what_rungs_cost_and_gained_beside_their_parents():
     shown = ladder(made(), known_answers())
-    for table in (text.rungs_table(shown), text.details_table(shown)):
-        column = {name: [row[place] for row in table.rows] for place, name in enumerate(table.header)}
+    for table in (ladder_tables.rungs_table(shown), ladder_tables.details_table(shown)):
+        column = {name: [row[place] for row in table.lines] for place, name in enumerate(table.header)}
         assert column["took"] == ["12 min", "4 s", "–"]
         assert column["parent"] == ["–", "teacher", "student-low-rank-of-many"]
         assert column["Δ to parent"][0] == "–"
@@ -152,8 +152,8 @@ def test_files_that_were_not_made_here_have_no_such_table():
     plain = ladder(result(artifacts=(artifact("a"), artifact("b")), baseline="a",
                           measurements=(cell("a", "0"), cell("b", "1")), evaluations=()),
                    {name: value for name, value in arrays().items() if name != "labels"})  # fmt: skip
-    assert text.rungs_table(plain) is None
-    assert not {"took", "Δ to parent"} & set(text.details_table(plain).header)
+    assert ladder_tables.rungs_table(plain) is None
+    assert not {"took", "Δ to parent"} & set(ladder_tables.details_table(plain).header)
 
 
 def test_what_slimming_did_is_a_line_below_the_rungs():

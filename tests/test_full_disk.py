@@ -91,7 +91,7 @@ def test_raw_values_whose_record_has_no_room_do_not_stay(tmp_path, monkeypatch):
     save_results(tmp_path / WHOLE, result(), arrays())
     before = sorted(tmp_path.iterdir())
     write = store.write_atomic
-    monkeypatch.setattr(store, "write_atomic", full)
+    monkeypatch.setattr(store.results, "write_atomic", full)
     for values in (arrays(), arrays(speed=3.0)):  # those that lie there already, and others
         with pytest.raises(UserError, match="No space left"):
             save_results(tmp_path / WHOLE, result(), values)

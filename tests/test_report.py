@@ -19,7 +19,7 @@ from kdbench.records import (
     RawFile,
     ResultFile,
 )
-from kdbench.report import text
+from kdbench.report import ladder_tables, text
 from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
 from kdbench.report.plot import save_plot, sign
@@ -113,9 +113,9 @@ def test_rows_by_hand():
 
 def test_a_ratio_that_covers_one_reads_no_difference():
     noisy = ladder(result(), arrays(speed=1.02, noise=0.09)).rows[1]
-    assert text.speedup(noisy).startswith("no difference [")
-    assert text.speedup(noisy, brief=True) == "no difference"
-    assert text.speedup(ladder(result(), arrays()).rows[1]) == "2× [2, 2]"
+    assert text.ratio(noisy.ratio).startswith("no difference [")
+    assert text.ratio(noisy.ratio, brief=True) == "no difference"
+    assert text.ratio(ladder(result(), arrays()).rows[1].ratio) == "2× [2, 2]"
 
 
 def test_error_cells_have_a_reason_and_no_numbers():
@@ -220,10 +220,10 @@ def test_markdown_escapes_what_it_would_read():
 
 def test_footnotes_are_numbered_and_shared():
     warned = artifact("student", "teacher", warnings=("note one",))
-    (table,) = text.ladder_tables(
+    (table,) = ladder_tables.ladder_tables(
         ladder(result(artifacts=(artifact("teacher", warnings=("note one",)), warned)), arrays())
     )
-    assert [row[-1] for row in table.rows] == ["¹", "¹"]
+    assert [row[-1] for row in table.lines] == ["¹", "¹"]
     assert table.notes == ("note one",)
 
 
@@ -296,10 +296,12 @@ def test_infinite_and_missing_values_never_reach_the_csv(tiny_run):
 
 
 def test_many_footnotes_push_no_number_off_the_terminal(capsys):
-    header = ("rung", "F1 µ %", "F1 macro %", "Δ µ points", "p50", "speed-up", "")
+    header = ("rung", "F1 µ %", "F1 macro %", "Δ µ points", "p50", "speed-up")
     row = ("student-int8", "64.3", "38.47", "−0.7 [−11.6, 10.2]", "12.3 µs", "3.86× [3.74, 3.98]")
-    marks = " ".join(text.mark(number) for number in range(1, 16))
-    print_table(text.TextTable("cpu", header, ((*row, marks),), tuple(f"note {number}" for number in range(1, 16))))
+    columns = (*(text.Column(name, name, left=name == "rung") for name in header), text.FLAGS)
+    numbers = tuple(range(1, 16))
+    cells = (*map(text.Cell, row), text.Cell("", notes=numbers))
+    print_table(text.TextTable("cpu", columns, (cells,), tuple(f"note {number}" for number in numbers)))
     printed = capsys.readouterr().out
     assert "F1 macro %" in printed
     assert all(text.mark(number) in printed.partition(f"{text.mark(1)} note 1")[0] for number in range(1, 16))

@@ -63,7 +63,7 @@ def test_a_servers_table_by_hand():
     assert student.latency_s == pytest.approx(np.sort(part)[-2])  # one of 662 may be above the bound
     (table,) = scenario_tables(made)
     assert table.title == "server, p99 ≤ 10 ms: cpu, 1 thread, batch up to 1, against teacher"
-    assert table.rows[1][:3] == ("student", "50.0", "250")
+    assert table.lines[1][:3] == ("student", "50.0", "250")
     assert "no MLPerf submission" in table.legend
     assert "stays under 10 ms" in table.legend
     text = to_markdown([made])
@@ -90,7 +90,7 @@ def test_latencies_are_compared_the_other_way_round():
     assert made.scenarios[1].rate_per_s is None
     (table,) = scenario_tables(made)
     assert table.header == ("rung", "acc. %", "p90", "speed-up", "")
-    assert table.rows[1][2] == "1 ms"
+    assert table.lines[1][2] == "1 ms"
 
 
 def test_sizes_stand_in_title_and_csv():

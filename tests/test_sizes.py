@@ -19,9 +19,9 @@ from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
 from kdbench.pipeline import measuring
 from kdbench.records import Bench
+from kdbench.report.ladder_tables import details_table, ladder_tables
 from kdbench.report.markdown import to_markdown
 from kdbench.report.table import ladder
-from kdbench.report.text import details_table, ladder_tables
 from tests.conftest import save_mlp
 from tests.test_report import MACHINE, arrays, cell, result
 from tests.test_schedule import settings

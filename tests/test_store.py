@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
 @pytest.mark.parametrize("path", ["/dev/null/out", "/proc/out"])
 def test_a_folder_that_cannot_be_written_is_named(path):
     with pytest.raises(UserError, match=f"{path}: cannot be written to"):
-        store.prepare_folder(store.Path(path))
+        store.prepare_folder(Path(path))
 
 
 def test_what_killed_makers_of_folders_left_is_cleared(tmp_path):

@@ -17,10 +17,10 @@ from kdbench.data.pack import load_pack, save_pack
 from kdbench.evaluation import F1, compare, threshold
 from kdbench.pipeline import rungs
 from kdbench.records import Preprocessing, Recipe, recipe_from_toml
+from kdbench.report.ladder_tables import details_table, ladder_tables
 from kdbench.report.markdown import to_markdown
 from kdbench.report.table import ladder, load_ladders
 from kdbench.report.terminal import print_ladder
-from kdbench.report.text import details_table, ladder_tables
 from kdbench.steps import teach, train
 from kdbench.store import RunFolder, load_recipe, load_result
 from kdbench.training import weights
@@ -322,7 +322,7 @@ def test_a_ladder_without_labels_is_judged_by_its_agreement(tmp_path):
     assert rows["student"].accuracy is rows["teacher"].agreement is None
     (table,) = ladder_tables(report.ladder)
     assert table.header[:2] == ("rung", "agree %")
-    assert table.rows[0][1] == "–"
+    assert table.lines[0][1] == "–"
     assert "as teacher answers them" in to_markdown([report.ladder])
     assert "agreement with teacher, %" in report.plots[0].read_text()
 
@@ -355,7 +355,7 @@ def test_models_whose_answers_are_of_unlike_shapes_have_no_agreement():
     raw = {name: value for name, value in arrays().items() if name != "labels"}
     found = ladder(result(), raw | {"predictions.1": np.zeros((4, 3), dtype=int)})
     assert found.rows[1].agreement is None
-    assert ladder_tables(found)[0].rows[1][1] == "–"
+    assert ladder_tables(found)[0].lines[1][1] == "–"
 
 
 # --- tables from results by hand --------------------------------------------------------------------------------------

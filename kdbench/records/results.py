@@ -19,6 +19,11 @@ class Machine(Record):
     python: str
     versions: dict[str, str]
     """Of everything that computes."""
+    gpus: tuple[str, ...] = ()
+    """Names of the NVIDIA GPUs, where the driver tells."""
+    fingerprint: str = ""
+    """Of the hardware: CPU, features, cores, memory in whole GiB, GPUs; the same from run to run, and machines with
+    different ones never share a ratio or a folder. Empty in files from before there was one."""
 
 
 class Process(Record):

@@ -1,7 +1,7 @@
 """The comparison of methods: one row a method, over all of its seeds, computed from raw predictions on reading."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kdbench import stats
 from kdbench.errors import UserError
 from kdbench.records import Comparison, Distill, Schedule, Trial
-from kdbench.report.text import TextTable, mark
+from kdbench.report.text import DASH, Cell, Column, Shown, TextTable, number_cell, table_of
 from kdbench.stats import Interval
 from kdbench.store import Arrays
 
@@ -92,28 +92,30 @@ def comparison_table(comparison: Comparison, arrays: Arrays) -> TextTable:
     rows = method_rows(comparison, arrays)
     labels = arrays.get("labels")
     score = "agree %" if labels is None else "acc. %" if labels.ndim == 1 else "F1 µ %"
-    columns: dict[str, list[str]] = {
-        "method": [],
-        "seeds": [str(row.last.n) for row in rows],
-        score: [_spread(row.last) for row in rows],
-        "best %": [_spread(row.best) for row in rows],
-        "F1 macro %": [_spread(row.f1_macro) for row in rows],
-        "gain, points": [_points(row) for row in rows],
-        "gap closed": [_share(row.gap_closed) for row in rows],
-    }
+    losses = {row.method: _losses(comparison, row.method) for row in rows}
+    notes = {row.method: number for number, row in enumerate((row for row in rows if losses[row.method]), 1)}
+
+    def method(row: MethodRow) -> Cell:
+        return Cell(row.method, row.method, notes=(notes[row.method],) if row.method in notes else ())
+
+    shown: list[Shown[MethodRow]] = [
+        Shown(Column("method", "method", left=True), method),
+        Shown(Column("seeds", "seeds"), lambda row: number_cell(row.last.n, str)),
+        Shown(Column(score, "score"), lambda row: _spread(row.last)),
+        Shown(Column("best %", "best"), lambda row: _spread(row.best)),
+        Shown(Column("F1 macro %", "f1_macro"), lambda row: _spread(row.f1_macro)),
+        Shown(Column("gain, points", "gain"), _gain),
+        Shown(Column("gap closed", "gap_closed"), lambda row: number_cell(row.gap_closed, _share)),
+    ]
     if labels is not None:
-        columns["agree %"] = [_spread(row.agreement) for row in rows]
-    for name, known in (("best %", "best"), ("F1 macro %", "f1_macro")):
-        if all(getattr(row, known) is None for row in rows):
-            del columns[name]
-    notes = []
-    for row in rows:
-        losses = _losses(comparison, row.method)
-        if losses:
-            notes.append(losses)
-        columns["method"].append(f"{row.method} {mark(len(notes))}" if losses else row.method)
-    cells = tuple(zip(*columns.values(), strict=True))
-    return TextTable(f"{comparison.name}: students by method", tuple(columns), cells, tuple(notes))
+        shown.append(Shown(Column("agree %", "agreement"), lambda row: _spread(row.agreement)))
+    shown = [
+        one
+        for one in shown
+        if one.column.key not in ("best", "f1_macro") or any(getattr(row, one.column.key) for row in rows)
+    ]
+    table = table_of(f"{comparison.name}: students by method", shown, rows)
+    return replace(table, notes=tuple(filter(None, losses.values())))
 
 
 def _score(answers: NDArray[Any], labels: NDArray[Any] | None, expected: NDArray[Any] | None) -> float:
@@ -138,24 +140,25 @@ def _mean(values: Sequence[float]) -> Mean:
     return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
 
 
-def _spread(mean: Mean | None) -> str:
+def _spread(mean: Mean | None) -> Cell:
     """`92.31 ± 0.12`, in percent."""
     if mean is None:
-        return "–"
-    return f"{100 * mean.value:.2f}" + ("" if mean.std is None else f" ± {100 * mean.std:.2f}")
+        return Cell(DASH)
+    return Cell(f"{100 * mean.value:.2f}" + ("" if mean.std is None else f" ± {100 * mean.std:.2f}"), mean.value)
 
 
-def _points(row: MethodRow) -> str:
+def _gain(row: MethodRow) -> Cell:
     """`+0.52 [−0.10, 1.14]`, without an interval for one seed."""
     if row.gain is None:
-        return "–"
+        return Cell(DASH)
     interval = row.gain_interval
     limits = f" [{100 * interval.low:.2f}, {100 * interval.high:.2f}]" if interval else ""
-    return f"{100 * row.gain:+.2f}{limits}".replace("-", "−")
+    text = f"{100 * row.gain:+.2f}{limits}".replace("-", "−")
+    return Cell(text, row.gain, interval.low if interval else None, interval.high if interval else None)
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %".replace("-", "−")
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %".replace("-", "−")
 
 
 def _losses(comparison: Comparison, method: str) -> str | None:

@@ -10,11 +10,12 @@ from kdbench.errors import printable
 from kdbench.records import Comparison, ResultFile
 from kdbench.report.claims import proofs_in
 from kdbench.report.comparison import comparison_table
+from kdbench.report.ladder_tables import details_table, ladder_tables, unmeasured
 from kdbench.report.operators import slimming_lines
 from kdbench.report.rows import Metric
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
-from kdbench.report.text import TextTable, count, details_table, ladder_tables, mark, size, unmeasured
+from kdbench.report.text import TextTable, count, mark, size
 from kdbench.store import Arrays, load_recipe, zoo_recipes
 
 JUDGED: dict[Metric, str] = {
@@ -131,9 +132,5 @@ def _cell(text: object) -> str:
 
 
 def _rule(table: TextTable) -> str:
-    """The line under a table's header: the first column to the left, numbers to the right."""
-    return (
-        "|"
-        + "|".join(":---" if name in ("rung", "parent", "backend", "method", "") else "---:" for name in table.header)
-        + "|"
-    )
+    """The line under a table's header: text to the left, numbers to the right."""
+    return "|" + "|".join(":---" if column.left else "---:" for column in table.columns) + "|"

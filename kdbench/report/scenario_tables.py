@@ -1,21 +1,38 @@
 """Scenarios as tables of text, shared by every writer."""
 
-from collections.abc import Callable
 from itertools import groupby
 
 from kdbench.progress import duration
+from kdbench.report.ladder_tables import hundredths
 from kdbench.report.rows import Metric
 from kdbench.report.scenarios import ScenarioRow, load_of
 from kdbench.report.table import Ladder
-from kdbench.report.text import TextTable, count, mark, percent, seconds, speedup
+from kdbench.report.text import (
+    Cell,
+    Column,
+    Shown,
+    TextTable,
+    count,
+    interval_cell,
+    name_cell,
+    number_cell,
+    ratio,
+    seconds,
+    table_of,
+)
 
 SCORES: dict[Metric, str] = {"accuracy": "acc. %", "f1": "F1 µ %", "agreement": "agree %"}
 
-COLUMNS: dict[str, list[tuple[str, Callable[[ScenarioRow], str]]]] = {
-    "single_stream": [("p90", lambda row: seconds(row.latency_s))],
-    "multi_stream": [("p99", lambda row: seconds(row.latency_s))],
-    "server": [("per s", lambda row: count(row.rate_per_s)), ("p99", lambda row: seconds(row.latency_s))],
-    "offline": [("per s", lambda row: count(row.rate_per_s))],
+RATE: Shown[ScenarioRow] = Shown(Column("per s", "rate_per_s"), lambda row: number_cell(row.rate_per_s, count))
+P90, P99 = (
+    Shown[ScenarioRow](Column(name, "latency_s"), lambda row: number_cell(row.latency_s, seconds))
+    for name in ("p90", "p99")
+)
+COLUMNS: dict[str, list[Shown[ScenarioRow]]] = {
+    "single_stream": [P90],
+    "multi_stream": [P99],
+    "server": [RATE, P99],
+    "offline": [RATE],
 }
 
 LEGENDS = {
@@ -45,18 +62,13 @@ def scenario_tables(ladder: Ladder) -> list[TextTable]:
         if _reason(rows):
             continue
         first = rows[0]
-        columns: list[tuple[str, Callable[[ScenarioRow], str]]] = [
-            ("rung", lambda row: row.rung),
-            (SCORES[ladder.metric], lambda row: percent(row.score).removesuffix(" %")),
+        columns: list[Shown[ScenarioRow]] = [
+            Shown(Column("rung", "rung", left=True), lambda row: name_cell(row.rung)),
+            Shown(Column(SCORES[ladder.metric], "score"), lambda row: number_cell(row.score, hundredths)),
             *COLUMNS[first.scenario],
-            ("speed-up", lambda row: "1" if row.rung == ladder.result.baseline else speedup(row)),
+            Shown(Column("speed-up", "speedup"), lambda row: _speedup(row, ladder.result.baseline)),
         ]
-        notes: dict[str, int] = {}
-        cells = tuple((*(cell(row) for _, cell in columns), _marks(row, notes)) for row in rows)
-        header = (*(name for name, _ in columns), "")
-        tables.append(
-            TextTable(_title(first, ladder.result.baseline), header, cells, tuple(notes), _legend(rows, part_s))
-        )
+        tables.append(table_of(_title(first, ladder.result.baseline), columns, rows, _said, _legend(rows, part_s)))
     return tables
 
 
@@ -94,7 +106,10 @@ def _legend(rows: list[ScenarioRow], part_s: float) -> str:
     return text.format(queries=queries, bound=seconds(rows[0].bound_s))
 
 
-def _marks(row: ScenarioRow, notes: dict[str, int]) -> str:
-    """The numbers of the row's footnotes, which are added to `notes` where they are new."""
-    said = (*row.flags, f"error: {row.error}") if row.error else row.flags
-    return " ".join(mark(notes.setdefault(text, len(notes) + 1)) for text in said)
+def _speedup(row: ScenarioRow, baseline: str) -> Cell:
+    return Cell("1", 1.0) if row.rung == baseline else interval_cell(row.ratio, ratio)
+
+
+def _said(row: ScenarioRow) -> tuple[str, ...]:
+    """What has to be known of a row: a footnote each."""
+    return (*row.flags, f"error: {row.error}") if row.error else row.flags

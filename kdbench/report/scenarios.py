@@ -10,6 +10,7 @@ from kdbench import stats
 from kdbench.data.sizes import written
 from kdbench.records import Artifact, LoadTest, ResultFile, ScenarioMeasurement, ScenarioName
 from kdbench.report.flags import flags
+from kdbench.report.rows import interval
 from kdbench.stats import Interval
 from kdbench.store import Arrays
 
@@ -47,6 +48,11 @@ class ScenarioRow:
     """Sizes of symbolic dimensions, such as `height=32 width=32`."""
     spent_s: float | None = None
     """In loadgen's runs, of all processes together."""
+
+    @property
+    def ratio(self) -> Interval | None:
+        """The speed-up against the baseline."""
+        return interval(self.speedup, self.speedup_low, self.speedup_high)
 
 
 COLUMNS = tuple(field.name for field in fields(ScenarioRow))

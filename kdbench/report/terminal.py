@@ -1,15 +1,18 @@
 """Tables on a terminal of 100 columns."""
 
+from dataclasses import replace
+
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
 from kdbench.errors import printable
+from kdbench.report.ladder_tables import ladder_tables, rungs_table, unmeasured
 from kdbench.report.operators import slimming_lines
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
-from kdbench.report.text import TextTable, ladder_tables, mark, rungs_table, unmeasured
+from kdbench.report.text import Cell, Column, TextTable, mark
 
 WIDTH = 100
 LONGEST_NAME = 16
@@ -64,17 +67,24 @@ def _table(content: TextTable, without: tuple[str, ...]) -> Table:
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
-    kept = [number for number, name in enumerate(content.header) if name not in without]
-    for name in (content.header[number] for number in kept):
-        left = name in (content.header[0], "parent", "")
-        widest = None if name else WIDEST_MARKS
+    kept = [number for number, column in enumerate(content.columns) if column.name not in without]
+    for number in kept:
+        column = content.columns[number]
         table.add_column(
-            name, justify="left" if left else "right", no_wrap=bool(name), overflow="fold", max_width=widest
+            column.name,
+            justify="left" if column.left else "right",
+            no_wrap=bool(column.name),
+            overflow="fold",
+            max_width=None if column.name else WIDEST_MARKS,
         )
-    named = {0, *(number for number in kept if content.header[number] == "parent")}
     for row in content.rows:
-        table.add_row(*(printable(_shortened(row[number]) if number in named else row[number]) for number in kept))
+        table.add_row(*(printable(_shown(row[number], content.columns[number])) for number in kept))
     return table
+
+
+def _shown(cell: Cell, column: Column) -> str:
+    named = column.left and isinstance(cell.value, str) and column.name
+    return replace(cell, text=_shortened(cell.text)).marked if named else cell.marked
 
 
 def _shortened(name: str) -> str:

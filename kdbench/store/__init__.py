@@ -1,0 +1,81 @@
+"""The only owner of paths: the zoo, results and run folders. Every write is atomic."""
+
+from kdbench.store.publishing import (
+    RESULTS,
+    publish,
+)
+from kdbench.store.recipes import (
+    load_recipe,
+    zoo_folder,
+    zoo_recipes,
+)
+from kdbench.store.results import (
+    COMPARISON_FILE,
+    PARTIAL_FILE,
+    RESULTS_FILE,
+    RETURNED,
+    find_results,
+    load_comparison,
+    load_result,
+    remove_results,
+    save_results,
+    save_returned,
+)
+from kdbench.store.runs import (
+    SIDECAR,
+    RunFolder,
+    load_artifact,
+    save_artifact,
+    sidecar,
+)
+from kdbench.store.writing import (
+    Arrays,
+    fingerprint,
+    new_folder,
+    output_file,
+    part_of,
+    prepare_folder,
+    read_npz,
+    sha256,
+    sha256_of_file,
+    whole_name,
+    write_archive,
+    write_atomic,
+    write_npz,
+)
+
+__all__ = [
+    "COMPARISON_FILE",
+    "PARTIAL_FILE",
+    "RESULTS",
+    "RESULTS_FILE",
+    "RETURNED",
+    "SIDECAR",
+    "Arrays",
+    "RunFolder",
+    "find_results",
+    "fingerprint",
+    "load_artifact",
+    "load_comparison",
+    "load_recipe",
+    "load_result",
+    "new_folder",
+    "output_file",
+    "part_of",
+    "prepare_folder",
+    "publish",
+    "read_npz",
+    "remove_results",
+    "save_artifact",
+    "save_results",
+    "save_returned",
+    "sha256",
+    "sha256_of_file",
+    "sidecar",
+    "whole_name",
+    "write_archive",
+    "write_atomic",
+    "write_npz",
+    "zoo_folder",
+    "zoo_recipes",
+]
