@@ -2,8 +2,8 @@
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare_methods`, `prune`,
 `sparsify`, `factorise`, `spiral`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`,
-`parity`, `bench`, `self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and onnxruntime are imported
-when a function needs them, not before.
+`parity`, `bench`, `compare`, `self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and onnxruntime are
+imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline import bench, compare_methods, distill, run
     from kdbench.pipeline.bundling import bundle
     from kdbench.pipeline.checking import check
+    from kdbench.pipeline.gate import compare
     from kdbench.pipeline.packing import pack
     from kdbench.pipeline.proving import prove
     from kdbench.pipeline.quantizing import fastest_int8
@@ -38,6 +39,7 @@ _HOMES = {
     "bench": "pipeline",
     "bundle": "pipeline.bundling",
     "check": "pipeline.checking",
+    "compare": "pipeline.gate",
     "compare_methods": "pipeline",
     "convert": "steps.convert",
     "distill": "pipeline",
@@ -65,6 +67,7 @@ __all__ = [
     "bench",
     "bundle",
     "check",
+    "compare",
     "compare_methods",
     "convert",
     "distill",

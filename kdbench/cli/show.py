@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline.self_test import SelfTest
     from kdbench.pipeline.spiral import Spiralled
     from kdbench.records import Artifact
+    from kdbench.records.gate import Gate
     from kdbench.steps.prune import Narrowed
 
 SHOWN = 4
@@ -192,3 +193,15 @@ def show_comparison(compared: "Compared") -> None:
 
     print_table(compared.table)
     click.echo(f"\nreport      {compared.report}\ncomparison  {compared.comparison}")
+
+
+def show_gate(gate: "Gate") -> None:
+    """The verdict first, then what it rests on."""
+    from kdbench.report.gate.tables import gate_lines, gate_table, verdict
+    from kdbench.report.terminal import print_table
+
+    click.secho(f"{verdict(gate)}\n", fg="green" if gate.passed else "red", bold=True)
+    if gate.checks:
+        print_table(gate_table(gate))
+    for line in gate_lines(gate):
+        click.echo(line)

@@ -12,7 +12,7 @@ Quantity = Literal["speed", "accuracy", "F1", "agreement", "size"]
 
 
 class Check(Record):
-    """One quantity of one cell, old and new. A change counts from old to new; shares are plain numbers, 0.05 for 5 %."""
+    """One quantity of one cell, old and new. A change is one from old to new; shares are plain: 0.05 for 5 %."""
 
     quantity: Quantity
     rung: str = ""

@@ -1,4 +1,4 @@
-"""Whether changes keep their bounds: many of them at a time, looked at more than once, and what would settle an open one.
+"""Whether changes keep their bounds: many at a time, looked at more than once, and what would settle an open one.
 
 A change is counted so that more is worse. Two errors are possible, each kept below `ERROR` for the whole gate:
 
@@ -7,8 +7,8 @@ A change is counted so that more is worse. Two errors are possible, each kept be
 - to let all pass as within their bounds where one is not. That takes an error in that very one, however many others
   there are: nothing is adjusted for them (an intersection-union test, Berger 1982).
 
-Whoever looks after every round, and stops when the interval is where he wants it, is wrong far more often than its level
-says. So there are few looks, each at half as many rounds again as the one before, and look k may spend
+Whoever looks after every round, and stops when the interval is where he wants it, is wrong far more often than its
+level says. So there are few looks, each at half as many rounds again as the one before, and look k may spend
 1 / (k · (k + 1)) of the error: these shares add up to 1 however long it goes on.
 """
 
@@ -78,7 +78,7 @@ def paired(new: ArrayLike, old: ArrayLike, looks: float = 1.0) -> Change | None:
 
 
 def unpaired(new: ArrayLike, old: ArrayLike, looks: float = 1.0) -> Change | None:
-    """The same of values that have nothing to do with each other, by Welch (1947); None for fewer than two of either."""
+    """The same of values that are no pairs, by Welch (1947); None for fewer than two of either."""
     ours, theirs = np.asarray(new, dtype=np.float64), np.asarray(old, dtype=np.float64)
     n = min(ours.size, theirs.size)
     if n < 2:
@@ -105,7 +105,7 @@ def accuracy_drop_apart(old_right: float, old_n: int, new_right: float, new_n: i
 
 
 def f1_drop(new: NDArray[Any], old: NDArray[Any], labels: NDArray[Any]) -> Change:
-    """Of micro F1 on the same samples [N, C]: the normal distribution of which `stats.f1_difference` is the interval."""
+    """Of micro F1 on the same samples [N, C]: normal, with the interval of `stats.f1_difference`."""
     from kdbench.stats import f1_difference
 
     found = f1_difference(old, new, labels)
@@ -141,7 +141,7 @@ def next_look(rounds: int, first: int = FIRST_LOOK) -> int:
 
 
 def looks_of(rounds: int, first: int = FIRST_LOOK) -> float:
-    """k · (k + 1) of the look at so many rounds, which is the k-th; the last one may be between two that are planned."""
+    """k · (k + 1) of the k-th look, which is at so many rounds; the last one may be between two that are planned."""
     number, look = 1, first
     while look < rounds:
         number, look = number + 1, math.ceil(GROWTH * look)
@@ -183,9 +183,7 @@ def decided(change: Change | None, bound: float, comparisons: int) -> bool:
     return _outcome(change, bound, min(1.0, comparisons * change.p_within(bound))) != "can't tell"
 
 
-def enough_for(
-    at: Callable[[int], Change], seen: int, bound: float, comparisons: int, most: int
-) -> int | None:
+def enough_for(at: Callable[[int], Change], seen: int, bound: float, comparisons: int, most: int) -> int | None:
     """How many rounds or samples would about decide one of so many comparisons, were the estimate the truth.
 
     `at` gives the change as it would be known from so many; None where more than `most` would be needed.
