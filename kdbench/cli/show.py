@@ -197,11 +197,12 @@ def show_comparison(compared: "Compared") -> None:
 
 def show_gate(gate: "Gate") -> None:
     """The verdict first, then what it rests on."""
-    from kdbench.report.gate.tables import gate_lines, gate_table, verdict
-    from kdbench.report.terminal import print_table
+    from kdbench.report.gate.tables import gate_lines, narrow_tables, verdict
+    from kdbench.report.terminal import WIDTH, print_table
 
     click.secho(f"{verdict(gate)}\n", fg="green" if gate.passed else "red", bold=True)
-    if gate.checks:
-        print_table(gate_table(gate))
+    for table in narrow_tables(gate, WIDTH):
+        print_table(table)
+        click.echo()
     for line in gate_lines(gate):
         click.echo(line)

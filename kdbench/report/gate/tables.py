@@ -5,6 +5,7 @@ from importlib.resources import files
 
 from kdbench.records.gate import Check, Gate
 from kdbench.report.markdown import template_environment
+from kdbench.report.terminal import LONGEST_NAME, WIDEST_MARKS
 from kdbench.report.text import (
     DASH,
     Cell,
@@ -21,6 +22,7 @@ from kdbench.report.text import (
     table_of,
 )
 from kdbench.stats import Interval
+
 
 
 def verdict(gate: Gate) -> str:
@@ -47,12 +49,48 @@ def _counted(number: int, one: str, several: str) -> str:
 
 def gate_table(gate: Gate) -> TextTable:
     """A line a comparison; what all of them share stands in the title."""
-    places = [column for column in _PLACES if len({column.cell(check).text for check in gate.checks} - {DASH}) > 1]
+    return _table(gate.checks, f"{gate.new} against {gate.old}", LEGEND)
+
+
+def narrow_tables(gate: Gate, width: int) -> list[TextTable]:
+    """The same in as many tables as keep to so many letters: apart by backend, rung and sizes, which their titles have."""
+    tables: list[TextTable] = []
+    for depth in range(len(_APART) + 1):
+        groups: dict[tuple[str, ...], list[Check]] = {}
+        for check in gate.checks:
+            groups.setdefault(tuple(getattr(check, name) for name in _APART[:depth]), []).append(check)
+        tables = [
+            _table(group, f"{gate.new} against {gate.old}", LEGEND if number == 0 else "")
+            for number, group in enumerate(groups.values())
+        ]
+        if all(_width(table) <= width for table in tables):
+            break
+    return tables
+
+
+_APART = ("backend", "rung", "dims")
+LEGEND = "Change: of latency and size in percent, of accuracy in points, each with its 95 % interval."
+
+
+def _width(table: TextTable) -> int:
+    """Letters of a line on a terminal, which shortens names and breaks footnotes."""
+    widths = []
+    for number, (column, cells) in enumerate(zip(table.columns, zip(*table.rows, strict=True), strict=True)):
+        longest = LONGEST_NAME if column.left and isinstance(cells[0].value, str) else 1000
+        shown = max(len(column.name), *(min(len(cell.text), longest) for cell in cells))
+        widths.append(WIDEST_MARKS if number == len(table.columns) - 1 else shown)
+    return sum(width + 1 for width in widths)
+
+
+def _table(checks: Sequence[Check], title: str, legend: str) -> TextTable:
+    places = [column for column in _PLACES if len({column.cell(check).text for check in checks} - {DASH}) > 1]
     shown = [_WHAT, *places, *_NUMBERS]
-    common = [f"{gate.new} against {gate.old}", *_common(gate.checks, places)]
-    legend = "Change: of latency and size in percent, of accuracy in points, each with its 95 % interval."
     return table_of(
-        ", ".join(common), shown, gate.checks, lambda check: [*filter(None, (check.settle,)), *check.notes], legend
+        ", ".join([title, *_common(checks, places)]),
+        shown,
+        checks,
+        lambda check: [*filter(None, (check.settle,)), *check.notes],
+        legend,
     )
 
 
@@ -77,7 +115,7 @@ _PLACES = (
     Shown[Check](Column("backend", "backend", left=True), lambda check: _text(check.backend)),
     Shown[Check](Column("threads", "threads"), lambda check: _text(check.threads)),
     Shown[Check](Column("batch", "batch"), lambda check: _text(check.batch)),
-    Shown[Check](Column("sizes", "dims", left=True), lambda check: _text(check.dims)),
+    Shown[Check](Column("sizes", "dims", left=True), lambda check: Cell(check.dims or DASH)),  # whole, on a terminal too
 )
 
 
