@@ -14,7 +14,7 @@ CELLS, BOUND = 24, math.log(1.05)
 
 
 def gate(generator, slower, spread=0.03, most=41):
-    """The outcomes over cells that are truly `slower`, as logarithms, and the rounds: until all are decided, or `most`."""
+    """The outcomes of cells that are truly `slower`, in logarithms, after how many rounds: till all are decided."""
     logs = generator.normal(np.asarray(slower)[:, None], spread, (len(slower), most))
     rounds, going = 0, True
     while going:

@@ -224,11 +224,11 @@ def _gate(old: Side, new: Side, bounds: Bounds, strict: bool, names: tuple[str, 
         checks=checks(old, new, bounds),
         failures=failures(old, new),
         missing=sides.missing(old, new),
-        notes=tuple(notes),
+        notes=(*notes, *sides.unknown(old, new)),
         machine=new.result.machine,
     )
-    if not gate.checks and not gate.failures:
-        reasons = [row.error for row, _ in old.cells.values() if row.error]
-        raise UserError(f"nothing could be compared: OLD has no numbers: {'; '.join(dict.fromkeys(reasons))}")
-    failed = gate.beyond or gate.failures or (strict and (gate.open or gate.missing))
+    if not gate.checks and not gate.failures and not any(map(old.medians, old.cells)):
+        reasons = dict.fromkeys(row.error for row, _ in old.cells.values() if row.error)
+        raise UserError(f"nothing could be compared: OLD has no numbers: {'; '.join(reasons)}")
+    failed = gate.beyond or gate.failures or (strict and (gate.open or gate.missing or not gate.checks))
     return gate.model_copy(update={"passed": not failed})

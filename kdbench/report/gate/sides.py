@@ -84,6 +84,12 @@ def missing(old: Side, new: Side) -> tuple[str, ...]:
     return tuple(place_of(key) for key in old.cells if key not in new.cells)
 
 
+def unknown(old: Side, new: Side) -> tuple[str, ...]:
+    """Cells of both, of which OLD has no number to compare with."""
+    reasons = {key: old.cells[key][0].error for key in old.cells if key in new.cells}
+    return tuple(f"OLD has no number of {place_of(key)}: {error}" for key, error in reasons.items() if error)
+
+
 def place_of(key: Key) -> str:
     """`student on cpu, 2 threads, batch 8`."""
     rung, backend, threads, batch, dims = key

@@ -24,27 +24,23 @@ from kdbench.report.text import (
 from kdbench.stats import Interval
 
 
-
 def verdict(gate: Gate) -> str:
-    """`FAILS: of 6 comparisons 1 is beyond its bound and 2 can't be told`."""
-    total = len(gate.checks)
-    said = [_counted(len(gate.beyond), "is beyond its bound", "are beyond their bounds")]
-    said += [_counted(len(gate.open), "can't be told", "can't be told")]
-    told = " and ".join(filter(None, said))
-    counted = f"{total} comparison{'' if total == 1 else 's'}"
-    parts = (
-        [f"of {counted} {told}" if told else f"{'all ' if total > 1 else ''}{counted} within bounds"] if total else []
-    )
+    """`FAILS: 1 of 6 comparisons beyond its bound, 2 can't be told`."""
+    total, beyond, left = len(gate.checks), len(gate.beyond), len(gate.open)
+    compared = f"{total} comparison{'' if total == 1 else 's'}"
+    parts = [] if total else ["nothing to compare"]
+    if beyond:
+        parts.append(f"{beyond} of {compared} beyond {'its bound' if beyond == 1 else 'their bounds'}")
+    elif left < total:
+        parts.append(f"{total - left} of {compared} within bounds" if left else f"{compared} within bounds")
+    if left:
+        parts.append(f"{left} can't be told" if parts else f"{left} of {compared} can't be told")
     if gate.failures:
-        parts.append(_counted(len(gate.failures), "thing no longer holds", "things no longer hold"))
+        parts.append(f"{len(gate.failures)} failure{'' if len(gate.failures) == 1 else 's'}")
     if gate.missing:
-        parts.append(_counted(len(gate.missing), "cell is missing in NEW", "cells are missing in NEW"))
+        parts.append(f"{len(gate.missing)} cell{'' if len(gate.missing) == 1 else 's'} missing in NEW")
     strictly = " (--strict)" if gate.strict and not gate.passed and not (gate.beyond or gate.failures) else ""
     return f"{'PASSES' if gate.passed else 'FAILS'}{strictly}: {', '.join(parts)}"
-
-
-def _counted(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}" if number else ""
 
 
 def gate_table(gate: Gate) -> TextTable:
@@ -53,7 +49,7 @@ def gate_table(gate: Gate) -> TextTable:
 
 
 def narrow_tables(gate: Gate, width: int) -> list[TextTable]:
-    """The same in as many tables as keep to so many letters: apart by backend, rung and sizes, which their titles have."""
+    """The same in tables that keep to so many letters: apart by backend, rung and sizes, which their titles have."""
     tables: list[TextTable] = []
     for depth in range(len(_APART) + 1):
         groups: dict[tuple[str, ...], list[Check]] = {}
@@ -115,7 +111,9 @@ _PLACES = (
     Shown[Check](Column("backend", "backend", left=True), lambda check: _text(check.backend)),
     Shown[Check](Column("threads", "threads"), lambda check: _text(check.threads)),
     Shown[Check](Column("batch", "batch"), lambda check: _text(check.batch)),
-    Shown[Check](Column("sizes", "dims", left=True), lambda check: Cell(check.dims or DASH)),  # whole, on a terminal too
+    Shown[Check](
+        Column("sizes", "dims", left=True), lambda check: Cell(check.dims or DASH)
+    ),  # whole, on a terminal too
 )
 
 
