@@ -308,3 +308,29 @@ def _f1_terms(predicted: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[np
 def _ratio(right: NDArray[np.int64], asked: NDArray[np.int64]) -> NDArray[np.float64]:
     """right / asked, 0 where nothing was asked."""
     return np.divide(right, asked, out=np.zeros(np.shape(right)), where=asked > 0)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for how many they are (Holm 1979): each one below a level is significant at that level, while
+    of true null hypotheses the chance of any such one stays below it."""
+    order = np.argsort(p_values, kind="stable")
+    corrected, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def same_mean(first: ArrayLike, second: ArrayLike) -> float | None:
+    """p-value of Welch's t-test that two samples have one mean; None for fewer than two values in either.
+
+    Samples that don't vary at all are equal (1) or are not (0).
+    """
+    from scipy import stats
+
+    ours, theirs = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if min(ours.size, theirs.size) < 2:
+        return None
+    if ours.std() == 0 == theirs.std():
+        return float(ours.mean() == theirs.mean())
+    return float(stats.ttest_ind(ours, theirs, equal_var=False).pvalue)

@@ -96,7 +96,7 @@ def place(tmp_path_factory):
     (folder / "cut.npz").write_bytes((folder / "good.npz").read_bytes()[:100])
     (folder / "bad.toml").write_text("name = [")
     (folder / "cut.json").write_text('{"schema": 1, "kdbe')
-    (folder / "newer.json").write_text('{"schema": 2}')
+    (folder / "newer.json").write_text('{"schema": 3, "kdbench": "9.9"}')
     (folder / "file").touch()
     return folder
 
@@ -178,7 +178,7 @@ MISTAKES = {
     "bundle good.onnx --out x --pack shape.npz": "has samples of shape (3,)",
     "report text.zip": "text.zip: not a sound archive, or cut off",
     "report cut.json": "cut.json: not valid JSON",
-    "report newer.json": "newer.json: written by a newer kdbench (schema 2",
+    "report newer.json": "newer.json: written by a newer kdbench, 9.9 (schema 3",
     "report nowhere": "nowhere: no such file or folder",
     "report folder.onnx": "folder.onnx: no result files in it",
     "frobnicate": "unknown command 'frobnicate'",

@@ -10,6 +10,7 @@ from kdbench.records import Comparison, RawFile, Trial
 from kdbench.report.comparison import comparison_table, method_rows
 from kdbench.report.markdown import comparison_to_markdown
 from kdbench.store import load_comparison, load_recipe, save_results
+from tests.test_store import unsealed
 
 LABELS = np.zeros(100, dtype=np.int32)
 
@@ -122,6 +123,8 @@ def test_a_comparison_is_rendered_again_and_damage_to_it_is_named(tmp_path, caps
     path.write_text(whole[:300])
     assert f"{path}: not valid JSON" in said(path)
     path.write_text(whole.replace('"raw": "0"', '"raw": "99"'))
+    assert f"{path}: edited after it was written: sealed as {record.seal[:12]}…" in said(path)
+    path.write_text(unsealed(path))
     assert f"{path}: seed 0 of 'teacher' has no raw values: was it edited?" in said(path)
     path.write_text(whole)
     raw = tmp_path / record.raw.file

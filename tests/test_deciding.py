@@ -8,7 +8,7 @@ from scipy import stats as scipy_stats
 
 from kdbench import stats
 from kdbench.report.gate import deciding
-from kdbench.report.gate.deciding import Change, decide, decided, holm, looks_of, next_look
+from kdbench.report.gate.deciding import Change, decide, decided, looks_of, next_look
 
 CELLS, BOUND = 24, math.log(1.05)
 
@@ -102,12 +102,6 @@ def test_latencies_of_two_files_are_compared_by_welchs_test():
     assert change.p_within(0.0) == pytest.approx(found.pvalue)
     assert change.limits() == pytest.approx(scipy_stats.ttest_ind(new, old, equal_var=False).confidence_interval(0.95))
     assert deciding.unpaired([1.0], old) is deciding.paired([1.0], [2.0]) is None
-
-
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
 
 
 def test_looks_share_the_error():

@@ -130,7 +130,16 @@ def test_an_unavailable_backend_gives_its_reason(digits, place):
 
 def test_generated_documents_are_current(monkeypatch):
     done = subprocess.run(
-        [sys.executable, "-m", "cogapp", "--check", "README.md", "docs/cli.md", "results/README.md"],
+        [
+            sys.executable,
+            "-m",
+            "cogapp",
+            "--check",
+            "README.md",
+            "docs/cli.md",
+            "docs/results-format.md",
+            "results/README.md",
+        ],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

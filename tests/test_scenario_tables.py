@@ -5,7 +5,7 @@ import pytest
 
 from kdbench.cli import main
 from kdbench.errors import UserError
-from kdbench.records import LoadTest, ResultFile, ScenarioMeasurement, from_json
+from kdbench.records import LoadTest, ResultFile, ScenarioMeasurement, from_json, sealed
 from kdbench.report.comma import to_csv
 from kdbench.report.files import save_report
 from kdbench.report.markdown import to_markdown
@@ -69,6 +69,7 @@ def test_a_servers_table_by_hand():
     text = to_markdown([made])
     assert "# Details" not in text
     assert "server, p99 ≤ 10 ms" in text
+    found = sealed(found)
     assert from_json(ResultFile, found.to_json(), "here") == found
 
 

@@ -33,6 +33,7 @@ COMMANDS = (
     "pack",
     "bundle",
     "report",
+    "results",
     "backends",
     "zoo",
 )

@@ -12,8 +12,7 @@ from kdbench.errors import UserError
 @click.argument("paths", type=options.FILE, nargs=-1, required=True, metavar="RUN_DIR | RESULTS...")
 @click.option("--format", "kind", type=click.Choice(["md", "csv"]), default="md", show_default=True)
 @click.option("--out", type=options.FILE, metavar="DIR", help="Write report.md, report.csv and the plot there instead.")
-@click.option("--publish", is_flag=True, help="Copy them to results/<machine>/<date>-<name>.json instead.")
-def report(paths: tuple[Path, ...], kind: str, out: Path | None, publish: bool) -> None:
+def report(paths: tuple[Path, ...], kind: str, out: Path | None) -> None:
     """Render result files, or all below the given folders, as Markdown or CSV.
 
     A result file is a results.json with its .npz, or the one file that was brought back from another machine.
@@ -26,7 +25,6 @@ def report(paths: tuple[Path, ...], kind: str, out: Path | None, publish: bool) 
     kdbench report runs/digits
     kdbench report results --format csv > all.csv
     kdbench report runs/digits --out report
-    kdbench report digits-another-machine.results.zip --publish
     """
     from kdbench import store
     from kdbench.report.comma import to_csv
@@ -34,12 +32,9 @@ def report(paths: tuple[Path, ...], kind: str, out: Path | None, publish: bool) 
     from kdbench.report.table import load_ladders, load_results
 
     if any(path.name == store.COMPARISON_FILE for path in paths):
-        if len(paths) > 1 or kind != "md" or out is not None or publish:
+        if len(paths) > 1 or kind != "md" or out is not None:
             raise UserError(f"{store.COMPARISON_FILE}: is rendered by itself, as Markdown: leave everything else out")
         click.echo(comparison_to_markdown(*store.load_comparison(paths[0])), nl=False)
-    elif publish:
-        for file in [file for path in paths for file in store.find_results(path)]:
-            click.echo(store.publish(file))
     elif out is not None:
         from kdbench.report.files import save_report
 

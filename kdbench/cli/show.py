@@ -122,7 +122,7 @@ def show_report(report: "Report") -> None:
     if report.published:
         click.echo(f"published {report.published}")
     if report.returned:
-        click.echo(f"bring back {report.returned}: `kdbench report` reads it, with --publish into results/")
+        click.echo(f"bring back {report.returned}: `kdbench results add` takes it into results/")
 
 
 def show_spiral(found: "Spiralled") -> None:

@@ -62,9 +62,11 @@ from kdbench.records.results import (
     ScenarioMeasurement,
     Trial,
 )
+from kdbench.records.sealed import RESULTS_SCHEMA, Sealed, sealed
 
 __all__ = [
     "IMPORTED",
+    "RESULTS_SCHEMA",
     "SCHEMA",
     "Artifact",
     "Augment",
@@ -106,6 +108,7 @@ __all__ = [
     "ScenarioMeasurement",
     "ScenarioName",
     "Schedule",
+    "Sealed",
     "Sparse",
     "Sparsify",
     "SparsifySection",
@@ -123,6 +126,7 @@ __all__ = [
     "placeless",
     "read_text",
     "recipe_from_toml",
+    "sealed",
     "slug",
     "toml_value",
 ]

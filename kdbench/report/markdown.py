@@ -58,7 +58,7 @@ def to_markdown(ladders: Sequence[Ladder], plots: Sequence[str | None] = (), hea
             "optimized": any(row.optimize_s is not None for row in ladder.rows),
             "energy": _energy(ladder),
             "cold": any(row.cold_start_s is not None for row in ladder.rows),
-            "again": _again(ladder.result),
+            "again": again(ladder.result),
         }
         for ladder, plot in zip_longest(ladders, plots)
     ]
@@ -101,7 +101,7 @@ def _energy(ladder: Ladder) -> str | None:
     return f"{read}; of all that ran there, idle power not subtracted"
 
 
-def _again(result: ResultFile) -> str | None:
+def again(result: ResultFile) -> str | None:
     """The command that runs a recipe of the zoo again, if it was run as it stands there."""
     recipe = result.recipe
     if recipe is None or recipe.name not in zoo_recipes() or load_recipe(recipe.name).to_json() != recipe.to_json():

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kdbench import stats
 from kdbench.records.gate import Outcome
 
 ERROR = 0.025
@@ -106,9 +107,7 @@ def accuracy_drop_apart(old_right: float, old_n: int, new_right: float, new_n: i
 
 def f1_drop(new: NDArray[Any], old: NDArray[Any], labels: NDArray[Any]) -> Change:
     """Of micro F1 on the same samples [N, C]: normal, with the interval of `stats.f1_difference`."""
-    from kdbench.stats import f1_difference
-
-    found = f1_difference(old, new, labels)
+    found = stats.f1_difference(old, new, labels)
     return Change(found.value, (found.high - found.low) / 2 / _z(), n=len(labels), centre=(found.low + found.high) / 2)
 
 
@@ -151,19 +150,10 @@ def looks_of(rounds: int, first: int = FIRST_LOOK) -> float:
 # --- decisions --------------------------------------------------------------------------------------------------------
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Each p-value as it is among all of them: at most the error of any of them is claimed by chance (Holm 1979)."""
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
 def decide(changes: Sequence[Change | None], bounds: Sequence[float]) -> list[Outcome]:
     """The outcome of each comparison among all of them; None, of which nothing is known, can't be told."""
     known = [(change, bound) for change, bound in zip(changes, bounds, strict=True) if change is not None]
-    adjusted = iter(holm([change.p_within(bound) for change, bound in known]))
+    adjusted = iter(stats.holm([change.p_within(bound) for change, bound in known]))
     return [
         "can't tell" if change is None else _outcome(change, bound, next(adjusted))
         for change, bound in zip(changes, bounds, strict=True)

@@ -107,7 +107,7 @@ def remarks(old: Side, new: Side) -> tuple[str, ...]:
     ]
     if hardware[0] != hardware[1]:
         names = [f"{machine.name} ({machine.cpu}, {machine.cores_logical} cores)" for machine in (one, two)]
-        apart = names if names[0] != names[1] else [f"{names[0]}, {machine.fingerprint[:8]}" for machine in (one, two)]
+        apart = names if names[0] != names[1] else [f"{names[0]}, {machine.fingerprint}" for machine in (one, two)]
         raise UserError(
             f"measured on two machines, which never share a ratio: OLD on {apart[0]}, NEW on {apart[1]}: measure both "
             "models in one job: kdbench compare OLD.onnx NEW.onnx"
