@@ -1,11 +1,14 @@
 """The gate as CI meets it: two models through real workers, two measurements in files, and what it says of them."""
 
+import os
+import subprocess
 import sys
 
 import click
 import numpy as np
 import onnx
 import pytest
+import yaml
 
 from kdbench import compare
 from kdbench.cli import main, options
@@ -15,7 +18,7 @@ from kdbench.records.gate import Check, Gate
 from kdbench.report.gate.tables import gate_lines, gate_table, gate_to_markdown, narrow_tables, verdict
 from kdbench.report.terminal import WIDTH, print_table
 from kdbench.store import save_results, write_npz
-from tests.conftest import kdbench
+from tests.conftest import REPOSITORY, environment, kdbench
 from tests.models import cnn, images
 from tests.test_report import MACHINE, artifact, cell, evaluation, result
 
@@ -56,24 +59,6 @@ def test_a_file_against_itself_is_never_beyond(models, tmp_path):
     assert "OLD and NEW are the same file" in lines
     assert (tmp_path / "s.md").read_text() == gate_to_markdown(gate) + "\n"
     assert (tmp_path / "compare" / "results.json").is_file()
-
-
-def test_a_model_of_several_times_the_work_with_other_answers_fails(models, tmp_path):
-    (tmp_path / "s.md").write_text("# what other steps have said\n")
-    done = kdbench(
-        "compare", models / "old.onnx", models / "new.onnx", "--pack", models / "pack.npz", "--budget", "1",
-        "--max-growth", "50%", "--summary", "s.md", "--out", "measured", cwd=tmp_path, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert done.stdout.startswith("FAILS: 3 of 3 comparisons beyond their bounds")
-    said = (tmp_path / "s.md").read_text()
-    assert said.startswith("# what other steps have said\n### FAILS: 3 of 3")
-    assert [line.split(" | ")[-2] for line in said.splitlines() if line.startswith(("| speed", "| acc", "| size"))] == [
-        "beyond"
-    ] * 3
-    again = compare(tmp_path / "measured", tmp_path / "measured")  # a measurement of two models is one of a ladder too
-    assert again.passed
-    assert "OLD and NEW are the same measurement" in again.notes
 
 
 def test_a_cell_that_only_the_old_model_can_run_is_a_failure_by_name(models, tmp_path):
@@ -225,6 +210,17 @@ def test_what_only_one_side_has_is_named_and_fails_if_strict(tmp_path):
     assert compare(new, new, strict=True).passed
 
 
+@pytest.mark.parametrize(("size", "outcome"), [(1000, "within"), (1100, "within"), (1101, "beyond"), (1, "within")])
+def test_a_file_may_grow_by_so_much(size, outcome, tmp_path):
+    old = saved(tmp_path / "old.json")
+    new = saved(tmp_path / "new.json", artifacts=(artifact("teacher"), artifact("student", size_bytes=size)))
+    gate = compare(old, new, max_growth=0.1)
+    (check,) = [check for check in gate.checks if check.quantity == "size" and check.rung == "student"]
+    assert (check.old, check.new, check.outcome) == (1000, size, outcome)
+    assert check.change == pytest.approx(size / 1000 - 1)
+    assert gate.passed == (outcome == "within")
+
+
 def test_what_no_longer_runs_or_holds_fails_by_name(tmp_path):
     old = saved(tmp_path / "old.json", None, {"student": RIGHT})
     gone = (cell("teacher", "0", rounds=8), cell("student", None, rounds=8, error="out of memory"))
@@ -235,7 +231,7 @@ def test_what_no_longer_runs_or_holds_fails_by_name(tmp_path):
     assert "- no longer so: student on cpu" in gate_to_markdown(gate)
     better = compare(tmp_path / "gone.json", old)
     assert better.passed
-    assert better.notes == ("OLD has no number of student on cpu, 1 thread, batch 4: out of memory",)
+    assert better.notes == ("student on cpu, 1 thread, batch 4: OLD has no number: out of memory",)
     assert verdict(better) == "PASSES: nothing to compare"
     assert not compare(tmp_path / "gone.json", old, strict=True).passed
 
@@ -408,3 +404,42 @@ def test_a_mistake_is_one_line_that_names_it(command, place, monkeypatch, capfd)
     assert said.count("\n") == 1, said
     assert MISTAKES[command] in said
     assert printed == ""
+
+
+# --- the example for CI -----------------------------------------------------------------------------------------------
+
+
+def test_the_example_for_github_actions_fails_for_a_slower_model_with_other_answers(models, tmp_path):
+    workflow = yaml.safe_load((REPOSITORY / "docs" / "gate.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    (step,) = [step for step in job["steps"] if step.get("name") == "Gate"]
+    assert yaml.safe_load((REPOSITORY / "docs" / "gate.md").read_text().split("```")[1].removeprefix("yaml")) == [step]
+    (tmp_path / "head").mkdir()
+    for source, target in (("old.onnx", "old.onnx"), ("new.onnx", "new.onnx"), ("pack.npz", "head/pack.npz")):
+        (tmp_path / target).write_bytes((models / source).read_bytes())
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "kdbench"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m kdbench "$@"\n')
+    script.chmod(0o755)
+    summary = tmp_path / "summary.md"
+    summary.write_text("what the step has said before\n")
+    own = {"BUDGET_S": "0.5", "GITHUB_STEP_SUMMARY": str(summary)}
+    assert job["env"].keys() <= own.keys()
+    path = f"{script.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["/bin/bash", "-e", "-c", step["run"]],
+        cwd=tmp_path, env=environment() | own | {"PATH": path}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.startswith("FAILS: 2 of 2 comparisons beyond their bounds\n")
+    said = summary.read_text()
+    assert said.startswith("what the step has said before\n### FAILS: 2 of 2 comparisons beyond their bounds\n")
+    rows = [line.split(" | ") for line in said.splitlines() if line.startswith(("| speed", "| accuracy"))]
+    assert [row[-2] for row in rows] == ["beyond", "beyond"]
+    (kept,) = [step["with"]["path"] for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
+    gate = from_json(Gate, (tmp_path / kept / "gate.json").read_text(), "gate.json")
+    assert not gate.passed
+    assert gate_to_markdown(gate) in said
+    again = compare(tmp_path / kept, tmp_path / kept / "results.json")  # what is kept can be compared later on
+    assert again.passed
+    assert "OLD and NEW are the same measurement" in again.notes

@@ -83,8 +83,8 @@ def compare(
 
     \b
     kdbench compare old.onnx new.onnx --pack pack.npz --max-slowdown 5% --max-drop 0.5
-    kdbench compare old.onnx new.onnx --backend cpu --backend openvino --batch 1 --batch 32 --budget 300
-    kdbench compare old.onnx new.onnx --pack pack.npz --summary "$GITHUB_STEP_SUMMARY" --json gate.json
+    kdbench compare old.onnx new.onnx --backend openvino --batch 1 --batch 32 --budget 300
+    kdbench compare old.onnx new.onnx --summary "$GITHUB_STEP_SUMMARY" --json gate.json
     kdbench compare results/my-machine/2026-11-21-digits.json runs/digits --strict
     """
     from kdbench.cli.show import show_gate

@@ -41,6 +41,6 @@ def _sizes(old: Side, new: Side, bound: float) -> list[Check]:
                 new=after,
                 change=growth,
                 bound=bound,
-                outcome="beyond" if growth > bound else "within",
+                outcome="beyond" if after > before * (1 + bound) + 1e-6 else "within",
             )
     return list(found.values())

@@ -1,8 +1,8 @@
 """What NEW no longer does, and OLD did: a failure by name, whatever the bounds."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from kdbench.report.gate.sides import Key, Side, place_of
+from kdbench.report.gate.sides import Key, Side, said_once
 
 WORSE = {"placement": "node_share", "kernels": "int8_share"}
 """What tells whether a claim that did not hold before holds even less now."""
@@ -10,12 +10,8 @@ WORSE = {"placement": "node_share", "kernels": "int8_share"}
 
 def failures(old: Side, new: Side) -> tuple[str, ...]:
     """What NEW no longer does and OLD did: cells that don't run or can't be judged, and claims that don't hold."""
-    found: dict[str, list[str]] = {}
-    for key in old.cells:
-        if key in new.cells:
-            for sentence in _broken(old, new, key):
-                found.setdefault(sentence, []).append(place_of(key))
-    return tuple(f"{_and_more(places)}: {sentence}" for sentence, places in found.items())
+    shared = [key for key in old.cells if key in new.cells]
+    return said_once((key, sentence) for key in shared for sentence in _broken(old, new, key))
 
 
 def _broken(old: Side, new: Side, key: Key) -> Iterable[str]:
@@ -34,8 +30,3 @@ def _broken(old: Side, new: Side, key: Key) -> Iterable[str]:
         was, left = getattr(before, share, None), getattr(after, share, None)
         if kind not in known or (was is not None and left is not None and left < was - 1e-9):
             yield f"a claim no longer holds: {sentence}"
-
-
-def _and_more(places: Sequence[str]) -> str:
-    more = len(places) - 1
-    return f"{places[0]}{f', and {more} more cell' if more else ''}{'s' if more > 1 else ''}"

@@ -1,5 +1,6 @@
 """The two that are compared, cell by cell."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +87,17 @@ def missing(old: Side, new: Side) -> tuple[str, ...]:
 
 def unknown(old: Side, new: Side) -> tuple[str, ...]:
     """Cells of both, of which OLD has no number to compare with."""
-    reasons = {key: old.cells[key][0].error for key in old.cells if key in new.cells}
-    return tuple(f"OLD has no number of {place_of(key)}: {error}" for key, error in reasons.items() if error)
+    errors = [(key, row.error) for key, (row, _) in old.cells.items() if key in new.cells]
+    return said_once((key, f"OLD has no number: {error}") for key, error in errors if error)
+
+
+def said_once(found: Iterable[tuple[Key, str]]) -> tuple[str, ...]:
+    """Sentences on cells, each led by the first cell that it is said of: `cpu, 1 thread, batch 1, and 3 more: …`."""
+    places: dict[str, list[str]] = {}
+    for key, sentence in found:
+        places.setdefault(sentence, []).append(place_of(key))
+    others = {sentence: f", and {len(own) - 1} more" if len(own) > 1 else "" for sentence, own in places.items()}
+    return tuple(f"{own[0]}{others[sentence]}: {sentence}" for sentence, own in places.items())
 
 
 def place_of(key: Key) -> str:
