@@ -2,8 +2,8 @@
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare_methods`, `prune`,
 `sparsify`, `factorise`, `spiral`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`,
-`parity`, `bench`, `compare`, `self_test`, `profile`, `pack`, `bundle`, `load_results`, `results_add`, `results_verify`,
-`results_rerun`. torch and onnxruntime are imported when a function needs them, not before.
+`parity`, `bench`, `compare`, `self_test`, `profile`, `pack`, `bundle`, `card`, `load_results`, `results_add`,
+`results_verify`, `results_rerun`. torch and onnxruntime are imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdbench.evaluation import evaluate, parity
     from kdbench.pipeline import bench, compare_methods, distill, run
     from kdbench.pipeline.bundling import bundle
+    from kdbench.pipeline.carding import card
     from kdbench.pipeline.checking import check
     from kdbench.pipeline.gate import compare
     from kdbench.pipeline.packing import pack
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline.spiral import spiral
     from kdbench.pipeline.starting import init
     from kdbench.proofs.profile import profile
-    from kdbench.report.table import load_results
+    from kdbench.report.frames import load_results
     from kdbench.report.verifying import results_verify
     from kdbench.steps.convert import convert
     from kdbench.steps.export import export
@@ -41,6 +42,7 @@ _HOMES = {
     "UserError": "errors",
     "bench": "pipeline",
     "bundle": "pipeline.bundling",
+    "card": "pipeline.carding",
     "check": "pipeline.checking",
     "compare": "pipeline.gate",
     "compare_methods": "pipeline",
@@ -51,7 +53,7 @@ _HOMES = {
     "factorise": "steps.factorise",
     "fastest_int8": "pipeline.quantizing",
     "init": "pipeline.starting",
-    "load_results": "report.table",
+    "load_results": "report.frames",
     "pack": "pipeline.packing",
     "parity": "evaluation",
     "profile": "proofs.profile",
@@ -72,6 +74,7 @@ __all__ = [
     "UserError",
     "bench",
     "bundle",
+    "card",
     "check",
     "compare",
     "compare_methods",

@@ -32,6 +32,7 @@ COMMANDS = (
     "profile",
     "pack",
     "bundle",
+    "card",
     "report",
     "results",
     "backends",
