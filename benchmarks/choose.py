@@ -60,7 +60,7 @@ def tried(recipe: str, overrides: Mapping[str, str], seeds: int, folder: Path) -
     found: dict[str, list[Scores]] = {}
     for seed in range(seeds):
         seeded = load_recipe(recipe, {**overrides, "seed": str(seed)})
-        compared = kdbench.compare(seeded, folder / str(seed), baseline=True)
+        compared = kdbench.compare_methods(seeded, folder / str(seed), baseline=True)
         assert compared is not None
         for method, of_seed in scores(*load_comparison(compared.comparison)).items():
             found.setdefault(method, []).append(of_seed)

@@ -1,9 +1,9 @@
 """Distil, slim and quantize classifiers, and prove on every backend what each step gains and costs.
 
-What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `prune`, `sparsify`,
-`factorise`, `spiral`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`,
-`self_test`, `profile`, `pack`, `bundle`, `card`, `load_results`, `results_add`, `results_verify`, `results_rerun`.
-torch and onnxruntime are imported when a function needs them, not before.
+What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare_methods`, `prune`,
+`sparsify`, `factorise`, `spiral`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`,
+`parity`, `bench`, `compare`, `self_test`, `profile`, `pack`, `bundle`, `card`, `load_results`, `results_add`,
+`results_verify`, `results_rerun`. torch and onnxruntime are imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -14,10 +14,11 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from kdbench.errors import UserError
     from kdbench.evaluation import evaluate, parity
-    from kdbench.pipeline import bench, compare, distill, run
+    from kdbench.pipeline import bench, compare_methods, distill, run
     from kdbench.pipeline.bundling import bundle
     from kdbench.pipeline.carding import card
     from kdbench.pipeline.checking import check
+    from kdbench.pipeline.gate import compare
     from kdbench.pipeline.packing import pack
     from kdbench.pipeline.proving import prove
     from kdbench.pipeline.quantizing import fastest_int8
@@ -43,7 +44,8 @@ _HOMES = {
     "bundle": "pipeline.bundling",
     "card": "pipeline.carding",
     "check": "pipeline.checking",
-    "compare": "pipeline",
+    "compare": "pipeline.gate",
+    "compare_methods": "pipeline",
     "convert": "steps.convert",
     "distill": "pipeline",
     "evaluate": "evaluation",
@@ -75,6 +77,7 @@ __all__ = [
     "card",
     "check",
     "compare",
+    "compare_methods",
     "convert",
     "distill",
     "evaluate",

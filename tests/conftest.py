@@ -3,18 +3,21 @@
 import atexit
 import fcntl
 import functools
+import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import onnx
 import pytest
@@ -58,34 +61,81 @@ FLAT = TINY | {
 
 
 def read_operators_once() -> None:
-    """Lets torch's exporter read its table of operators once a process, where it does so anew for each model.
+    """Lets torch's exporter read its tables of operators once a process, where it does so anew for each model.
 
-    Nothing else of an export is left out; where a torch keeps the table elsewhere, exports are as slow as they are.
+    Nothing else of an export is left out; where a torch keeps the tables elsewhere, exports are as slow as they are.
     """
     with suppress(ImportError, AttributeError):
         from torch.onnx._internal.exporter._registration import ONNXRegistry
 
         read = ONNXRegistry.from_torchlib.__func__
         ONNXRegistry.from_torchlib = classmethod(functools.cache(read))  # type: ignore[assignment]
+    with suppress(ImportError, AttributeError):
+        from torch._export import utils
+
+        utils._materialize_cpp_cia_ops = functools.cache(utils._materialize_cpp_cia_ops)
+
+
+def keep_imported() -> None:
+    """Spares the garbage collector the objects of imported modules, which stay: an export makes it look hundreds of
+    times."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no worker is left with one of them at the end."""
     if "torch" in sys.modules:
         read_operators_once()
+    keep_imported()
     longest = ["readme", "run", "models", "faculty", "cli", "backends", "convert", "tasks", "processes", "quantizing"]
     order = {f"test_{name}": index for index, name in enumerate(longest)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session of pytest, the same for all of its workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone with what the file at `path` stands for, among all processes."""
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nursery_at(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where the nursery is found that all workers of pytest share."""
+    global _nursery_at
+    _nursery_at = shared_folder(tmp_path_factory) / "nursery"
+
+
+_nursery_at = Path()
+
+
 @functools.cache
-def _nursery() -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    started = subprocess.Popen(
-        [sys.executable, "-m", "tests.nursery"], stdin=pipe, stdout=pipe, text=True, env=environment()
-    )
-    atexit.register(started.kill)
-    return started
+def _nursery() -> TextIO:
+    """A line to the nursery, which is started by the first who needs it and ends when nobody is connected."""
+    line = socket.socket(socket.AF_UNIX)
+    atexit.register(line.close)
+    with locked(_nursery_at.with_suffix(".lock")):
+        if line.connect_ex(str(_nursery_at)):
+            _nursery_at.unlink(missing_ok=True)
+            started = _started_nursery()
+            while line.connect_ex(str(_nursery_at)):
+                assert started.poll() is None, "the nursery has not come up"
+                time.sleep(0.05)
+        return line.makefile("rw")
+
+
+@functools.cache  # also because a process that is forgotten while it runs is warned of
+def _started_nursery() -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.nursery", str(_nursery_at)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment())
 
 
 @dataclass(frozen=True)
@@ -110,10 +160,10 @@ def called(*arguments: str | Path, cwd: Path) -> Iterator[Call]:
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as waiting:
         out, err = Path(scratch, "out"), Path(scratch, "err")
         request = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "stdout": str(out), "stderr": str(err)}
-        nursery.stdin.write(json.dumps(request) + "\n")
-        nursery.stdin.flush()
-        child = json.loads(nursery.stdout.readline())["child"]
-        ended = waiting.submit(lambda: json.loads(nursery.stdout.readline())["status"])
+        nursery.write(json.dumps(request) + "\n")
+        nursery.flush()
+        child = json.loads(nursery.readline())["child"]
+        ended = waiting.submit(lambda: json.loads(nursery.readline())["status"])
         try:
             yield Call(child, ended, out, err)
         finally:
@@ -143,10 +193,8 @@ def overrides(fields: Mapping[str, str] = TINY) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the reduced digits recipe, walked once without interruption. Not to be written to."""
-    base = tmp_path_factory.getbasetemp()
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    with (folder / "tiny.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = shared_folder(tmp_path_factory)
+    with locked(folder / "tiny.lock"):
         if not (folder / "tiny" / "finished").is_file():
             kdbench("run", "digits", *overrides(), "--out", "tiny", cwd=folder)
             (folder / "tiny" / "finished").touch()

@@ -1,7 +1,8 @@
 """A process that has imported what takes long, also what a first export imports, and forks for each call of kdbench.
 
-`python -m tests.nursery` reads one request a line, `{"arguments", "cwd", "stdout", "stderr"}`, and answers with the
-number of the process that serves it, then with its exit status.
+`python -m tests.nursery SOCKET` serves whoever connects until nobody is connected any more. It reads one request a
+line, `{"arguments", "cwd", "stdout", "stderr"}`, and answers with the number of the process that serves it, then with
+its exit status.
 """
 
 import contextlib
@@ -10,12 +11,15 @@ import json
 import logging
 import os
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
 import traceback
 import types
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch.onnx
@@ -23,7 +27,7 @@ import tqdm
 
 import kdbench.cli
 from kdbench.backends import client
-from tests.conftest import read_operators_once
+from tests.conftest import keep_imported, locked, read_operators_once
 
 SLOW = (
     "kdbench.pipeline", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "matplotlib.figure",
@@ -86,6 +90,7 @@ def prepare() -> None:
     with warnings.catch_warnings(action="ignore"):
         example, free = torch.zeros(2, 2), torch.export.Dim("batch")
         torch.onnx.export(torch.nn.Linear(2, 2), (example,), dynamo=True, verbose=False, dynamic_shapes=({0: free},))
+    keep_imported()
 
 
 def serve(request: dict[str, Any]) -> None:
@@ -109,22 +114,46 @@ def serve(request: dict[str, Any]) -> None:
     os._exit(status)
 
 
-def say(**fields: int) -> None:
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
+def attend(line: socket.socket) -> None:
+    """Serves one who has connected, until the line is closed."""
+    with line.makefile("rw") as opened:
+
+        def say(**fields: int) -> None:
+            opened.write(json.dumps(fields) + "\n")
+            opened.flush()
+
+        for request in opened:
+            child = os.fork()
+            if child == 0:
+                line.close()
+                serve(json.loads(request))
+            say(child=child)
+            say(status=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
-def main() -> None:
+def main(path: Path) -> None:
     prepare()
-    requests = os.fdopen(os.dup(0))
-    for line in requests:
-        child = os.fork()
-        if child == 0:
-            requests.close()
-            serve(json.loads(line))
-        say(child=child)
-        say(status=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    attending: set[int] = set()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        while True:
+            if select.select([listening], [], [], 1)[0]:
+                line, _ = listening.accept()
+                child = os.fork()
+                if child == 0:
+                    listening.close()
+                    attend(line)
+                    os._exit(0)
+                line.close()
+                attending.add(child)
+            attending -= {child for child in attending if os.waitpid(child, os.WNOHANG)[0]}
+            if not attending:
+                with locked(path.with_suffix(".lock")):  # who connects holds it
+                    if not select.select([listening], [], [], 0)[0]:
+                        path.unlink()
+                        return
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -1,8 +1,5 @@
 """Other precisions: what each makes of real models, what of it really runs, and what can't be converted, named."""
 
-import math
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import pytest
@@ -12,26 +9,18 @@ from onnx import TensorProto, helper, numpy_helper
 from kdbench import UserError, convert, prove
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
-from kdbench.benchmark.cells import Subject
-from kdbench.cli.proof import show_proof_of
 from kdbench.evaluation import answer, parity
 from kdbench.models import build
 from kdbench.onnxfile import inspect, load_model, operators_of
-from kdbench.pipeline import proving
 from kdbench.proofs.layers import LOW_KERNELS, layers_of
-from kdbench.proofs.precision import answers, error, implied, reference
+from kdbench.proofs.precision import error
 from kdbench.proofs.rewritten import layer_errors, sqnr_db
 from kdbench.proofs.widening import widened
 from kdbench.records import Convert, Preprocessing
-from kdbench.report.claims import broken_claims
-from kdbench.report.rewritten import proof_lines
-from kdbench.stats import Interval
 from kdbench.steps.export import export
 from kdbench.training import weights
 from tests import models
 from tests.conftest import kdbench, save_mlp
-from tests.test_report import artifact as an_artifact
-from tests.test_report import cell, evaluation
 
 LENGTH, VOCABULARY = 12, 90
 
@@ -345,23 +334,6 @@ def test_outputs_that_are_not_finite_are_refused(tmp_path):
 # --- what is proven ---------------------------------------------------------------------------------------------------
 
 
-def test_the_error_of_each_layer_by_hand(tmp_path):
-    generator = np.random.default_rng(0)
-    first, second = (generator.standard_normal((8, 8)).astype(np.float32) for _ in range(2))
-    nodes = [
-        helper.make_node("MatMul", ["x", "w1"], ["h"], name="one"),
-        helper.make_node("Relu", ["h"], ["r"]),
-        helper.make_node("MatMul", ["r", "w2"], ["y"], name="two"),
-    ]
-    shapes = {"x": ["n", 8]}, {"y": ["n", 8]}
-    parent = models.save(tmp_path / "a.onnx", nodes, {"w1": first, "w2": second}, *shapes)
-    child = models.save(tmp_path / "b.onnx", nodes, {"w1": first, "w2": 0.9 * second}, *shapes)
-    x = generator.standard_normal((10, 8)).astype(np.float32)
-    (one, two), untold = layer_errors(parent, child, {"x": x})
-    assert (one.layer, one.operator, one.sqnr_db, untold) == ("w1", "MatMul", math.inf, 0)
-    assert (two.layer, two.sqnr_db) == ("w2", pytest.approx(20, abs=1e-3))  # a tenth of each number: 20 dB
-
-
 @pytest.mark.parametrize("to", ["dynamic", "fp16", "bf16", "int4"])
 def test_every_layer_of_a_transformer_is_set_beside_its_parent(bert, pack, made, to):
     found, untold = layer_errors(bert, made[to][0], {"input": np.load(pack)["x_test"][:8]})
@@ -370,93 +342,8 @@ def test_every_layer_of_a_transformer_is_set_beside_its_parent(bert, pack, made,
     assert all(5 < error.sqnr_db < 120 for error in found)
 
 
-def test_a_file_is_proven_beside_its_parent(cnn, tmp_path):
-    x = models.images(40)
-    expected = next(iter(answer(cnn, {"x": x}, 8).outputs.values())).argmax(axis=1)
-    labels = np.where(np.arange(40) < 30, expected, (expected + 1) % 10)
-    np.savez(tmp_path / "pack.npz", x_test=x, y_test=labels)
-    models.int8(cnn, tmp_path / "int8.onnx")
-    proof = prove(cnn, tmp_path / "int8.onnx", tmp_path / "pack.npz", budget_s=0.5)
-    assert (proof.samples, proof.metric, proof.scores[0]) == ("40 evaluation samples", "accuracy", 0.75)
-    assert proof.difference.low <= proof.scores[1] - 0.75 <= proof.difference.high
-    assert (sum(proof.kernels.low.values()), proof.kernels.low_share) == (4, 1.0)
-    assert [error.layer for error in proof.layers] == ["c0", "c1", "c2", "fc"]
-    # The quantizer takes each Relu away, and gives its output's name to the convolution.
-    assert all(15 < error.sqnr_db < 60 for error in proof.layers)
-    assert 15 < proof.output_db < 60
-    assert proof.rounds == 5
-    assert proof.ratio.low <= proof.ratio.value <= proof.ratio.high
-    lines = dict(proof_lines(proof))
-    assert lines["runs"] == "4 of 4 layers in int8 (3 QLinearConv, 1 QLinearMatMul)"
-    assert lines["accuracy"].startswith("75.0 % → ")
-    assert list(lines) == ["size", "runs", "agreement", "SQNR", "accuracy", "latency"]
-    slow = replace(proof, ratio=Interval(0.5, 0.4, 0.8))
-    assert slow.slower
-    assert "2.00× SLOWER [1.25, 2.50] (on cpu, 1 thread, batch 1, 5 processes)" in dict(proof_lines(slow))["latency"]
-    even = replace(proof, ratio=Interval(1.0, 0.9, 1.1))
-    assert not even.slower
-    assert "no difference [0.90, 1.10]" in dict(proof_lines(even))["latency"]
-
-
-def test_a_file_that_is_slower_says_so_and_why(tmp_path, capsys, monkeypatch):
-    """A copy of half floats that the worker makes slower by a known share, as the benchmark's self-test does."""
-    parent = models.cnn(tmp_path / "fp32.onnx", width=2, layers=1)
-    convert(parent, tmp_path / "fp16.onnx", "fp16")
-
-    def slowed(artifact, model):
-        return Subject(artifact, model, 3.0 if artifact.rung == proving.CHILD else 0.0)
-
-    monkeypatch.setattr(proving, "Subject", slowed)
-    proof = show_proof_of(parent, tmp_path / "fp16.onnx", None, budget_s=0.5)
-    assert proof.slower
-    assert "× SLOWER" in capsys.readouterr().out
-    assert proof.causes
-
-
 def test_the_command_converts_and_proves(cnn, tmp_path):
     done = kdbench("convert", cnn, "--to", "fp16", "--out", "fp16.onnx", "--budget", "0.5", cwd=tmp_path)
     assert "fp16.onnx: " in done.stdout
     for name in ("size", "runs", "agreement", "SQNR", "latency"):
         assert f"\n{name} " in done.stdout
-
-
-# --- what is claimed of them ------------------------------------------------------------------------------------------
-
-
-def test_a_file_of_half_floats_is_judged_by_bands_of_its_own(cnn, tmp_path):
-    convert(cnn, tmp_path / "fp16.onnx", "fp16")
-    path, feed = tmp_path / "fp16.onnx", {"x": models.images(16)}
-    expected = reference(inspect(path), path, feed)
-    assert set(expected.bands) == {"fp32", "tf32", "bf16", "fp16", "int8"}
-    onnx.save(widened(load_model(path)), tmp_path / "wide.onnx")
-    told = {}
-    with Worker(pick_backend("cpu"), 1) as worker:
-        for name, file in (("wide", tmp_path / "wide.onnx"), ("fp16", path)):
-            worker.load(file)
-            told[name] = implied(error(answers(worker, inspect(file), feed), expected.outputs).rms, expected.bands)
-        onnx.save(widened(load_model(path), rounding=True), tmp_path / "rounded.onnx")
-        worker.load(tmp_path / "rounded.onnx", plain=True)
-        told["rounded"] = implied(error(answers(worker, inspect(path), feed), expected.outputs).rms, expected.bands)
-    assert told["wide"] == ("fp32",)
-    assert told["rounded"] == ("tf32", "fp16")
-    assert told["fp16"] in (("fp32",), ("tf32", "fp16"))  # as the CPU provider has kernels
-
-
-def test_weights_that_are_only_stored_in_less_claim_nothing(cnn, tmp_path):
-    convert(cnn, tmp_path / "bf16.onnx", "bf16")
-    assert reference(inspect(tmp_path / "bf16.onnx"), tmp_path / "bf16.onnx", {"x": models.images(8)}).bands == {}
-
-
-def test_what_a_file_leaves_in_float_on_purpose_breaks_no_claim():
-    def said(precision, file, ran):
-        made = an_artifact("student", precision=precision, operators=file)
-        return broken_claims(
-            made, cell("student", "0", precision), evaluation("student", "0", optimized_operators=ran), None
-        )
-
-    assert said("int8", {"MatMulInteger": 6, "MatMul": 2}, {"DynamicQuantizeMatMul": 6, "MatMul": 2}) == ()
-    (claim,) = said("int8", {"MatMulInteger": 6, "MatMul": 2}, {"DynamicQuantizeMatMul": 5, "MatMul": 3})
-    assert claim == "int8 did not fuse: 1 of 6 convolutions and matrix products run in float"
-    assert said("int4", {"DequantizeLinear": 6, "MatMul": 8}, {"MatMulNBits": 6, "MatMul": 2}) == ()
-    (claim,) = said("int4", {"DequantizeLinear": 6, "MatMul": 8}, {"MatMul": 8})
-    assert claim == "int4 did not fuse: 6 of 6 convolutions and matrix products run in float"

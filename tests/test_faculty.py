@@ -8,7 +8,7 @@ import torch
 
 from kdbench import data
 from kdbench.errors import UserError
-from kdbench.pipeline import compare, distill, prepared
+from kdbench.pipeline import compare_methods, distill, prepared
 from kdbench.pipeline.learning import taught
 from kdbench.progress import silent, unsaid
 from kdbench.records import Data
@@ -330,7 +330,7 @@ def test_methods_are_compared_over_seeds_and_kept(tmp_path):
 
 def test_last_and_best_epoch_are_judged_and_the_other_one_is_no_rung(tmp_path):
     recipe = load_recipe("digits", FLAT | {"data.held_out_samples": "100", "student.training.keep": "best"})
-    found = compare(recipe, tmp_path / "run")
+    found = compare_methods(recipe, tmp_path / "run")
     trials = load_comparison(found.comparison)[0].trials
     assert [(trial.method, trial.kept) for trial in trials] == [
         ("teacher", "last"),
@@ -352,10 +352,10 @@ def test_mutual_learning_leaves_the_teacher_of_other_methods_as_it_is(tmp_path):
     offline = {"methods.offline": "{ losses = { kd = 1.0 } }", "student.training.epochs": "1"}
     recipe = load_recipe("digits", MUTUAL | FLAT | offline)
     run = RunFolder(tmp_path / "run")
-    compare(recipe, run.path)
+    compare_methods(recipe, run.path)
     assert weights.load(run.weights("teacher"))[1].epoch == recipe.teachers[0].training.epochs != 1
     before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*.safetensors")}
-    compare(recipe, run.path)
+    compare_methods(recipe, run.path)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 

@@ -61,16 +61,19 @@ class Schedule:
         feeds: Callable[[Cell], Arrays],
         patience_s: float = 60.0,
         baseline: str | None = None,
+        enough: Callable[[Sequence[float], Sequence[float]], bool] | None = None,
     ) -> None:
         """`feeds` gives a cell's inputs; `patience_s` is how long a worker may stay silent before it counts as hung.
 
         `baseline` is the rung that the others are compared with; without one, or where it is alone, each cell's own
-        latency is what has to be known well enough.
+        latency is what has to be known well enough. `enough` tells of the medians of both, paired by round, whether
+        their ratio is, if not by the settings' precision.
         """
         self.settings = settings
         self.feeds = feeds
         self.patience_s = patience_s
         self.baseline = baseline
+        self.enough = enough
         self.packages = packages()
         """Of the CPU, whose energy can be read."""
         self._raws = [Raw(cell, cell.error) for cell in cells]
@@ -127,6 +130,8 @@ class Schedule:
             return False
         known = [common_rounds(*pair) for pair in self.pairs(able)]
         known = known or [([1.0] * len(raw.medians), list(raw.medians.values())) for raw in able]
+        if self.enough is not None:
+            return any(not self.enough(*medians) for medians in known)
         return any(not stats.enough(*medians, precision) for medians in known)
 
     def _measure(self, number: int, group: Sequence[Raw], turns: int, progress: Progress) -> None:

@@ -28,6 +28,7 @@ COMMANDS = (
     "convert",
     "evaluate",
     "bench",
+    "compare",
     "profile",
     "pack",
     "bundle",

@@ -36,7 +36,9 @@ def distill(recipe: str, overrides: dict[str, str], out: Path | None, seeds: int
     folder = out or pipeline.RUNS / loaded.name
     if seeds or baseline:
         with bars() as progress:
-            found = pipeline.compare(loaded, folder, seeds=seeds or 1, baseline=baseline, progress=progress, say=remark)
+            found = pipeline.compare_methods(
+                loaded, folder, seeds=seeds or 1, baseline=baseline, progress=progress, say=remark
+            )
         if found:
             show_comparison(found)
         return

@@ -93,6 +93,22 @@ def maybe_share(ctx: click.Context, parameter: click.Parameter, text: str | None
     return None if text is None else share(ctx, parameter, text)
 
 
+def allowed(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """Of a change that is allowed, `5%` or `0.05`: 0.05. A plain 5 could be either."""
+    if text is None:
+        return None
+    name, in_percent = text.strip(), text.strip().endswith("%")
+    try:
+        value = float(name.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not in_percent and 1 <= value <= 1000:
+        raise click.BadParameter(f"'{name}': write {value:g}% or {value / 100:g}", ctx, parameter)
+    if not 0 <= value <= 1000:
+        raise click.BadParameter(f"'{text}' should be a share, such as 5% or 0.05", ctx, parameter)
+    return value / 100 if in_percent else value
+
+
 _TIME = re.compile(r"(\d+(?:\.\d*)?|\.\d+) ?(s|ms|us|µs)")
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 
@@ -131,6 +147,11 @@ def cpus(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tu
             raise click.BadParameter(f"'{text}' should be numbers of CPUs, such as 0-3,6", ctx, parameter)
         found += range(int(ends[0]), int(ends[-1]) + 1)
     return tuple(dict.fromkeys(found))
+
+
+def maybe_cpus(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """The same, None where it was left out."""
+    return None if text is None else cpus(ctx, parameter, text)
 
 
 def overrides(command: F) -> F:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline.self_test import SelfTest
     from kdbench.pipeline.spiral import Spiralled
     from kdbench.records import Artifact
+    from kdbench.records.gate import Gate
     from kdbench.steps.prune import Narrowed
 
 SHOWN = 4
@@ -209,3 +210,16 @@ def show_comparison(compared: "Compared") -> None:
 
     print_table(compared.table)
     click.echo(f"\nreport      {compared.report}\ncomparison  {compared.comparison}")
+
+
+def show_gate(gate: "Gate") -> None:
+    """The verdict first, then what it rests on."""
+    from kdbench.report.gate.tables import gate_lines, narrow_tables, verdict
+    from kdbench.report.terminal import WIDTH, print_table
+
+    click.secho(f"{verdict(gate)}\n", fg="green" if gate.passed else "red", bold=True)
+    for table in narrow_tables(gate, WIDTH):
+        print_table(table)
+        click.echo()
+    for line in gate_lines(gate):
+        click.echo(line)

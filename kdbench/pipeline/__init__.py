@@ -86,7 +86,7 @@ def distill(
         return distilled(ground, learned(ground, alone=False), alone=False)
 
 
-def compare(
+def compare_methods(
     recipe: Recipe | str,
     out: str | Path | None = None,
     *,

@@ -35,6 +35,9 @@ from kdbench.store import (
     sha256,
 )
 
+Enough = Callable[[Sequence[float], Sequence[float]], bool]
+"""Whether two cells' medians, paired by round, tell their ratio well enough."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -64,13 +67,14 @@ def measured(
     dims: Sweep | None = None,
     given: Mapping[str, str] | None = None,
     keep: bool = False,
+    enough: Enough | None = None,
     progress: Progress = silent,
     say: Callable[[str], None] = unsaid,
 ) -> Report:
     """Evaluates and measures all subjects; results are written after every round, and also when interrupted.
 
     Scenarios, where there are any among the options, take the place of the latencies. Generated inputs are as `given`
-    by name: see `described`.
+    by name: see `described`. `enough` ends rounds instead of the options' precision: see `Schedule`.
     """
     path = prepare_folder(out) / RESULTS_FILE
     subjects = _described(subjects, given or {}, pack)
@@ -95,7 +99,7 @@ def measured(
     )
     if keep and (earlier := same_results(path, empty, cells, loads)):
         return _read_again(path, *earlier, empty)
-    schedule = _loads(loads, settings, pack) if loads else _schedule(cells, settings, pack, baseline)
+    schedule = _loads(loads, settings, pack) if loads else _schedule(cells, settings, pack, baseline, enough)
     evaluations, answers = judged(subjects, cells, [load.cell for load in loads] or cells, pack, progress)
     empty = empty.model_copy(update={"evaluations": tuple(evaluations)})
     whole = _measure(schedule, empty, answers, path, progress)
@@ -166,9 +170,17 @@ def _saying(kept: Callable[[], str]) -> Iterator[None]:
         raise UserError(f"{error}; {kept()}") from None
 
 
-def _schedule(cells: list[Cell], settings: BenchSettings, pack: EvalPack | None, baseline: str) -> Schedule:
+def _schedule(
+    cells: list[Cell], settings: BenchSettings, pack: EvalPack | None, baseline: str, enough: Enough | None
+) -> Schedule:
     feeds = {(cell.subject.artifact.rung, cell.slot): inputs(cell, pack) for cell in cells if not cell.error}
-    return Schedule(cells, settings, lambda cell: feeds[cell.subject.artifact.rung, cell.slot], baseline=baseline)
+    return Schedule(
+        cells,
+        settings,
+        lambda cell: feeds[cell.subject.artifact.rung, cell.slot],
+        baseline=baseline,
+        enough=enough,
+    )
 
 
 def _loads(loads: list[Load], settings: BenchSettings, pack: EvalPack | None) -> Loads:

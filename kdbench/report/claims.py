@@ -54,14 +54,21 @@ def broken_claims(
     artifact: Artifact, m: Measurement, evaluation: Evaluation | None, threads_used: float | None
 ) -> tuple[str, ...]:
     """A sentence for each claim of the cell that does not hold."""
-    found = (
-        _fallback(m, evaluation),
-        _not_fused(artifact, evaluation),
-        _precision(m, evaluation),
-        _too_many_threads(m, threads_used),
-        _too_few_cpus(m, evaluation),
-    )
-    return tuple(claim for claim in found if claim)
+    return tuple(broken_by_kind(artifact, m, evaluation, threads_used).values())
+
+
+def broken_by_kind(
+    artifact: Artifact, m: Measurement, evaluation: Evaluation | None, threads_used: float | None
+) -> dict[str, str]:
+    """The same by what the claim is of: two measurements of one flaw don't word it alike."""
+    found = {
+        "placement": _fallback(m, evaluation),
+        "kernels": _not_fused(artifact, evaluation),
+        "precision": _precision(m, evaluation),
+        "threads": _too_many_threads(m, threads_used),
+        "cpus": _too_few_cpus(m, evaluation),
+    }
+    return {kind: claim for kind, claim in found.items() if claim}
 
 
 def _fallback(m: Measurement, evaluation: Evaluation | None) -> str | None:

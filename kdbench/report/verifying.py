@@ -152,7 +152,7 @@ def _raw(result: ResultFile, arrays: Arrays) -> list[str]:
 
 
 def _cell(m: Measurement) -> str:
-    return f"the cell {m.rung}, {m.backend}, {m.threads} threads, batch {m.batch}"
+    return f"the cell {m.rung}, {m.backend}, batch {m.batch}, threads {m.threads}"
 
 
 def _latencies(m: Measurement, arrays: Arrays, most: int) -> list[str]:
@@ -216,7 +216,7 @@ def _together(read: Sequence[tuple[Path, ResultFile | Comparison]]) -> list[str]
     """Two files of one run, and files of two machines in one folder."""
     problems = []
     try:
-        refuse_twice(read)
+        refuse_twice((file, record.raw.sha256) for file, record in read)
     except UserError as error:
         problems.append(str(error))
     first: dict[Path, tuple[Path, str]] = {}

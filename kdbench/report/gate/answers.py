@@ -1,0 +1,94 @@
+"""How many points NEW loses: of accuracy or micro F1, or at most, where samples have no labels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdbench import stats
+from kdbench.report.gate import deciding
+from kdbench.report.gate.deciding import Change
+from kdbench.report.gate.sides import Side
+from kdbench.report.gate.undecided import Open, rounded
+
+
+def judged(old: Side, new: Side, bound: float) -> list[Open]:
+    """By rung, backend and thread count: all batches share their answers."""
+    found: dict[tuple[str, str, int], Open | None] = {}
+    for key in old.cells:
+        place = key[:3]
+        if place in found or key not in new.cells:
+            continue
+        theirs, ours = old.answers(key), new.answers(key)
+        found[place] = None if theirs is None or ours is None else _answered(old, new, place, theirs, ours, bound)
+    return [one for one in found.values() if one is not None]
+
+
+def _answered(
+    old: Side, new: Side, place: tuple[str, str, int], theirs: NDArray[Any], ours: NDArray[Any], bound: float
+) -> Open | None:
+    labels, expected = new.arrays.get("labels"), old.arrays.get("labels")
+    fields = {**dict(zip(("rung", "backend", "threads"), place, strict=True)), "bound": -bound}
+    same = _same_samples(old, new) and theirs.shape == ours.shape
+    if labels is None or expected is None:
+        return _alike(fields, theirs, ours, bound) if same and labels is expected is None else None
+    if labels.ndim == 2:
+        return _f1(fields, theirs, ours, labels, bound) if same else None
+    right, was = ours == labels, theirs == expected
+    fields |= {"quantity": "accuracy", "old": float(was.mean()), "new": float(right.mean())}
+    if same:
+        n, lost, won = right.size, int(np.sum(was & ~right)), int(np.sum(right & ~was))
+        return Open(
+            fields,
+            deciding.accuracy_drop(lost, won, n),
+            bound,
+            lambda wanted: deciding.accuracy_drop(lost * wanted / n, won * wanted / n, wanted),
+            settle=_more_samples(n),
+        )
+    fields["notes"] = ("judged on other samples than before: their difference is not paired, and known less well",)
+    p, q, n = float(was.mean()), float(right.mean()), min(was.size, right.size)
+    return Open(
+        fields,
+        deciding.accuracy_drop_apart(p * was.size, was.size, q * right.size, right.size),
+        bound,
+        lambda wanted: deciding.accuracy_drop_apart(p * wanted, wanted, q * wanted, wanted),
+        settle=lambda needed: f"{_more_samples(n)(needed)}, or fewer that both answer",
+    )
+
+
+def _same_samples(old: Side, new: Side) -> bool:
+    """Of one pack, or of the same labels in the same order."""
+    if old.result is new.result:
+        return True
+    ours, theirs = new.arrays.get("labels"), old.arrays.get("labels")
+    if new.result.inputs_sha256 is not None and new.result.inputs_sha256 == old.result.inputs_sha256:
+        return True
+    return ours is not None and theirs is not None and np.array_equal(ours, theirs)
+
+
+def _f1(fields: dict[str, Any], old: NDArray[Any], new: NDArray[Any], labels: NDArray[Any], bound: float) -> Open:
+    scores = {"old": stats.f1(old, labels)[0], "new": stats.f1(new, labels)[0]}
+    change = deciding.f1_drop(new, old, labels)
+
+    def at(n: int) -> Change:
+        return Change(change.value, change.error * (change.n / n) ** 0.5, n=n, centre=change.centre)
+
+    return Open({**fields, "quantity": "F1", **scores}, change, bound, at, settle=_more_samples(len(labels)))
+
+
+def _alike(fields: dict[str, Any], old: NDArray[Any], new: NDArray[Any], bound: float) -> Open:
+    """Of samples without labels, of which each that is answered otherwise may be one that is now wrong."""
+    n, alike = len(new), stats.agreement(new, old)
+    different = round(n * (1 - alike))
+    return Open(
+        {**fields, "quantity": "agreement", "new": alike},
+        deciding.disagreement(different, n),
+        bound,
+        lambda wanted: deciding.disagreement(different * wanted / n, wanted),
+        settle=lambda needed: f"{_more_samples(n)(needed)}, or labels for these",
+    )
+
+
+def _more_samples(seen: int) -> Callable[[int], str]:
+    return lambda needed: f"about {rounded(needed)} evaluation samples would tell, there were {seen}"
