@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from kdbench import bench
+from kdbench import bench, convert
 from kdbench.data.generated import described, generate
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
+from kdbench.store import write_npz
+from tests.conftest import kdbench
 from tests.test_report import MACHINE, artifact
 from tests.test_sizes import refused, save, save_images, save_tokens
 
@@ -95,3 +97,43 @@ def test_a_size_without_a_name_says_what_to_give(tmp_path, monkeypatch, capfd):
     np.savez(tmp_path / "pack.npz", x_test=np.zeros((3, 2, 4), np.float32))
     said = refused("bench x.onnx --input x=8x4 --pack pack.npz", monkeypatch, capfd)
     assert "--input: for generated inputs, and pack.npz has samples: leave it out" in said
+
+
+def save_sentences(path, words=5):
+    """Token ids [batch, ?] of so many `words` to three scores: their vectors' mean times a matrix."""
+    rng = np.random.default_rng(0)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "tokens"], ["e"]),
+            helper.make_node("ReduceMean", ["e"], ["m"], axes=[1], keepdims=0),
+            helper.make_node("MatMul", ["m", "w"], ["y"], name="fc"),
+        ],
+        "sentences",
+        [helper.make_tensor_value_info("tokens", TensorProto.INT64, ["batch", None])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+        [
+            numpy_helper.from_array(rng.standard_normal((words, 8)).astype(np.float32), "table"),
+            numpy_helper.from_array(rng.standard_normal((8, 3)).astype(np.float32), "w"),
+        ],
+    )
+    return save(graph, path)
+
+
+def test_a_conversion_is_compared_and_proven_on_inputs_as_they_are_given(tmp_path):
+    """Five words: ids up to 99, as they are generated else, are none of them, and the sentences have no length."""
+    save_sentences(tmp_path / "m.onnx")
+    write_npz(tmp_path / "pack.npz", {"x_calibration": np.zeros((3, 6), np.int64)})
+    for given_, pack, said in (
+        ({}, None, "dimension 1 has neither size nor name"),
+        ({"tokens": "6"}, None, r"add --input tokens=0\.\.4"),
+        ({"words": "6"}, None, "--input words: the model has no such input: known: tokens"),
+        ({"tokens": "0..4"}, tmp_path / "pack.npz", "pack.npz has samples: leave it out"),
+    ):
+        with pytest.raises(UserError, match=said):
+            convert(tmp_path / "m.onnx", tmp_path / "int8.onnx", "dynamic", pack, inputs=given_)
+    assert not (tmp_path / "int8.onnx").exists()
+    calling = ("convert", "m.onnx", "--to", "dynamic", "--out", "int8.onnx", "--budget", "0.2")
+    done = kdbench(*calling, "--input", "tokens=6:0..4", cwd=tmp_path)
+    assert "not proven" not in done.stderr
+    assert "32 generated inputs" in done.stdout
+    assert inspect(tmp_path / "int8.onnx").precision == "int8"

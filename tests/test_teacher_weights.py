@@ -1,5 +1,6 @@
 """Weights of teachers: state_dicts however they were saved, and files that are none, or would run code."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from kdbench import data
-from kdbench.records import Preprocessing
+from kdbench import data, export
+from kdbench.pruning.changes import Change
+from kdbench.records import Preprocessing, Prune
+from kdbench.steps.prune import prune
 from kdbench.steps.teach import at_work
 from kdbench.teachers import state
 from kdbench.training import weights
-from tests.test_teachers import SMALL, made, network, refused
+from tests.test_teachers import SMALL, TRAINING, made, network, refused
 
 
 @pytest.mark.parametrize("nested", [(), ("state_dict",), ("model",), ("model_state_dict",), ("state_dict", "model")])
@@ -56,6 +59,58 @@ def test_weights_that_do_not_fit_are_counted_and_named(digits, tmp_path):
     torch.save({k: v for k, v in network().state_dict().items() if "head" not in k}, tmp_path / "a.pth")
     said = refused(SMALL + 'weights = "a.pth"\n', tmp_path, digits)
     assert "2 tensors missing (head.weight, head.bias): only the head's: set teacher.new_head = true and give" in said
+
+
+@pytest.fixture
+def pruned(digits, tmp_path):
+    """The weights file of a network with half of its parameters, and the history of that."""
+    safetensors.torch.save_file(network(seed=3).state_dict(), tmp_path / "whole.safetensors")
+    whole = made(SMALL + 'weights = "whole.safetensors"\n', tmp_path, digits)
+    prune(whole, tmp_path / "pruned.safetensors", Prune(parameters=0.6, round_to=2))
+    return tmp_path / "pruned.safetensors"
+
+
+def test_a_pruned_weights_file_can_teach(pruned, digits, tmp_path):
+    """Its history is done again, and goes on into the teacher's own file, from which the ONNX file is made."""
+    path = made(SMALL + 'weights = "pruned.safetensors"\n', tmp_path, digits)
+    expected, record = weights.model_of(pruned)
+    assert record.changes and weights.record(path).changes == record.changes
+    assert sum(p.numel() for p in expected.parameters()) < 0.7 * sum(p.numel() for p in network().parameters())
+    x = torch.rand(3, 1, 8, 8)
+    with at_work(path, tmp_path) as teaching:
+        torch.testing.assert_close(teaching.observe(x).logits, expected(x))
+    exported = export(path, tmp_path / "pruned.onnx")
+    assert exported.parameters < 0.7 * sum(p.numel() for p in network().parameters())
+
+
+def test_a_pruned_teacher_gets_a_new_head_and_is_trained(pruned, digits, tmp_path):
+    few = replace(
+        digits,
+        classes=digits.classes[:4],
+        **{f"{kind}_{part}": getattr(digits, f"{kind}_{part}")[getattr(digits, f"y_{part}") < 4]
+           for kind in "xy" for part in ("train", "test")},
+    )  # fmt: skip
+    path = made(SMALL + TRAINING + 'weights = "pruned.safetensors"\nnew_head = true\n', tmp_path, few)
+    model, record = weights.model_of(path)
+    assert record.changes == weights.record(pruned).changes
+    assert record.epoch == 1
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 4)
+
+
+def test_a_history_that_does_not_fit_is_named(pruned, digits, tmp_path):
+    other = 'model = "resnet"\noptions = { widths = [4, 8], blocks = [2, 1] }\n'
+    said = refused(other + 'weights = "pruned.safetensors"\n', tmp_path, digits)
+    assert said.startswith(f"{pruned}: does not fit")
+    mlp_ = 'model = "mlp"\noptions = { widths = [8] }\n'
+    said = refused(mlp_ + 'weights = "pruned.safetensors"\n', tmp_path, digits)
+    assert "pruned.safetensors: does not fit teacher.model and its options: 'channels' can't be done again" in said
+    tensors, record = weights.load(pruned)
+    for lie in ('{"changes": 3}', "[]", '{"changes": [{"kind": 3}]}', "{"):
+        safetensors.torch.save_file(tensors, pruned, {"kdbench": lie})
+        assert "pruned.safetensors: metadata" in refused(SMALL + 'weights = "pruned.safetensors"\n', tmp_path, digits)
+    evil = record.model_copy(update={"changes": (Change(kind="exec", options={"code": "1"}),)})
+    weights.save(pruned, tensors, evil)
+    assert "unknown change of a network 'exec'" in refused(SMALL + 'weights = "pruned.safetensors"\n', tmp_path, digits)
 
 
 class Payload:

@@ -95,13 +95,7 @@ if TYPE_CHECKING:
 )
 @click.option("--pack", type=options.FILE, help="Measure accuracy on this .npz too.  [default: the run's]")
 @options.sweep
-@options.pairs(
-    "--input",
-    "inputs",
-    "NAME=SIZES:LOW..HIGH",
-    "Sizes after the first, range of whole numbers, or both, of a generated input, such as tokens=128:0..29999. May be "
-    "repeated.",
-)
+@options.given_inputs
 @click.option(
     "--out", type=options.FILE, default=Path("bench"), show_default=True, help="Folder for results and report."
 )

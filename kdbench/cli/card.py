@@ -23,6 +23,7 @@ from kdbench.cli import options
     "--embed/--no-embed", default=True, help="Write what is known of the model into it, in DIR.  [default: do]"
 )
 @options.dims
+@options.given_inputs
 @click.option("--url", metavar="URL", help="Where the figures are published, for Hugging Face's model index.")
 def card(
     source: str,
@@ -31,6 +32,7 @@ def card(
     out: Path | None,
     embed: bool,
     dims: dict[str, int],
+    inputs: dict[str, str],
     url: str | None,
 ) -> None:
     """Write a model card: Markdown with the front matter of Hugging Face, about intended use, metrics, measurements on
@@ -48,5 +50,15 @@ def card(
     from kdbench.cli.show import remark, show_card
 
     show_card(
-        make_card(source, results=results, license=license, out=out, embed_facts=embed, dims=dims, url=url, say=remark)
+        make_card(
+            source,
+            results=results,
+            license=license,
+            out=out,
+            embed_facts=embed,
+            dims=dims,
+            inputs=inputs,
+            url=url,
+            say=remark,
+        )
     )

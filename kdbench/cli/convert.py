@@ -56,6 +56,7 @@ from kdbench.cli import options
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--budget", type=float, metavar="SECONDS", help="For timing them.  [default: 5]")
 @options.dims
+@options.given_inputs
 def convert(
     model: Path,
     to: str,
@@ -74,6 +75,7 @@ def convert(
     threads: int,
     budget: float | None,
     dims: dict[str, int],
+    inputs: dict[str, str],
 ) -> None:
     """Convert an fp32 ONNX MODEL to another precision than the static int8 of `kdbench quantize`.
 
@@ -85,7 +87,7 @@ def convert(
     \b
     kdbench convert bert.onnx --to dynamic --pack pack.npz --out bert-int8.onnx
     kdbench convert model.onnx --to fp16 --keep Softmax --out fp16.onnx
-    kdbench convert bert.onnx --to int4 --activations int8 --out int4.onnx
+    kdbench convert bert.onnx --to int4 --activations int8 --input tokens=128:0..29999 --out int4.onnx
     """
     from kdbench.cli.proof import show_proof_of
     from kdbench.cli.show import remark, show_artifact
@@ -102,9 +104,17 @@ def convert(
         "symmetric": symmetric,
         "form": form,
     }
-    made = convert_step(model, out, parse(Convert, chosen, "options"), pack, dims=dims)
+    made = convert_step(model, out, parse(Convert, chosen, "options"), pack, dims=dims, inputs=inputs)
     show_artifact(made, out)
     if left := made.options["left_in_float"]:
         remark(f"left in float: {', '.join(f'{count} {name}' for name, count in left.items())}")
     if prove:
-        show_proof_of(model, out, pack, backend=backend, batch=batch, threads=threads, budget_s=budget, dims=dims)
+        show_proof_of(
+            *(model, out, pack),
+            backend=backend,
+            batch=batch,
+            threads=threads,
+            budget_s=budget,
+            dims=dims,
+            inputs=inputs,
+        )

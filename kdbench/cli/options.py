@@ -193,6 +193,16 @@ def pairs(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
     return click.option(flag, name, multiple=True, callback=_pairs, metavar=metavar, help=text)
 
 
+def given_inputs(command: F) -> F:
+    return pairs(
+        "--input",
+        "inputs",
+        "NAME=SIZES:LOW..HIGH",
+        "Sizes after the first, range of whole numbers, or both, of a generated input, such as tokens=128:0..29999. "
+        "May be repeated.",
+    )(command)
+
+
 def named(flag: str, name: str, text: str) -> Callable[[F], F]:
     """The same with values as a recipe has them: 56, true, [16, 32]; plain text else."""
     return click.option(flag, name, multiple=True, callback=_values, metavar="NAME=VALUE", help=text)

@@ -22,6 +22,7 @@ def show_proof_of(
     threads: int = 1,
     budget_s: float | None = None,
     dims: dict[str, int] | None = None,
+    inputs: dict[str, str] | None = None,
 ) -> "Proof | None":
     """Compares, judges and times the written file beside its parent, and prints what was found.
 
@@ -42,6 +43,7 @@ def show_proof_of(
                 threads=threads,
                 budget_s=BUDGET_S if budget_s is None else budget_s,
                 dims=dims,
+                inputs=inputs,
                 progress=progress,
             )
     except UserError as error:

@@ -107,12 +107,15 @@ def _values(spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Gener
 _GIVEN = re.compile(r"(?P<sizes>\d+(?:x\d+)*)?(?:(?:(?<=\d):|^)(?P<low>-?\d+)\.\.(?P<high>-?\d+))?")
 
 
-def described(artifacts: Sequence[Artifact], given: Mapping[str, str]) -> list[Artifact]:
+def described(artifacts: Sequence[Artifact], given: Mapping[str, str], samples: str | None = None) -> list[Artifact]:
     """The artifacts with inputs as they are `given` by name, for what their files don't tell: `SIZES` after the first,
     such as `3x64x64`, the range of whole numbers `LOW..HIGH`, or both as `128:0..29999`.
 
-    Raises UserError for an input that none of them has, and for what does not fit one that has it.
+    `samples` names where samples come from, if not from here. Raises UserError then, for an input that none of them
+    has, and for what does not fit one that has it.
     """
+    if given and samples is not None:
+        raise UserError(f"--input: for generated inputs, and {samples} has samples: leave it out")
     known = {spec.name for artifact in artifacts for spec in artifact.inputs}
     for name in given:
         if name not in known:

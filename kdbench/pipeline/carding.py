@@ -35,6 +35,7 @@ def card(
     out: str | Path | None = None,
     embed_facts: bool = True,
     dims: Mapping[str, int] | None = None,
+    inputs: Mapping[str, str] | None = None,
     url: str | None = None,
     say: Callable[[str], None] = unsaid,
 ) -> Card:
@@ -59,7 +60,7 @@ def card(
     with new_folder(out) as made:
         if embed_facts:
             pack = known.folder.pack if known.folder and known.folder.pack.is_file() else None
-            carded = embed(subject.model, subject.artifact, known.facts, made / MODEL, open_pack(pack), dims)
+            carded = embed(subject.model, subject.artifact, known.facts, made / MODEL, open_pack(pack), dims, inputs)
         else:
             carded = copied(subject.model, subject.artifact, made / MODEL)
         text = card_of(known.carded(carded.artifact) if embed_facts else known, url=url)

@@ -109,9 +109,7 @@ def measured(
 
 def _described(subjects: Sequence[Subject], given: Mapping[str, str], pack: EvalPack | None) -> list[Subject]:
     """The subjects with inputs as they are `given`."""
-    if given and pack is not None:
-        raise UserError(f"--input: for generated inputs, and {pack.name} has samples: leave it out")
-    artifacts = described([subject.artifact for subject in subjects], given)
+    artifacts = described([subject.artifact for subject in subjects], given, pack.name if pack else None)
     return [replace(subject, artifact=artifact) for subject, artifact in zip(subjects, artifacts, strict=True)]
 
 

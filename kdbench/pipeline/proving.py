@@ -9,10 +9,11 @@ import numpy as np
 
 from kdbench import stats
 from kdbench.backends.client import WorkerError
-from kdbench.benchmark.cells import Subject, check_backends, inputs, plan
+from kdbench.benchmark.cells import Subject, check_backends, plan
+from kdbench.benchmark.cells import inputs as inputs_of
 from kdbench.benchmark.raw import Raw, common_rounds
 from kdbench.benchmark.schedule import Schedule, settings_of
-from kdbench.data.generated import batch_size, generate
+from kdbench.data.generated import batch_size, described, generate
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import Answers, answer, compare, task_of
@@ -45,20 +46,23 @@ def prove(
     threads: int = 1,
     budget_s: float = BUDGET_S,
     dims: Mapping[str, int] | None = None,
+    inputs: Mapping[str, str] | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Proof:
     """Sets an ONNX file beside the one that it was made from, on `backend`.
 
     Both answer the pack's evaluation samples, or where it has none its calibration samples, or generated inputs; with
-    labels each answer is judged. Layers are compared on the CPU, on up to LAYER_SAMPLES of them. Latencies are measured
-    as `kdbench bench` does, for `budget_s` seconds or five rounds of processes, whichever is longer; why a child isn't
-    faster is told from its profile. Raises UserError where either can't run, or where they don't fit each other.
+    labels each answer is judged. `inputs` say of generated ones what the files don't: see `described`. Layers are
+    compared on the CPU, on up to LAYER_SAMPLES of them. Latencies are measured as `kdbench bench` does, for `budget_s`
+    seconds or five rounds of processes, whichever is longer; why a child isn't faster is told from its profile. Raises
+    UserError where either can't run, or where they don't fit each other.
     """
     parent, child, opened = Path(parent), Path(child), open_pack(pack)
     wanted = {"backends": [backend], "options": backend_options or {}, "threads": [threads], "budget_s": budget_s}
     (target,) = check_backends([backend], backend_options)
-    before, after = known_artifact(parent), known_artifact(child)
+    known = [known_artifact(parent), known_artifact(child)]
+    before, after = described(known, inputs or {}, opened.name if opened else None)
     fed, others, samples = _samples(before, after, opened, dims or {})
     progress("answer", 0, 2)
     try:
@@ -92,7 +96,7 @@ def prove(
     proof = _timed(proof, parent, child, options, opened, dims or {}, seed, progress)
     if proof.ratio is None or proof.ratio.low > 1:
         return proof
-    profiled = profile_one(child, target, proof.batch, threads, opened, dims or {}, PROFILE_S)
+    profiled = profile_one(child, target, proof.batch, threads, opened, dims or {}, PROFILE_S, after)
     return replace(proof, causes=tuple(explain(profiled)))
 
 
@@ -165,7 +169,7 @@ def _timed(
         for name, artifact, path in ((PARENT, proof.parent, parent), (CHILD, proof.child, child))
     ]
     cells = plan(subjects, options, {name: (size,) for name, size in dims.items()}, pack)
-    feeds = {cell.subject.artifact.rung: inputs(cell, pack) for cell in cells if cell.error is None}
+    feeds = {cell.subject.artifact.rung: inputs_of(cell, pack) for cell in cells if cell.error is None}
     schedule = Schedule(
         cells, settings_of(options, seed), lambda cell: feeds[cell.subject.artifact.rung], baseline=PARENT
     )

@@ -48,7 +48,7 @@ class Raced:
     broken_claims: tuple[str, ...]
     error: str | None
     doubts: tuple[str, ...] = ()
-    """What speaks against its times or those of the first, as `kdbench bench` says it: noise, drift, busy neighbours."""
+    """What speaks against its times or those of the first, as `kdbench bench` says it: noise, drift, neighbours."""
 
 
 def raced(subjects: Sequence[Subject], place: Place, pack: EvalPack, progress: Progress = silent) -> dict[str, Raced]:

@@ -132,10 +132,12 @@ def profile_one(
     pack: EvalPack | None,
     dims: Mapping[str, int],
     seconds: float,
+    artifact: Artifact | None = None,
 ) -> Profile:
+    """Of one file; of its inputs the `artifact`, where it is given, may say what the file doesn't."""
     import onnx
 
-    artifact, target = known_artifact(path), pick_backend(backend)
+    artifact, target = artifact or known_artifact(path), pick_backend(backend)
     fixed = batch_size(artifact.inputs)
     batch = fixed or batch
     cell = Cell(Subject(artifact, path), target, threads, batch, dims=dims)

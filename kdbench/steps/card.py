@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdbench.data.generated import batch_size, generate
+from kdbench.data.generated import batch_size, described, generate
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.evaluation import Parity, parity_on
@@ -36,11 +36,13 @@ def embed(
     out: Path,
     pack: EvalPack | None = None,
     dims: Mapping[str, int] | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> Carded:
     """Writes the model with `facts` in its metadata, its record beside it; external data goes along.
 
     A file that a card belongs to already keeps its parent, so that equal facts give equal bytes. Raises UserError where
-    an output differs at all, on samples of the pack or generated ones, and where none can be fed.
+    an output differs at all, on samples of the pack or generated ones, with `inputs` as `described` has them, and where
+    none can be fed.
     """
     if artifact.step == "card":
         origin, origin_sha256 = artifact.parent, artifact.parent_sha256
@@ -50,12 +52,13 @@ def embed(
     _copy_data(model, out.parent)
     write_atomic(out, with_metadata(graph_of(model), plain(said)))
     batch = batch_size(artifact.inputs) or BATCH
+    (fed,) = described([artifact], inputs or {}, pack.name if pack else None)
     if pack is None:
-        inputs = generate(artifact.inputs, batch, dims or {})
+        samples = generate(fed.inputs, batch, dims or {})
     else:
         feed = pack.calibration_inputs if pack.x_test is None else pack.test_inputs
-        inputs = {name: x[:SAMPLES] for name, x in feed(artifact.inputs, artifact.preprocessing).items()}
-    check = parity_on(out, model, inputs, batch, task=artifact.task)
+        samples = {name: x[:SAMPLES] for name, x in feed(artifact.inputs, artifact.preprocessing).items()}
+    check = parity_on(out, model, samples, batch, task=artifact.task)
     if check.largest_difference != 0:
         raise UserError(
             f"{model}: outputs differ by {check.largest_difference:.3g} from one session to the next: there is no "

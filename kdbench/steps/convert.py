@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdbench.backends.client import WorkerError
+from kdbench.data.generated import described, hint
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, pick
 from kdbench.evaluation import parity_on
@@ -35,13 +36,14 @@ def convert(
     pack: EvalPack | str | Path | None = None,
     rung: str | None = None,
     dims: Mapping[str, int] | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Writes the model in another precision to `out`, its record beside it.
 
     `to` is one of FORMATS, or a Convert with its options. Outputs are compared with the model's on the pack's
-    calibration samples, or on generated inputs; an agreement below LEAST_AGREEMENT is a warning in the record. Raises
-    UserError where the model isn't fp32, where nothing in it can be converted, and where outputs are NaN or infinite;
-    nothing is written then.
+    calibration samples, or on generated inputs, of which `inputs` say what the file doesn't: see `described`. An
+    agreement below LEAST_AGREEMENT is a warning in the record. Raises UserError where the model isn't fp32, where
+    nothing in it can be converted, and where outputs are NaN or infinite; nothing is written then.
     """
     model, out = Path(model), Path(out)
     if isinstance(to, str):
@@ -49,7 +51,9 @@ def convert(
         to = parse(Convert, {"to": to}, "options")
     parent = float_artifact(model)
     graph = slimmed_graph(load_model(model), model)
-    compared, batch = comparison_inputs(parent, open_pack(pack), dims or {})
+    samples = open_pack(pack)
+    (fed,) = described([parent], inputs or {}, samples.name if samples else None)
+    compared, batch = comparison_inputs(fed, samples, dims or {})
     found = converted(graph, to, model)
     warnings: tuple[str, ...] = ()
     if to.to == "fp16":
@@ -65,7 +69,8 @@ def convert(
         try:
             check = parity_on(stand_in or part, model, compared, batch, task=parent.task)
         except UserError as error:
-            raise UserError(f"{out}: not written: {str(error).replace(str(stand_in or part), 'it')}") from None
+            why = str(error).replace(str(stand_in or part), "it")
+            raise UserError(f"{out}: not written: {why if samples else hint(why, fed.inputs)}") from None
         if not np.isfinite(check.largest_difference):
             raise UserError(
                 f"{out}: not written: its outputs, or those of {model}, are NaN or infinite: "

@@ -80,6 +80,7 @@ def teach(
         model=section.model,
         options=section.options,
         architecture=dict(candidate.architecture),
+        changes=candidate.changes,
         input_shape=candidate.input_shape,
         task=dataset.task,
         classes=dataset.classes,

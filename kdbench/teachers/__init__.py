@@ -19,6 +19,7 @@ from kdbench.data.preprocess import apply
 from kdbench.errors import UserError, first_line, pick
 from kdbench.functions import find, is_own
 from kdbench.models import RENAMED
+from kdbench.pruning.changes import Change, replay
 from kdbench.records import Preprocessing, Teacher
 from kdbench.teachers import black_box, heads, huggingface, state, timm, torchvision, zoo
 from kdbench.teachers.black_box import BlackBox
@@ -49,6 +50,8 @@ class Candidate:
     class_map: ClassMap
     architecture: Mapping[str, Any]
     """What its source needs to build it again."""
+    changes: tuple[Change, ...] = ()
+    """Of its structure since its source built it, by the file of its weights: pruning, factorising."""
 
 
 def architecture(source: str, wanted: Wanted) -> nn.Module:
@@ -76,7 +79,7 @@ def prepare(section: Teacher, dataset: Dataset, folder: Path, field: str = "teac
         task=dataset.task,
         field=field,
     )
-    found = _found(section, wanted, len(dataset.classes))
+    found, changes = _found(section, wanted, len(dataset.classes))
     _check_vocabulary(section, found, dataset, field)
     model, preprocessing = found.model, section.preprocessing or found.preprocessing or dataset.preprocessing
     x = _seen(dataset, preprocessing, field)
@@ -96,7 +99,7 @@ def prepare(section: Teacher, dataset: Dataset, folder: Path, field: str = "teac
             f"{field}.training: the teacher's classes are not the data's in their order: set {field}.new_head = true, "
             "or leave training out"
         )
-    return Candidate(model, preprocessing, tuple(x.shape[1:]), classes, found.architecture)
+    return Candidate(model, preprocessing, tuple(x.shape[1:]), classes, found.architecture, changes)
 
 
 def weights_file(section: Teacher, folder: Path, field: str = "teacher") -> Path | None:
@@ -128,8 +131,8 @@ def _from_hub(section: Teacher) -> bool:
     return hub and section.weights is None and bool(section.options.get("pretrained", True))
 
 
-def _found(section: Teacher, wanted: Wanted, classes: int) -> Found:
-    """What the source gives, with the weights of a file if there is one."""
+def _found(section: Teacher, wanted: Wanted, classes: int) -> tuple[Found, tuple[Change, ...]]:
+    """What the source gives, with the weights of a file if there is one, and what that did to its structure."""
     load = TEACHERS[section.source]
     outputs = classes if section.new_head else len(section.classes) or classes
     pretrained = _from_hub(section)
@@ -137,17 +140,27 @@ def _found(section: Teacher, wanted: Wanted, classes: int) -> Found:
     found = load(wanted)
     path = weights_file(section, wanted.folder or Path(), wanted.field)
     if path is None:
-        return found
-    tensors = state.read(path)
+        return found, ()
+    tensors, changes = state.read(path), state.changes(path)
     if section.source == "zoo" and section.model in RENAMED:
         tensors = RENAMED[section.model](tensors)
-    head = heads.classifier(_bare(found), outputs)
+    # Files of ours are of all that a source gives, those of others of the module within.
+    within = _bare if changes is None else _whole
+    head = heads.classifier(within(found), outputs)
     if head is not None and not section.new_head and not section.classes:
         theirs = tensors.get(f"{head}.weight")
         if theirs is not None and len(theirs) != outputs:
             found = load(replace(wanted, classes=len(theirs)))
-    state.fill(_bare(found), tensors, str(path), wanted.field, head, section.new_head)
-    return found
+    if changes:
+        example = torch.zeros(2, *wanted.input_shape, dtype=torch.int64 if wanted.tokens else torch.float32)
+        replay(_whole(found), changes, example, f"{path}: does not fit {wanted.field}.model and its options")
+    state.fill(within(found), tensors, str(path), wanted.field, head, section.new_head)
+    return found, changes or ()
+
+
+def _whole(found: Found) -> nn.Module:
+    assert isinstance(found.model, nn.Module)
+    return found.model
 
 
 def _bare(found: Found) -> nn.Module:

@@ -1,5 +1,6 @@
 """state_dicts that others wrote: safetensors, or torch files of plain tensors; nothing in them is ever executed."""
 
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line
+from kdbench.pruning.changes import Change
+from kdbench.records import parse
 
 NESTED = ("state_dict", "model_state_dict", "model", "net")
 """Where training scripts put a state_dict among other things."""
@@ -20,6 +23,9 @@ PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel and torch.compile leave in front of names."""
 
 SHOWN = 3
+
+KEY = "kdbench"
+"""Under which the metadata of a weights file of ours holds its record as JSON."""
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -43,6 +49,26 @@ def read(path: Path) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def changes(path: Path) -> tuple[Change, ...] | None:
+    """What a weights file of kdbench says was done to the structure of its network, such as pruning; None for a file
+    that others wrote.
+
+    Raises UserError where that can't be read.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            own = (file.metadata() or {}).get(KEY)
+        if own is None:
+            return None
+        return tuple(parse(Change, one, f"{path}: metadata") for one in json.loads(own).get("changes", ()))
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({first_line(error, 80)})") from None
+    except (ValueError, TypeError, AttributeError):
+        raise UserError(f"{path}: metadata: not what kdbench writes: save the weights again") from None
 
 
 def _plain(path: Path) -> Any:

@@ -19,11 +19,9 @@ from kdbench.store import write_atomic
 from kdbench.teachers import architecture
 from kdbench.teachers.classes import ClassMap
 from kdbench.teachers.source import Wanted
+from kdbench.teachers.state import KEY
 
 T = TypeVar("T")
-
-KEY = "kdbench"
-"""Under which a file's metadata holds its record as JSON."""
 
 
 class Trained(Versioned):
