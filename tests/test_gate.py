@@ -121,6 +121,19 @@ def test_without_labels_as_many_answers_as_changed_may_be_wrong(tmp_path):
     assert "another bound would" in other.settle
 
 
+def test_answers_that_no_longer_can_be_compared_are_no_silence(tmp_path):
+    old = saved(tmp_path / "old.json", None, {"student": RIGHT})
+    none = saved(tmp_path / "none.json", seed=1)
+    unlabelled = saved(tmp_path / "unlabelled.json", None, {"student": RIGHT}, labels=None, seed=2)
+    several = saved(tmp_path / "several.json", None, {"student": RIGHT[:, None]}, labels=RIGHT[:, None], seed=3)
+    for new, why in ((none, "NEW has no answers"), (unlabelled, "not judged on the same"), (several, "not judged on")):
+        check = compare(old, new).checks[-1]
+        assert (check.quantity, check.outcome, check.change) == ("accuracy", "can't tell", None)
+        assert check.settle.startswith(why)
+        assert not compare(old, new, strict=True).passed
+    assert [check.quantity for check in compare(none, old).checks] == ["speed"]
+
+
 def test_several_labels_a_sample_are_judged_by_f1(tmp_path):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, (400, 5)).astype(np.int32)
