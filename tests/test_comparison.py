@@ -67,20 +67,20 @@ def test_rows_by_hand():
 def test_what_the_table_says():
     table = comparison_table(*compared(FULL))
     assert table.header == ("method", "seeds", "acc. %", "best %", "gain, points", "gap closed", "agree %")
-    assert table.rows[0] == ("teacher", "1", "95.00", "–", "–", "–", "–")
-    assert table.rows[1][:4] == ("alone", "3", "85.00 ± 1.00", "86.00 ± 1.00")
-    assert table.rows[2][0] == "distilled ¹"
-    assert table.rows[2][4:6] == ("+5.00 [2.52, 7.48]", "50 %")
-    assert table.rows[3][4] == "+0.00 [−4.97, 4.97]"
+    assert table.lines[0] == ("teacher", "1", "95.00", "–", "–", "–", "–")
+    assert table.lines[1][:4] == ("alone", "3", "85.0 ± 1.0", "86.0 ± 1.0")
+    assert table.lines[2][0] == "distilled ¹"
+    assert table.lines[2][4:6] == ("+5.0 [2.5, 7.5]", "50 %")
+    assert table.lines[3][4] == "0.0 [−5.0, 5.0]"
     assert table.notes == ("0.1 cross_entropy + 0.9 kd, temperature 4", "2 dkd, temperature 4")
-    assert all(sum(map(len, row)) + 3 * len(row) <= 100 for row in (table.header, *table.rows))
+    assert all(sum(map(len, row)) + 3 * len(row) <= 100 for row in (table.header, *table.lines))
 
 
 def test_one_seed_has_a_gain_without_an_interval_and_no_best_without_held_out_samples():
     table = comparison_table(
         *compared([("teacher", "last", [95]), ("alone", "last", [85]), ("distilled", "last", [90])])
     )
-    assert table.rows[2] == ("distilled ¹", "1", "90.00", "+5.00", "50 %", "95.00")
+    assert table.lines[2] == ("distilled ¹", "1", "90.00", "+5.00", "50 %", "95.00")
 
 
 def test_no_share_of_a_gap_that_is_not_there():
@@ -96,7 +96,7 @@ def test_without_a_teacher_that_is_a_rung_there_is_no_agreement_and_no_gap():
 
 def test_without_a_baseline_there_is_no_gain():
     table = comparison_table(*compared([("teacher", "last", [95]), ("distilled", "last", [90, 91])]))
-    assert table.rows[1][3:5] == ("–", "–")
+    assert table.lines[1][3:5] == ("–", "–")
 
 
 def test_a_comparison_is_read_back_as_it_was_written(tmp_path):
@@ -117,7 +117,7 @@ def test_a_comparison_is_rendered_again_and_damage_to_it_is_named(tmp_path, caps
             cli(["report", *map(str, arguments)], standalone_mode=False)
         return str(caught.value)
 
-    assert "comparison.json: is rendered by itself" in said(path, "--format", "csv")
+    assert said(path, "--view", "ladder") == f"{path}: a comparison of methods: show it by itself, or by --view methods"
     assert said(tmp_path) == f"{tmp_path}: no result files in it, but a comparison: name {path}"
     whole = path.read_text()
     path.write_text(whole[:300])
@@ -137,9 +137,9 @@ def test_of_several_labels_a_sample_it_is_f1_and_without_labels_agreement():
     both = {name: np.stack([values, 1 - values], axis=1) for name, values in arrays.items()}
     table = comparison_table(record, both)
     assert table.header[2:5] == ("F1 µ %", "best %", "F1 macro %")
-    assert table.rows[0][2] == "95.00"
+    assert table.lines[0][2] == "95.00"
     del arrays["labels"]
     table = comparison_table(record, arrays)
     assert table.header[2:] == ("agree %", "best %", "gain, points", "gap closed")
-    assert table.rows[0][2] == "100.00"
-    assert table.rows[2][2] == "95.00 ± 1.00"
+    assert table.lines[0][2] == "100.00"
+    assert table.lines[2][2] == "95.0 ± 1.0"

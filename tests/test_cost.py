@@ -10,7 +10,7 @@ import click
 import numpy as np
 import pytest
 
-from kdbench import load_results, pipeline
+from kdbench import pipeline
 from kdbench.backends import pick_backend
 from kdbench.backends.client import WORKER
 from kdbench.benchmark import schedule as scheduling
@@ -21,9 +21,9 @@ from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline import measuring
 from kdbench.records import Bench, Process, Recipe, ReferenceCell, parse
-from kdbench.report import text
+from kdbench.report import ladder_tables, text
 from kdbench.report.markdown import to_markdown
-from kdbench.report.table import ladder
+from kdbench.report.table import ladder, load_rows
 from kdbench.report.terminal import WIDTH, print_ladder
 from kdbench.store import load_result
 from tests.test_report import ROUNDS, arrays, artifact, cell, evaluation, result
@@ -77,8 +77,8 @@ def test_a_million_inferences_cost_what_the_machine_costs_meanwhile():
     # 0.0002 $ a second; 4 samples take 1 ms, a million 250 s; the student is twice as fast.
     assert teacher.cost_per_million == pytest.approx(0.05)
     assert student.cost_per_million == pytest.approx(0.025)
-    (table,) = text.ladder_tables(found)
-    assert [row[table.header.index("per 1M")] for row in table.rows] == ["$0.05", "$0.025"]
+    (table,) = ladder_tables.ladder_tables(found)
+    assert [row[table.header.index("per 1M")] for row in table.lines] == ["$0.05", "$0.025"]
     assert "at $0.72 an hour" in table.legend
     assert ladder(result(), arrays()).rows[0].cost_per_million is None
 
@@ -129,10 +129,15 @@ def test_another_batch_or_size_has_a_reference_of_its_own(other):
 
 
 def test_the_reference_has_a_column_of_its_own():
-    shown = [text.ladder_tables(on_two_backends(), brief=brief) for brief in (False, True)]
-    full, brief = ([dict(zip(t.header, row, strict=True)) for t in tables for row in t.rows] for tables in shown)
-    assert [row["× teacher@cpu"] for row in full] == ["1", "2× [2, 2]", "10.0× [10.0, 10.0]", "20.0× [20.0, 20.0]"]
-    assert [row["× ref."] for row in brief] == ["1", "2×", "10.0×", "20.0×"]
+    shown = [ladder_tables.ladder_tables(on_two_backends(), brief=brief) for brief in (False, True)]
+    full, brief = ([dict(zip(t.header, row, strict=True)) for t in tables for row in t.lines] for tables in shown)
+    assert [row["× teacher@cpu"] for row in full] == [
+        "1",
+        "2.000× [2.000, 2.000]",
+        "10.00× [10.00, 10.00]",
+        "20.00× [20.00, 20.00]",
+    ]
+    assert [row["× ref."] for row in brief] == ["1", "2.000×", "10.00×", "20.00×"]
     assert "p99" in full[0]
     assert "p99" not in brief[0]
     assert to_markdown([on_two_backends()]).count("not in turns") == 1
@@ -212,7 +217,7 @@ def test_another_price_or_reference_makes_the_tables_again_and_measures_nothing(
     assert "at €0.08 an hour" in priced.report.read_text()
     assert "× small@cpu" in priced.report.read_text()
     assert priced.ladder.rows[0].latency_p50_s == first.ladder.rows[0].latency_p50_s
-    (row,) = load_results(tmp_path / "out")
+    (row,) = load_rows(tmp_path / "out")
     assert row.cost_per_million == priced.ladder.rows[0].cost_per_million > 0
     assert load_result(priced.results)[0].recipe.bench.currency == "€"
     assert again().ladder.rows == first.ladder.rows
@@ -251,11 +256,11 @@ def test_a_cold_start_is_process_load_and_first_run():
     assert teacher.cold_start_s == pytest.approx(0.73)
     assert (teacher.start_s, teacher.steady_memory_bytes, teacher.device_memory_bytes) == (0.5, 1002, None)
     assert student.cold_start_s is None
-    table = text.details_table(found)
-    shown = dict(zip(table.header, table.rows[0], strict=True))
+    table = ladder_tables.details_table(found)
+    shown = dict(zip(table.header, table.lines[0], strict=True))
     assert (shown["cold start"], shown["steady memory"]) == ("730 ms", "1.00 kB")
     assert "device memory" not in table.header
-    assert "cold start" not in text.details_table(ladder(result(), arrays())).header
+    assert "cold start" not in ladder_tables.details_table(ladder(result(), arrays())).header
     assert "load includes optimising" in to_markdown([found])
 
 
@@ -265,7 +270,7 @@ def test_optimizing_is_what_an_optimized_graph_loads_faster(optimized_load_s, op
     made = ladder(result(evaluations=(found, evaluation("student", "1"))), arrays())
     assert made.rows[0].optimize_s == (None if optimize_s is None else pytest.approx(optimize_s))
     assert made.rows[1].optimize_s is None
-    assert ("optimize" in text.details_table(made).header) == (optimize_s is not None)
+    assert ("optimize" in ladder_tables.details_table(made).header) == (optimize_s is not None)
 
 
 def test_the_optimized_graph_is_loaded_by_itself(small_model, tmp_path):
@@ -330,8 +335,8 @@ def test_energy_of_an_inference_by_hand():
     assert found.rows[0].energy_j == pytest.approx(0.15)
     assert found.rows[1].energy_j is None
     assert ladder(result(), raw | {"gpu_j.0": np.full(5, 0.8)}).rows[0].energy_j == pytest.approx(0.2)
-    table = text.details_table(found)
-    assert table.rows[0][table.header.index("energy")] == "150 mJ"
+    table = ladder_tables.details_table(found)
+    assert table.lines[0][table.header.index("energy")] == "150 mJ"
     assert "RAPL, package-0; for GPUs" in to_markdown([found])
 
 

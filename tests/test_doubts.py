@@ -5,7 +5,7 @@ import pytest
 
 from kdbench import stats
 from kdbench.records import BenchSettings, Measurement, Process
-from kdbench.report import text
+from kdbench.report import ladder_tables, text
 from kdbench.report.markdown import to_markdown
 from kdbench.report.table import ladder
 from tests.test_report import cell, result
@@ -68,11 +68,11 @@ def test_no_difference_says_which_one_would_have_been_found():
 
 def test_the_smallest_difference_stands_beside_every_ratio():
     table = ladder(measured(), arrays())
-    details = text.details_table(table)
+    details = ladder_tables.details_table(table)
     place = details.header.index("could have found")
-    assert details.rows[0][place] == "–"
-    assert details.rows[1][place] == text.percent(table.rows[1].smallest_difference)
-    assert details.rows[1][details.header.index("processes")] == "6"
+    assert details.lines[0][place] == "–"
+    assert details.lines[1][place] == text.percent(table.rows[1].smallest_difference)
+    assert details.lines[1][details.header.index("processes")] == "6"
 
 
 def test_the_interval_of_rounds_that_end_when_it_is_narrow_is_wider():

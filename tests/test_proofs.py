@@ -22,8 +22,8 @@ from kdbench.proofs.prove import Sized, compared_inputs, prove
 from kdbench.proofs.rounding import PRECISIONS, rounded
 from kdbench.records import Proof, TensorSpec
 from kdbench.report.claims import broken_claims, proven
+from kdbench.report.ladder_tables import details_table
 from kdbench.report.table import ladder
-from kdbench.report.text import details_table
 from kdbench.store import load_result
 from tests import models
 from tests.conftest import kdbench
@@ -448,7 +448,7 @@ def test_a_file_without_proofs_shows_none():
     )
     table = ladder(result(evaluations=(evaluation("teacher", "0"), found)), arrays())
     shown = details_table(table)
-    row = dict(zip(shown.header, shown.rows[1], strict=True))
+    row = dict(zip(shown.header, shown.lines[1], strict=True))
     assert (row["ran as"], row["error to fp32"], row["time on provider"]) == ("bf16", "3.0e-03", "100.0 %")
 
 

@@ -301,8 +301,8 @@ def test_the_table_of_candidates_fits_a_terminal():
         chosen=candidates[0].name,
     )  # fmt: skip
     table = candidates_table(budget)
-    assert [row[6] for row in table.rows] == ["→", "", ""]
-    assert table.rows[2][:4] == ("x86-signed", "percentile2", "2", "−0.12 [−10.00, 7.89]")
-    assert table.notes == ("error: refused",) and table.rows[2][7] == "¹"
-    assert all(sum(len(cell) + 1 for cell in row) <= 100 for row in table.rows)
+    assert [row[6] for row in table.lines] == ["→", "", ""]
+    assert table.lines[2][:4] == ("x86-signed", "percentile2", "2", "−0.1 [−10.0, 7.9]")
+    assert table.notes == ("error: refused",) and table.lines[2][7] == "¹"
+    assert all(sum(len(cell) + 1 for cell in row) <= 100 for row in table.lines)
     assert json.loads(budget.to_json())["schema"] == 1

@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from kdbench import load_results
 from kdbench.pipeline.rungs import LADDER
-from kdbench.report.plot import save_plot
-from kdbench.report.table import load_ladders
+from kdbench.report.plots import plots_of, save_plots
+from kdbench.report.table import load_ladders, load_rows
 from kdbench.store import RESULTS, load_result
 from tests.conftest import REPOSITORY, kdbench, overrides
 
@@ -60,7 +59,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits(place):
-    return {(row.rung, row.backend, row.batch): row for row in load_results(place / "runs" / "digits")}
+    return {(row.rung, row.backend, row.batch): row for row in load_rows(place / "runs" / "digits")}
 
 
 def test_the_console_blocks_run(place):
@@ -89,9 +88,10 @@ def test_the_digits_ladder_is_printed_and_fits_the_terminal(place):
     printed = (place / "printed.txt").read_text()
     for rung in LADDER:
         assert rung in printed
-    for name in ("report.md", "accuracy-latency.svg", "accuracy-latency.png", "results.json"):
+    for name in ("report.md", "accuracy-latency.svg", "training-curves.svg", "results.json"):
         assert (place / "runs" / "digits" / name).is_file()
         assert f"runs/digits/{name}" in printed
+    assert (place / "runs" / "digits" / "accuracy-latency.png").is_file()
     assert max(map(len, printed.splitlines())) <= 100
 
 
@@ -149,7 +149,7 @@ def test_generated_documents_are_current(monkeypatch):
 
 def test_the_readmes_plot_is_of_the_published_results(tmp_path):
     ladder = load_ladders([REPOSITORY / RESULTS / "amd-epyc-2-core"])[-1]
-    svg, png = save_plot(ladder, tmp_path)
+    svg, png = save_plots(plots_of([ladder])[:1], tmp_path)
     assert svg.read_text() == (REPOSITORY / "docs" / svg.name).read_text(), "run 'make docs'"
     assert (REPOSITORY / "docs" / png.name).is_file()
 

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from kdbench import load_results
 from kdbench.errors import UserError
 from kdbench.records import (
     Artifact,
@@ -19,13 +18,14 @@ from kdbench.records import (
     RawFile,
     ResultFile,
 )
-from kdbench.report import text
+from kdbench.report import ladder_tables, text
 from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
-from kdbench.report.plot import save_plot, sign
+from kdbench.report.plots import plots_of, save_plots
+from kdbench.report.plots.sensitivity import labelled
+from kdbench.report.plots.style import sign
 from kdbench.report.rows import COLUMNS
-from kdbench.report.sensitivity_plot import labelled
-from kdbench.report.table import ladder
+from kdbench.report.table import ladder, load_rows
 from kdbench.report.terminal import print_table
 from kdbench.store import save_results
 
@@ -36,7 +36,8 @@ SPEC = (
     "f1_micro_diff_low, f1_micro_diff_high, rounds, smallest_difference, outlier_share, node_share, time_share, "
     "int8_share, fused_share, rms_error, ran_as, threads_used, broken_claims, dims, cost_per_million, "
     "reference_speedup, reference_speedup_low, reference_speedup_high, start_s, steady_memory_bytes, "
-    "device_memory_bytes, energy_j, optimize_s, parent_diff, parent_diff_low, parent_diff_high, made_in_s"
+    "device_memory_bytes, energy_j, optimize_s, parent_diff, parent_diff_low, parent_diff_high, made_in_s, "
+    "machine, result"
 )
 MACHINE = Machine(
     name="here", cpu="A|B <CPU>", features=("avx2",), cores_physical=1, cores_logical=2, governor=None,
@@ -113,9 +114,9 @@ def test_rows_by_hand():
 
 def test_a_ratio_that_covers_one_reads_no_difference():
     noisy = ladder(result(), arrays(speed=1.02, noise=0.09)).rows[1]
-    assert text.speedup(noisy).startswith("no difference [")
-    assert text.speedup(noisy, brief=True) == "no difference"
-    assert text.speedup(ladder(result(), arrays()).rows[1]) == "2× [2, 2]"
+    assert text.ratio(noisy.ratio).startswith("no difference [")
+    assert text.ratio(noisy.ratio, brief=True) == "no difference"
+    assert text.ratio(ladder(result(), arrays()).rows[1].ratio) == "2.000× [2.000, 2.000]"
 
 
 def test_error_cells_have_a_reason_and_no_numbers():
@@ -194,8 +195,8 @@ def test_a_rung_trained_in_int8_says_how_good_it_is_beside_the_static_one():
     _, static, trained = ladder(made, known).rows
     assert (static.parent_diff, trained.parent_diff) == (-0.25, 0.5)
     assert not any("trained in int8" in flag for flag in static.flags)
-    low, high = (f"{100 * end:.1f}".replace("-", "−") for end in (trained.parent_diff_low, trained.parent_diff_high))
-    said = f"trained in int8: +50.0 [{low}, {high}] points against static, which was not, McNemar's p 0.5"
+    low, high = (f"{100 * end:.0f}".replace("-", "−") for end in (trained.parent_diff_low, trained.parent_diff_high))
+    said = f"trained in int8: +50 [{low}, {high}] points against static, which was not, McNemar's p 0.5"
     assert trained.flags[0] == said
 
 
@@ -220,10 +221,10 @@ def test_markdown_escapes_what_it_would_read():
 
 def test_footnotes_are_numbered_and_shared():
     warned = artifact("student", "teacher", warnings=("note one",))
-    (table,) = text.ladder_tables(
+    (table,) = ladder_tables.ladder_tables(
         ladder(result(artifacts=(artifact("teacher", warnings=("note one",)), warned)), arrays())
     )
-    assert [row[-1] for row in table.rows] == ["¹", "¹"]
+    assert [row[-1] for row in table.lines] == ["¹", "¹"]
     assert table.notes == ("note one",)
 
 
@@ -243,9 +244,9 @@ def test_numbers_as_people_read_them(function, value, shown):
 def test_two_files_keep_their_rungs_apart(tmp_path):
     for number in (1, 2):
         save_results(tmp_path / f"{number}.json", result(), arrays())
-    rungs = [row.rung for row in load_results(tmp_path)]
+    rungs = [row.rung for row in load_rows(tmp_path)]
     assert rungs == ["here/1/teacher", "here/1/student", "here/2/teacher", "here/2/student"]
-    assert [row.rung for row in load_results(tmp_path / "1.json")] == ["teacher", "student"]
+    assert [row.rung for row in load_rows(tmp_path / "1.json")] == ["teacher", "student"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +263,7 @@ def test_result_files_that_cannot_be_read_are_named(tmp_path, change, message):
     save_results(path, result(), arrays())
     path.write_text(change(path.read_text()))
     with pytest.raises(UserError) as error:
-        load_results(path)
+        load_rows(path)
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
 
@@ -272,11 +273,11 @@ def test_plots_show_cells_with_both_numbers_and_are_reproducible(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     for folder in (first, second):
         folder.mkdir()
-        assert [path.suffix for path in save_plot(found, folder)] == [".svg", ".png"]
+        assert [path.suffix for path in save_plots(plots_of([found])[:1], folder)] == [".svg", ".png"]
     svg = (first / "accuracy-latency.svg").read_text()
     assert svg == (second / "accuracy-latency.svg").read_text()
     without = result(evaluations=())
-    assert save_plot(ladder(without, {k: v for k, v in arrays().items() if k != "labels"}), tmp_path) == []
+    assert plots_of([ladder(without, {k: v for k, v in arrays().items() if k != "labels"})]) == []
 
 
 def test_no_two_rungs_of_a_long_ladder_look_alike():
@@ -289,17 +290,19 @@ def test_labels_of_points_that_lie_on_each_other_are_left_out():
 
 
 def test_infinite_and_missing_values_never_reach_the_csv(tiny_run):
-    for row in load_results(tiny_run):
+    for row in load_rows(tiny_run):
         for name in COLUMNS:
             value = getattr(row, name)
             assert not isinstance(value, float) or math.isfinite(value)
 
 
 def test_many_footnotes_push_no_number_off_the_terminal(capsys):
-    header = ("rung", "F1 µ %", "F1 macro %", "Δ µ points", "p50", "speed-up", "")
+    header = ("rung", "F1 µ %", "F1 macro %", "Δ µ points", "p50", "speed-up")
     row = ("student-int8", "64.3", "38.47", "−0.7 [−11.6, 10.2]", "12.3 µs", "3.86× [3.74, 3.98]")
-    marks = " ".join(text.mark(number) for number in range(1, 16))
-    print_table(text.TextTable("cpu", header, ((*row, marks),), tuple(f"note {number}" for number in range(1, 16))))
+    columns = (*(text.Column(name, name, left=name == "rung") for name in header), text.FLAGS)
+    numbers = tuple(range(1, 16))
+    cells = (*map(text.Cell, row), text.Cell("", notes=numbers))
+    print_table(text.TextTable("cpu", columns, (cells,), tuple(f"note {number}" for number in numbers)))
     printed = capsys.readouterr().out
     assert "F1 macro %" in printed
     assert all(text.mark(number) in printed.partition(f"{text.mark(1)} note 1")[0] for number in range(1, 16))

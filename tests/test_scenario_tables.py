@@ -63,7 +63,7 @@ def test_a_servers_table_by_hand():
     assert student.latency_s == pytest.approx(np.sort(part)[-2])  # one of 662 may be above the bound
     (table,) = scenario_tables(made)
     assert table.title == "server, p99 ≤ 10 ms: cpu, 1 thread, batch up to 1, against teacher"
-    assert table.rows[1][:3] == ("student", "50.0", "250")
+    assert table.lines[1][:3] == ("student", "50.0", "250")
     assert "no MLPerf submission" in table.legend
     assert "stays under 10 ms" in table.legend
     text = to_markdown([made])
@@ -91,7 +91,7 @@ def test_latencies_are_compared_the_other_way_round():
     assert made.scenarios[1].rate_per_s is None
     (table,) = scenario_tables(made)
     assert table.header == ("rung", "acc. %", "p90", "speed-up", "")
-    assert table.rows[1][2] == "1 ms"
+    assert table.lines[1][2] == "1 ms"
 
 
 def test_sizes_stand_in_title_and_csv():
@@ -103,7 +103,7 @@ def test_sizes_stand_in_title_and_csv():
     (table,) = scenario_tables(made)
     assert table.title == "single stream: cpu, 1 thread, height=8 width=4, against teacher"
     assert made.scenarios[1].speedup == pytest.approx(4.0)
-    assert to_csv(made.scenarios, COLUMNS).splitlines()[2].endswith(",height=8 width=4,")
+    assert to_csv(made.scenarios, COLUMNS).splitlines()[2].endswith(",height=8 width=4,,here,made")
 
 
 def test_a_table_that_took_longer_than_its_part_of_the_budget_says_so():
@@ -151,7 +151,7 @@ def test_scenarios_have_files_of_their_own(tmp_path):
     header, line = (tmp_path / "scenarios.csv").read_text().splitlines()
     assert header == (
         "rung,parent,backend,precision,scenario,batch,threads,sessions,bound_s,score,latency_s,rate_per_s,speedup,"
-        "speedup_low,speedup_high,queries,processes,flags,error,dims,spent_s"
+        "speedup_low,speedup_high,queries,processes,flags,error,dims,spent_s,machine,result"
     )
     assert line.startswith("teacher,,cpu,fp32,server,1,1,1,0.01,0.75,")
     assert to_csv(made.scenarios, COLUMNS).splitlines()[1] == line

@@ -1,7 +1,18 @@
 """The story of a search for an int8 file under a budget of accuracy, as a table of at most 100 columns."""
 
 from kdbench.records.budget import Budget, CandidateRecord, Estimate
-from kdbench.report.text import TextTable, mark, percent, three_digits
+from kdbench.report.text import (
+    Cell,
+    Column,
+    Shown,
+    TextTable,
+    name_cell,
+    number_cell,
+    numbers,
+    percent,
+    points,
+    table_of,
+)
 
 CHOSEN = "→"
 SHOWN = 5
@@ -10,15 +21,6 @@ SHOWN = 5
 
 def candidates_table(budget: Budget) -> TextTable:
     """A row for each candidate: what it loses, how fast it is, how much of it is int8; the chosen one is marked."""
-    notes: dict[str, int] = {}
-    rows = []
-    for candidate in budget.candidates:
-        chosen = CHOSEN if candidate.name == budget.chosen else ""
-        drop = _drop(candidate.drop)
-        target, _, method = candidate.name.rpartition(", ")
-        count = str(len(candidate.left_in_float) or "")
-        figures = (drop, _ratio(candidate), _coverage(candidate))
-        rows.append((target, method, count, *figures, chosen, _notes(candidate, notes)))
     bound = "no bound" if budget.max_drop is None else f"at most {100 * budget.max_drop:g} points"
     what = {"agreement": "answers that differ from fp32's", "micro F1": "drop of micro F1", "accuracy": "drop"}
     title = (
@@ -30,8 +32,27 @@ def candidates_table(budget: Budget) -> TextTable:
         "float: layers left in it; int8: convolutions and matrix products that run in it, and the share of "
         "multiply-accumulates meant to."
     )
-    header = ("target", "ranges", "float", "drop [95 %]", "speed-up [95 %]", "int8", "", "")
-    return TextTable(title, header, tuple(rows), tuple(notes), legend)
+    shown: list[Shown[CandidateRecord]] = [
+        Shown(Column("target", "target", left=True), lambda one: name_cell(one.name.rpartition(", ")[0])),
+        Shown(Column("ranges", "ranges"), lambda one: name_cell(one.name.rpartition(", ")[2])),
+        Shown(Column("float", "left_in_float"), lambda one: number_cell(len(one.left_in_float), _several)),
+        Shown(Column("drop [95 %]", "drop"), lambda one: _estimated(one.drop, _drop(one.drop))),
+        Shown(Column("speed-up [95 %]", "speedup"), lambda one: _estimated(one.speedup, _ratio(one))),
+        Shown(Column("int8", "int8_share"), lambda one: Cell(_coverage(one), one.int8_kernels)),
+        Shown(
+            Column("", "chosen"),
+            lambda one: Cell(CHOSEN if one.name == budget.chosen else "", one.name == budget.chosen),
+        ),
+    ]
+    return table_of(title, shown, budget.candidates, _said, legend)
+
+
+def _several(number: int) -> str:
+    return str(number or "")
+
+
+def _estimated(found: Estimate | None, text: str) -> Cell:
+    return Cell(text, found.value, found.low, found.high) if found else Cell(text)
 
 
 def _fp32(budget: Budget) -> str:
@@ -39,21 +60,15 @@ def _fp32(budget: Budget) -> str:
 
 
 def _drop(drop: Estimate | None) -> str:
-    if drop is None:
-        return "–"
-    return f"{_points(drop.value)} [{_points(drop.low)}, {_points(drop.high)}]"
-
-
-def _points(share: float) -> str:
-    text = f"{100 * share:.2f}".replace("-", "−")
-    return "0.00" if text == "−0.00" else text
+    return points(drop, plus=False)
 
 
 def _ratio(candidate: CandidateRecord) -> str:
     found = candidate.speedup
     if found is None:
         return "not timed"
-    return f"{three_digits(found.value)}× [{three_digits(found.low)}, {three_digits(found.high)}]"
+    value, low, high = numbers(found)
+    return f"{value}× [{low}, {high}]"
 
 
 def _coverage(candidate: CandidateRecord) -> str:
@@ -63,9 +78,8 @@ def _coverage(candidate: CandidateRecord) -> str:
     return f"{kernels}{macs}"
 
 
-def _notes(candidate: CandidateRecord, notes: dict[str, int]) -> str:
-    said = [*candidate.broken_claims, *([f"error: {candidate.error}"] if candidate.error else [])]
-    return " ".join(mark(notes.setdefault(text, len(notes) + 1)) for text in said)
+def _said(candidate: CandidateRecord) -> list[str]:
+    return [*candidate.broken_claims, *([f"error: {candidate.error}"] if candidate.error else [])]
 
 
 def verdict(budget: Budget) -> list[str]:

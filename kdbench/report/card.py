@@ -7,9 +7,11 @@ from importlib.resources import files
 from typing import Any
 
 from kdbench.records import IMPORTED, Artifact, Recipe, TensorSpec
-from kdbench.report.markdown import JUDGED, template_environment
+from kdbench.report.circumstances import JUDGED
+from kdbench.report.ladder_tables import ladder_tables
+from kdbench.report.markdown import template_environment
 from kdbench.report.table import Ladder
-from kdbench.report.text import count, ladder_tables, size
+from kdbench.report.text import count, size
 
 SHOWN_CLASSES = 200
 

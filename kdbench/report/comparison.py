@@ -1,7 +1,7 @@
 """The comparison of methods: one row a method, over all of its seeds, computed from raw predictions on reading."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,19 @@ from numpy.typing import NDArray
 from kdbench import stats
 from kdbench.errors import UserError
 from kdbench.records import Comparison, Distill, Schedule, Trial
-from kdbench.report.text import TextTable, mark
+from kdbench.report.text import (
+    DASH,
+    Cell,
+    Column,
+    Shown,
+    TextTable,
+    decimals,
+    fixed,
+    interval_cell,
+    number_cell,
+    points,
+    table_of,
+)
 from kdbench.stats import Interval
 from kdbench.store import Arrays
 
@@ -53,9 +65,7 @@ def method_rows(comparison: Comparison, arrays: Arrays) -> list[MethodRow]:
     """The teacher, and each method in the order of the trials."""
     labels = arrays.get("labels")
     last, best = (_by_method(comparison.trials, kept) for kept in ("last", "best"))
-    # Teachers of a part of the classes are not among the trials.
-    teacher = next((method for method in last if method.startswith(TEACHER)), None)
-    expected = arrays[f"predictions.{last[teacher][0].raw}"] if teacher else None
+    teacher, expected = _teacher(last, arrays)
 
     def scores(trials: Sequence[Trial]) -> list[float]:
         return [_score(arrays[f"predictions.{trial.raw}"], labels, expected) for trial in trials]
@@ -87,33 +97,57 @@ def method_rows(comparison: Comparison, arrays: Arrays) -> list[MethodRow]:
     return rows
 
 
+def _teacher(last: Mapping[str, Sequence[Trial]], arrays: Arrays) -> tuple[str | None, NDArray[Any] | None]:
+    """The teacher that counts, and its answers; teachers of a part of the classes are not among the trials."""
+    teacher = next((method for method in last if method.startswith(TEACHER)), None)
+    return teacher, arrays[f"predictions.{last[teacher][0].raw}"] if teacher else None
+
+
+def scores_of(comparison: Comparison, arrays: Arrays) -> dict[str, dict[int, float]]:
+    """The score of each method after the last epoch, by seed."""
+    last = _by_method(comparison.trials, "last")
+    _, expected = _teacher(last, arrays)
+    labels = arrays.get("labels")
+    return {
+        method: {trial.seed: _score(arrays[f"predictions.{trial.raw}"], labels, expected) for trial in trials}
+        for method, trials in last.items()
+    }
+
+
+def score_name(arrays: Arrays) -> str:
+    """The heading of a comparison's scores."""
+    labels = arrays.get("labels")
+    return "agree %" if labels is None else "acc. %" if labels.ndim == 1 else "F1 µ %"
+
+
 def comparison_table(comparison: Comparison, arrays: Arrays) -> TextTable:
     """Percent and points, mean ± standard deviation over seeds; footnotes say what each method's losses are."""
     rows = method_rows(comparison, arrays)
     labels = arrays.get("labels")
-    score = "agree %" if labels is None else "acc. %" if labels.ndim == 1 else "F1 µ %"
-    columns: dict[str, list[str]] = {
-        "method": [],
-        "seeds": [str(row.last.n) for row in rows],
-        score: [_spread(row.last) for row in rows],
-        "best %": [_spread(row.best) for row in rows],
-        "F1 macro %": [_spread(row.f1_macro) for row in rows],
-        "gain, points": [_points(row) for row in rows],
-        "gap closed": [_share(row.gap_closed) for row in rows],
-    }
+    losses = {row.method: losses_of(comparison, row.method) for row in rows}
+    notes = {row.method: number for number, row in enumerate((row for row in rows if losses[row.method]), 1)}
+
+    def method(row: MethodRow) -> Cell:
+        return Cell(row.method, row.method, notes=(notes[row.method],) if row.method in notes else ())
+
+    shown: list[Shown[MethodRow]] = [
+        Shown(Column("method", "method", left=True), method),
+        Shown(Column("seeds", "seeds"), lambda row: number_cell(row.last.n, str)),
+        Shown(Column(score_name(arrays), "score"), lambda row: spread_cell(row.last)),
+        Shown(Column("best %", "best"), lambda row: spread_cell(row.best)),
+        Shown(Column("F1 macro %", "f1_macro"), lambda row: spread_cell(row.f1_macro)),
+        Shown(Column("gain, points", "gain"), gain_cell),
+        Shown(Column("gap closed", "gap_closed"), lambda row: number_cell(row.gap_closed, _share)),
+    ]
     if labels is not None:
-        columns["agree %"] = [_spread(row.agreement) for row in rows]
-    for name, known in (("best %", "best"), ("F1 macro %", "f1_macro")):
-        if all(getattr(row, known) is None for row in rows):
-            del columns[name]
-    notes = []
-    for row in rows:
-        losses = _losses(comparison, row.method)
-        if losses:
-            notes.append(losses)
-        columns["method"].append(f"{row.method} {mark(len(notes))}" if losses else row.method)
-    cells = tuple(zip(*columns.values(), strict=True))
-    return TextTable(f"{comparison.name}: students by method", tuple(columns), cells, tuple(notes))
+        shown.append(Shown(Column("agree %", "agreement"), lambda row: spread_cell(row.agreement)))
+    shown = [
+        one
+        for one in shown
+        if one.column.key not in ("best", "f1_macro") or any(getattr(row, one.column.key) for row in rows)
+    ]
+    table = table_of(f"{comparison.name}: students by method", shown, rows)
+    return replace(table, notes=tuple(filter(None, losses.values())))
 
 
 def _score(answers: NDArray[Any], labels: NDArray[Any] | None, expected: NDArray[Any] | None) -> float:
@@ -138,27 +172,30 @@ def _mean(values: Sequence[float]) -> Mean:
     return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
 
 
-def _spread(mean: Mean | None) -> str:
-    """`92.31 ± 0.12`, in percent."""
+def spread_cell(mean: Mean | None) -> Cell:
+    """`92.31 ± 0.12`, in percent, with as many digits as the deviation supports."""
     if mean is None:
-        return "–"
-    return f"{100 * mean.value:.2f}" + ("" if mean.std is None else f" ± {100 * mean.std:.2f}")
+        return Cell(DASH)
+    if mean.std is None:
+        return Cell(f"{100 * mean.value:.2f}", mean.value)
+    places = decimals(100 * mean.std, 100 * mean.value)
+    return Cell(f"{fixed(100 * mean.value, places)} ± {fixed(100 * mean.std, places)}", mean.value)
 
 
-def _points(row: MethodRow) -> str:
+def gain_cell(row: MethodRow) -> Cell:
     """`+0.52 [−0.10, 1.14]`, without an interval for one seed."""
     if row.gain is None:
-        return "–"
-    interval = row.gain_interval
-    limits = f" [{100 * interval.low:.2f}, {100 * interval.high:.2f}]" if interval else ""
-    return f"{100 * row.gain:+.2f}{limits}".replace("-", "−")
+        return Cell(DASH)
+    if row.gain_interval is None:
+        return Cell(fixed(100 * row.gain, 2, plus=True), row.gain)
+    return interval_cell(row.gain_interval, points)
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %".replace("-", "−")
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %".replace("-", "−")
 
 
-def _losses(comparison: Comparison, method: str) -> str | None:
+def losses_of(comparison: Comparison, method: str) -> str | None:
     """A method's losses as a sum: `0.1 cross_entropy + 0.9 kd, temperature 4`."""
     recipe = comparison.recipe
     distill = recipe.distill if method == DISTILLED else recipe.methods.get(method)

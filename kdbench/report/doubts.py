@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from kdbench import stats
 from kdbench.records import Measurement, ResultFile
 from kdbench.report.rows import Row
+from kdbench.report.text import seconds
 from kdbench.store import Arrays
 
 MANY_OUTLIERS = 0.01
@@ -64,8 +65,6 @@ def _wide(row: Row, precision: float) -> str | None:
 def _outliers(far: stats.Outliers) -> str | None:
     if max(far.count / far.runs, far.time) < MANY_OUTLIERS:
         return None
-    from kdbench.report.text import seconds
-
     return f"outliers: {far.count} of {far.runs} runs, the slowest {seconds(far.slowest_s)}; none is dropped"
 
 
@@ -143,8 +142,6 @@ def _quota(measured: Sequence[Measurement]) -> str | None:
     stopped = {process.round: process.throttled_s for m in measured for process in m.processes if process.throttled_s}
     if not stopped:
         return None
-    from kdbench.report.text import seconds
-
     rounds = len({process.round for m in measured for process in m.processes})
     whole = seconds(sum(stopped.values()))
     return (

@@ -3,6 +3,7 @@
 from kdbench.proofs.layers import DYNAMIC, RECURRENT
 from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
 from kdbench.report.claims import kernels
+from kdbench.report.text import points
 from kdbench.stats import Interval
 
 NOISY = 0.10
@@ -32,8 +33,6 @@ def flags(
 
 def beside_static(static: str, difference: Interval, p: float | None) -> str:
     """How good a rung that was trained in int8 is beside the one that was not."""
-    from kdbench.report.text import points
-
     exact = "" if p is None else f", McNemar's p {p:.2g}"
     return f"trained in int8: {points(difference)} points against {static}, which was not{exact}"
 

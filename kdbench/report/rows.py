@@ -93,6 +93,9 @@ class Row:
     parent_diff_high: float | None = None
     made_in_s: float | None = None
     """What making the rung took, but not what it was made of."""
+    machine: str = ""
+    """Its name, and that of the result."""
+    result: str = ""
 
     @property
     def cold_start_s(self) -> float | None:
@@ -104,20 +107,29 @@ class Row:
     @property
     def parent_difference(self) -> Interval | None:
         """Of the accuracy or the micro F1 to the parent's."""
-        if self.parent_diff is None or self.parent_diff_low is None or self.parent_diff_high is None:
-            return None
-        return Interval(self.parent_diff, self.parent_diff_low, self.parent_diff_high)
+        return interval(self.parent_diff, self.parent_diff_low, self.parent_diff_high)
 
     @property
     def difference(self) -> Interval | None:
         """Of the accuracy or the micro F1 to the baseline's."""
-        for value, low, high in (
-            (self.accuracy_diff, self.accuracy_diff_low, self.accuracy_diff_high),
-            (self.f1_micro_diff, self.f1_micro_diff_low, self.f1_micro_diff_high),
-        ):
-            if value is not None and low is not None and high is not None:
-                return Interval(value, low, high)
-        return None
+        return interval(self.accuracy_diff, self.accuracy_diff_low, self.accuracy_diff_high) or interval(
+            self.f1_micro_diff, self.f1_micro_diff_low, self.f1_micro_diff_high
+        )
+
+    @property
+    def ratio(self) -> Interval | None:
+        """The speed-up against the baseline."""
+        return interval(self.speedup, self.speedup_low, self.speedup_high)
+
+    @property
+    def reference_ratio(self) -> Interval | None:
+        """The speed-up against the fixed reference."""
+        return interval(self.reference_speedup, self.reference_speedup_low, self.reference_speedup_high)
+
+
+def interval(value: float | None, low: float | None, high: float | None) -> Interval | None:
+    """A number with its interval, where it has one."""
+    return None if value is None or low is None or high is None else Interval(value, low, high)
 
 
 COLUMNS = tuple(field.name for field in fields(Row))

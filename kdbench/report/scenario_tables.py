@@ -1,21 +1,24 @@
 """Scenarios as tables of text, shared by every writer."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from kdbench.progress import duration
+from kdbench.report.columns import scenario_fields
+from kdbench.report.ladder_tables import shared
 from kdbench.report.rows import Metric
 from kdbench.report.scenarios import ScenarioRow, load_of
 from kdbench.report.table import Ladder
-from kdbench.report.text import TextTable, count, mark, percent, seconds, speedup
+from kdbench.report.text import Column, TextTable, seconds, table_of
 
 SCORES: dict[Metric, str] = {"accuracy": "acc. %", "f1": "F1 µ %", "agreement": "agree %"}
 
-COLUMNS: dict[str, list[tuple[str, Callable[[ScenarioRow], str]]]] = {
-    "single_stream": [("p90", lambda row: seconds(row.latency_s))],
-    "multi_stream": [("p99", lambda row: seconds(row.latency_s))],
-    "server": [("per s", lambda row: count(row.rate_per_s)), ("p99", lambda row: seconds(row.latency_s))],
-    "offline": [("per s", lambda row: count(row.rate_per_s))],
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "single_stream": (Column("p90", "latency_s"),),
+    "multi_stream": (Column("p99", "latency_s"),),
+    "server": (Column("per s", "rate_per_s"), Column("p99", "latency_s")),
+    "offline": (Column("per s", "rate_per_s"),),
 }
 
 LEGENDS = {
@@ -34,29 +37,29 @@ MORE = 1.2
 SHORT = " By MLPerf's loadgen, in shorter runs than MLPerf's rules ask for: no MLPerf submission."
 
 
-def scenario_tables(ladder: Ladder) -> list[TextTable]:
+def scenario_tables(ladder: Ladder, columns: Sequence[str] = ()) -> list[TextTable]:
     """A table for each scenario, backend, thread count, batch, sizes and number of sessions.
 
-    Those of which no cell has a number, all for the same reason, are left to `unmeasured_loads`.
+    Those of which no cell has a number, all for the same reason, are left to `unmeasured_loads`. `columns` are fields
+    of a row, in the place of the usual ones.
     """
-    tables, groups = [], _groups(ladder)
+    tables, groups, known = [], _groups(ladder), scenario_fields(ladder.result.baseline)
     part_s = ladder.result.settings.budget_s / max(1, len(groups))
     for rows in groups:
         if _reason(rows):
             continue
         first = rows[0]
-        columns: list[tuple[str, Callable[[ScenarioRow], str]]] = [
-            ("rung", lambda row: row.rung),
-            (SCORES[ladder.metric], lambda row: percent(row.score).removesuffix(" %")),
+        usual = [
+            known["rung"].column,
+            Column(SCORES[ladder.metric], "score"),
             *COLUMNS[first.scenario],
-            ("speed-up", lambda row: "1" if row.rung == ladder.result.baseline else speedup(row)),
+            known["speedup"].column,
         ]
-        notes: dict[str, int] = {}
-        cells = tuple((*(cell(row) for _, cell in columns), _marks(row, notes)) for row in rows)
-        header = (*(name for name, _ in columns), "")
-        tables.append(
-            TextTable(_title(first, ladder.result.baseline), header, cells, tuple(notes), _legend(rows, part_s))
-        )
+        wanted = [known[name].column for name in columns if name != "flags"] or usual
+        shown = [replace(known[column.key], column=column) for column in wanted]
+        table = table_of(_title(first, ladder.result.baseline), shown, rows, _said, _legend(rows, part_s))
+        common = shared(first.threads, first.batch, first.dims, first.backend)
+        tables.append(replace(table, common=(*common, ("scenario", first.scenario.replace("_", " ")))))
     return tables
 
 
@@ -94,7 +97,6 @@ def _legend(rows: list[ScenarioRow], part_s: float) -> str:
     return text.format(queries=queries, bound=seconds(rows[0].bound_s))
 
 
-def _marks(row: ScenarioRow, notes: dict[str, int]) -> str:
-    """The numbers of the row's footnotes, which are added to `notes` where they are new."""
-    said = (*row.flags, f"error: {row.error}") if row.error else row.flags
-    return " ".join(mark(notes.setdefault(text, len(notes) + 1)) for text in said)
+def _said(row: ScenarioRow) -> tuple[str, ...]:
+    """What has to be known of a row: a footnote each."""
+    return (*row.flags, f"error: {row.error}") if row.error else row.flags

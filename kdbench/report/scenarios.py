@@ -10,6 +10,7 @@ from kdbench import stats
 from kdbench.data.sizes import written
 from kdbench.records import Artifact, LoadTest, ResultFile, ScenarioMeasurement, ScenarioName
 from kdbench.report.flags import flags
+from kdbench.report.rows import interval
 from kdbench.stats import Interval
 from kdbench.store import Arrays
 
@@ -47,6 +48,14 @@ class ScenarioRow:
     """Sizes of symbolic dimensions, such as `height=32 width=32`."""
     spent_s: float | None = None
     """In loadgen's runs, of all processes together."""
+    machine: str = ""
+    """Its name, and that of the result."""
+    result: str = ""
+
+    @property
+    def ratio(self) -> Interval | None:
+        """The speed-up against the baseline."""
+        return interval(self.speedup, self.speedup_low, self.speedup_high)
 
 
 COLUMNS = tuple(field.name for field in fields(ScenarioRow))
@@ -118,6 +127,8 @@ def _row(
         error=m.error,
         dims=written(m.dims),
         spent_s=m.spent_s,
+        machine=result.machine.name,
+        result=result.name,
     )
 
 

@@ -1,5 +1,7 @@
 """The turns of a spiral, as a table and as sentences."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -7,7 +9,21 @@ from kdbench.progress import duration
 from kdbench.records.budget import Estimate
 from kdbench.records.turns import SpiralRecord, TurnRecord
 from kdbench.report.markdown import template_environment
-from kdbench.report.text import TextTable, count, mark, percent, size, three_digits
+from kdbench.report.text import (
+    DASH,
+    FLAGS,
+    Cell,
+    Column,
+    TextTable,
+    count,
+    flagged,
+    name_cell,
+    number_cell,
+    percent,
+    points,
+    size,
+    three_digits,
+)
 from kdbench.store import write_atomic
 
 WHAT = {"macs": "MACs", "parameters": "parameters", "size": "size", "latency": "latency"}
@@ -17,34 +33,52 @@ def turns_table(record: SpiralRecord) -> TextTable:
     """A row for each turn, refused ones too: what was kept and what it cost."""
     notes: dict[str, int] = {}
     timed = record.target == "latency"
-    first = (record.first, "–", percent(record.score), "–", "–", count(record.macs), count(record.parameters))
-    rows = [(*first, size(record.size_bytes), *(("1.00×",) if timed else ()), "–", "")]
+    judged = "F1" if record.metric == "micro F1" else "acc."
+    none = Cell(DASH)
+    first = (name_cell(record.first), none, number_cell(record.score, percent), none, none, *_figures(record))
+    rows = [(*first, *((Cell("1.00×", 1.0),) if timed else ()), none, Cell(""))]
     final = (record.final,) if record.final else ()
     for turn in (*record.turns, *final):
-        note = mark(notes.setdefault(turn.said, len(notes) + 1)) if turn.refusal else ""
+        refused = flagged([turn.said], notes) if turn.refusal else Cell("")
         cells = (
-            rung(turn),
-            f"spiral-{turn.parent}" if turn.parent else record.first,
-            percent(turn.score),
-            _points(turn.drop),
-            "–" if turn.p is None else f"{turn.p:.2g}",
-            count(turn.macs),
-            count(turn.parameters),
-            size(turn.size_bytes),
-            *((_ratio(turn.speedup),) if timed else ()),
-            f"{turn.duration_s / 60:.1f}",
-            f"refused {note}" if turn.refusal else "",
+            name_cell(rung(turn)),
+            name_cell(f"spiral-{turn.parent}" if turn.parent else record.first),
+            number_cell(turn.score, percent),
+            _estimated(turn.drop, _points),
+            number_cell(turn.p, "{:.2g}".format),
+            *_figures(turn),
+            *((_estimated(turn.speedup, _ratio),) if timed else ()),
+            Cell(f"{turn.duration_s / 60:.1f}", turn.duration_s),
+            replace(refused, text="refused") if turn.refusal else refused,
         )
         rows.append(cells)
-    judged = "F1" if record.metric == "micro F1" else "acc."
-    header = ("rung", "parent", f"{judged} %", "drop", "p", "MACs", "param.", "size")
-    header = (*header, *(("speed-up",) if timed else ()), "min", "")
     goal = f"to {record.goal:.3g} of the {WHAT[record.target]}" if record.target else "as far as the accuracy goes"
     legend = (
         f"Judged on {record.samples:,} held-out samples, not on the test split. drop: points below {record.first}, "
         f"paired by sample, at most {record.max_drop:g}; p: McNemar's exact test; min: minutes of this turn."
     )
-    return TextTable(f"The spiral, {goal}", header, tuple(rows), tuple(notes), legend)
+    columns = [column for column in COLUMNS if timed or column.key != "speedup"]
+    columns = [replace(column, name=f"{judged} %") if column.key == "score" else column for column in columns]
+    return TextTable(f"The spiral, {goal}", tuple(columns), tuple(rows), tuple(notes), legend)
+
+
+COLUMNS = (
+    Column("rung", "rung", left=True),
+    Column("parent", "parent", left=True),
+    Column("acc. %", "score"),
+    Column("drop", "drop"),
+    Column("p", "p"),
+    Column("MACs", "macs"),
+    Column("param.", "parameters"),
+    Column("size", "size_bytes"),
+    Column("speed-up", "speedup"),
+    Column("min", "duration_s"),
+    FLAGS,
+)
+
+
+def _figures(of: SpiralRecord | TurnRecord) -> tuple[Cell, ...]:
+    return number_cell(of.macs, count), number_cell(of.parameters, count), number_cell(of.size_bytes, size)
 
 
 def rung(turn: TurnRecord) -> str:
@@ -101,15 +135,12 @@ def save_turns(record: SpiralRecord, folder: Path) -> Path:
 
 
 def _points(drop: Estimate | None) -> str:
-    if drop is None:
-        return "–"
-    return f"{_point(drop.value)} [{_point(drop.low)}, {_point(drop.high)}]"
+    return points(drop, plus=False)
 
 
-def _point(share: float) -> str:
-    text = f"{100 * share:.2f}".replace("-", "−")
-    return "0.00" if text == "−0.00" else text
+def _ratio(found: Estimate) -> str:
+    return f"{three_digits(found.value)}×"
 
 
-def _ratio(found: Estimate | None) -> str:
-    return "–" if found is None else f"{three_digits(found.value)}×"
+def _estimated(found: Estimate | None, show: Callable[[Estimate], str]) -> Cell:
+    return Cell(DASH) if found is None else Cell(show(found), found.value, found.low, found.high)

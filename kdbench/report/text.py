@@ -1,29 +1,123 @@
-"""Numbers as people read them, and the ladder as cells of text: shared by every writer."""
+"""Tables as every writer takes them, and numbers as people read them."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import groupby
+from typing import Generic, Protocol, TypeVar
 
-from kdbench.progress import duration
-from kdbench.records import BenchSettings, ReferenceCell
-from kdbench.report.claims import proofs_in
-from kdbench.report.rows import Metric, Row, place
-from kdbench.report.scenarios import ScenarioRow
-from kdbench.report.table import Ladder
 from kdbench.stats import Interval
+
+DASH = "–"
+"""Where there is no number."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    """As people read it, without the marks of its footnotes."""
+    value: float | str | None = None
+    """What it is sorted by, and what CSV and JSON give: a number in SI units, or a name."""
+    low: float | None = None
+    """The limits of its 95 % interval, in the units of the value."""
+    high: float | None = None
+    best: bool = False
+    """Of its column or row, by intervals that separate it from all others there."""
+    notes: tuple[int, ...] = ()
+    """Numbers of the table's footnotes, from 1."""
+
+    @property
+    def marked(self) -> str:
+        """The text with the marks of its footnotes: `distilled ¹ ²`."""
+        return " ".join(filter(None, (self.text, *map(mark, self.notes))))
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    """Its heading."""
+    key: str
+    """What `--columns`, `--sort`, CSV and JSON call it: `latency_p50_s`."""
+    left: bool = False
+    """Text, which is aligned to the left."""
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A titled table whose cells are text, with numbered footnotes."""
+    """A titled table with numbered footnotes."""
 
     title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     legend: str = ""
     """What a heading means that doesn't say it all."""
+    common: tuple[tuple[str, str], ...] = ()
+    """What all rows share, by the key of the column that would say it: `(("backend", "cpu"), ("batch", "1"))`."""
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def lines(self) -> tuple[tuple[str, ...], ...]:
+        """The rows as text, with the marks of their footnotes."""
+        return tuple(tuple(cell.marked for cell in row) for row in self.rows)
+
+
+Line = TypeVar("Line")
+"""What a row of a table is made of."""
+
+
+@dataclass(frozen=True)
+class Shown(Generic[Line]):
+    """A column, and what a line has in it."""
+
+    column: Column
+    cell: Callable[[Line], Cell]
+
+
+FLAGS = Column("", "flags", left=True)
+"""The marks of a row's footnotes."""
+
+
+def table_of(
+    title: str,
+    shown: Sequence[Shown[Line]],
+    lines: Iterable[Line],
+    said: Callable[[Line], Sequence[str]] | None = None,
+    legend: str = "",
+) -> TextTable:
+    """A row for each line; where `said` tells what has to be known of a line, with a column of its footnotes."""
+    notes: dict[str, int] = {}
+    columns, rows = tuple(one.column for one in shown), []
+    for line in lines:
+        row = tuple(one.cell(line) for one in shown)
+        rows.append(row if said is None else (*row, flagged(said(line), notes)))
+    return TextTable(title, columns if said is None else (*columns, FLAGS), tuple(rows), tuple(notes), legend)
+
+
+def flagged(said: Sequence[str], notes: dict[str, int]) -> Cell:
+    """The cell of a row's footnotes, which are added to `notes` where they are new."""
+    numbers = tuple(notes.setdefault(text, len(notes) + 1) for text in dict.fromkeys(said))
+    return Cell("", "; ".join(said) or None, notes=numbers)
+
+
+def name_cell(name: str | None) -> Cell:
+    return Cell(name or DASH, name)
+
+
+Number = TypeVar("Number", float, int)
+
+
+def number_cell(value: Number | None, show: Callable[[Number], str]) -> Cell:
+    """A number as `show` has it, or a dash."""
+    return Cell(DASH) if value is None else Cell(show(value), float(value))
+
+
+def interval_cell(found: Interval | None, show: Callable[[Interval], str]) -> Cell:
+    """A number and its interval as `show` has them, or a dash."""
+    return Cell(DASH) if found is None else Cell(show(found), found.value, found.low, found.high)
 
 
 def seconds(value: float | None) -> str:
@@ -38,7 +132,7 @@ def joules(value: float | None) -> str:
 
 def _small(value: float | None, unit: str) -> str:
     if value is None:
-        return "–"
+        return DASH
     for prefix, size in (("", 1.0), ("m", 1e-3), ("µ", 1e-6)):
         if value >= size:
             return f"{three_digits(value / size)} {prefix}{unit}"
@@ -48,7 +142,7 @@ def _small(value: float | None, unit: str) -> str:
 def size(value: float | None, units: tuple[str, ...] = ("B", "kB", "MB", "GB")) -> str:
     """Decimal units: `197 kB`, `2.83 MB`."""
     if value is None:
-        return "–"
+        return DASH
     amount = float(value)
     for unit in units[:-1]:
         if amount < 999.5:
@@ -65,7 +159,7 @@ def count(value: float | None) -> str:
 def money(value: float | None, currency: str = "") -> str:
     """Three digits that count, however small: `$0.00222`, `EUR 12.4`."""
     if value is None:
-        return "–"
+        return DASH
     return f"{currency}{' ' * currency.isalpha()}{Decimal(f'{value:.3g}'):f}"
 
 
@@ -76,256 +170,85 @@ def three_digits(value: float) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return DASH if value is None else f"{100 * value:.1f} %"
 
 
-def points(difference: Interval | None) -> str:
-    """A difference of accuracies or of F1 in points: `−0.7 [−1.6, 0.2]`."""
+MOST_DIGITS = 4
+"""Of the largest number of an interval, however narrow that is."""
+
+
+def decimals(half: float, largest: float) -> int:
+    """How many decimals a number has whose interval reaches `half` to either side; below zero for tens, hundreds, ….
+
+    As many as give half of the interval two significant digits: what lies behind them says nothing. An interval of
+    [3.74, 3.98] reaches 0.12, so there are two; one of [−11, 8] reaches 9.5, so there is one. But the `largest` of the
+    numbers, without its sign, gets no more than four significant digits.
+    """
+    if not (math.isfinite(half) and math.isfinite(largest)):
+        return 0
+    most = MOST_DIGITS - 1 - _magnitude(largest) if largest > 0 else 1
+    return min(most, 1 - _magnitude(half)) if half > 0 else most
+
+
+def _magnitude(value: float) -> int:
+    """The power of ten of the first of two significant digits: that of 0.0996 is −1, as it is printed as 0.10."""
+    return int(f"{value:.1e}".partition("e")[2])
+
+
+def fixed(value: float, places: int, plus: bool = False) -> str:
+    """With so many decimals, and a minus that is as wide as a plus: `−0.70`."""
+    text = f"{round(value, places):{'+' if plus else ''}.{max(0, places)}f}".replace("-", "−")
+    return text.lstrip("+−") if not any(digit in text for digit in "123456789") else text
+
+
+class Bounds(Protocol):
+    """A number with an interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def numbers(found: Bounds, scale: float = 1.0, plus: bool = False) -> tuple[str, str, str]:
+    """A number and the limits of its interval, times `scale`, with as many digits as the interval supports."""
+    value, low, high = (scale * number for number in (found.value, found.low, found.high))
+    places = decimals((high - low) / 2, max(abs(value), abs(low), abs(high)))
+    return fixed(value, places, plus), fixed(low, places), fixed(high, places)
+
+
+def seconds_of(value: float, found: Bounds | None) -> str:
+    """`53.42 µs`, with as many digits as its interval supports; three where there is none."""
+    unit, sizes = seconds(value).split()[1], {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}
+    return seconds(value) if found is None else f"{numbers(found, 1 / sizes[unit])[0]} {unit}"
+
+
+def count_of(value: float, found: Bounds | None) -> str:
+    """`18.32 k`, likewise."""
+    unit, sizes = count(value).partition(" ")[2], {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+    return count(value) if found is None else f"{numbers(found, 1 / sizes[unit])[0]} {unit}".rstrip()
+
+
+def points(difference: Bounds | None, plus: bool = True) -> str:
+    """A difference of accuracies or of F1 in points: `−0.70 [−1.62, 0.21]`."""
     if difference is None:
-        return "–"
-    low, high = (_point(value).lstrip("+") for value in (difference.low, difference.high))
-    return f"{_point(difference.value)} [{low}, {high}]"
+        return DASH
+    value, low, high = numbers(difference, 100, plus)
+    return f"{value} [{low}, {high}]"
 
 
-def _point(share: float) -> str:
-    text = f"{100 * share:+.1f}".replace("-", "−")
-    return "0.0" if text in ("+0.0", "−0.0") else text
-
-
-def speedup(row: Row | ScenarioRow, brief: bool = False) -> str:
+def ratio(found: Bounds | None, brief: bool = False) -> str:
     """`3.86× [3.74, 3.98]`; where the interval covers 1 `no difference [0.98, 1.02]`, without the interval if brief."""
-    return _ratio(row.speedup, row.speedup_low, row.speedup_high, brief)
-
-
-def _ratio(value: float | None, low: float | None, high: float | None, brief: bool) -> str:
-    if value is None or low is None or high is None:
-        return "–"
-    interval = f"[{three_digits(low)}, {three_digits(high)}]"
-    if low <= 1 <= high:
-        return "no difference" if brief else f"no difference {interval}"
-    return f"{three_digits(value)}× {interval}"
+    if found is None:
+        return DASH
+    value, low, high = numbers(found)
+    if found.low <= 1 <= found.high:
+        return "no difference" if brief else f"no difference [{low}, {high}]"
+    return f"{value}× [{low}, {high}]"
 
 
 def mark(number: int) -> str:
     """A footnote's number: `¹²`."""
     return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
-
-
-def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
-    """One table for each backend, thread count, batch and sizes; backends without any number are left to `unmeasured`.
-
-    Differences are in points; they and speed-ups are against the baseline, with 95 % intervals. A brief table leaves
-    out those of “no difference”, and what a price and a reference take the place of.
-    """
-    tables, more = [], _legends(ladder, brief)
-    columns = _columns(ladder, brief)
-    if brief:
-        columns = [column for column in columns if column[0] not in _left_out(ladder.result.settings)]
-    for (backend, threads, batch, dims), group in groupby(ladder.rows, key=place):
-        rows = list(group)
-        if all(row.error for row in rows):
-            continue
-        notes: dict[str, int] = {}
-        cells = tuple((*(cell(row) for _, cell in columns), _marks(row, notes)) for row in rows)
-        where = f"{backend}, {threads} thread{'s' if threads > 1 else ''}, batch {batch}{f', {dims}' if dims else ''}"
-        title = f"{where}, against {ladder.result.baseline}"
-        header = (*(name for name, _ in columns), "")
-        legend = " ".join(filter(None, (LEGENDS[ladder.metric].format(baseline=ladder.result.baseline), *more)))
-        tables.append(TextTable(title, header, cells, tuple(notes), legend))
-        more = []  # said once, below the first table
-    return tables
-
-
-LEGENDS: dict[Metric, str] = {
-    "accuracy": "",
-    "f1": (
-        "F1 µ: of all labels together; F1 macro: the mean over labels, 0 for one that never occurs and is never "
-        "predicted. Δ µ: the difference in F1 µ, its interval by bootstrap over samples."
-    ),
-    "agreement": (
-        "agree %: share of samples that are answered as {baseline} answers them, in all labels where there are "
-        "several; the evaluation samples have no labels, so this is no accuracy."
-    ),
-}
-
-
-def _left_out(settings: BenchSettings) -> list[str]:
-    """Of a brief table: what a price and a reference take the place of."""
-    return ["per s"] * (settings.price_per_h is not None) + ["p99"] * (settings.reference is not None)
-
-
-def _legends(ladder: Ladder, brief: bool) -> list[str]:
-    """What price and reference mean, where there are any."""
-    settings, found = ladder.result.settings, []
-    if settings.price_per_h is not None:
-        price = money(settings.price_per_h, settings.currency)
-        found.append(f"per 1M: what a million inferences cost at {price} an hour, one batch after the other.")
-    if settings.reference:
-        threads, no_difference = settings.reference.threads, ", ≈ 1× where the interval covers 1" if brief else ""
-        found.append(
-            f"{_reference_heading(settings.reference, brief)}: how many times faster than {settings.reference.label} "
-            f"with {threads} thread{'s' if threads > 1 else ''} in the same batch, paired by round{no_difference}; "
-            "cells of different backends or thread counts were measured one after the other, not in turns."
-        )
-    return found
-
-
-def _reference_heading(reference: ReferenceCell, brief: bool) -> str:
-    return "× ref." if brief else f"× {reference.label}"
-
-
-def _columns(ladder: Ladder, brief: bool) -> list[tuple[str, Callable[[Row], str]]]:
-    """Headings, and what stands below them."""
-    metric: dict[Metric, list[tuple[str, Callable[[Row], str]]]] = {
-        "accuracy": [
-            ("acc. %", lambda row: _hundredths(row.accuracy)),
-            ("Δ points", lambda row: points(row.difference)),
-        ],
-        "f1": [
-            ("F1 µ %", lambda row: _hundredths(row.f1_micro)),
-            ("F1 macro %", lambda row: _hundredths(row.f1_macro)),
-            ("Δ µ points", lambda row: points(row.difference)),
-        ],
-        "agreement": [("agree %", lambda row: _hundredths(row.agreement))],
-    }
-    settings = ladder.result.settings
-    cost: list[tuple[str, Callable[[Row], str]]] = []
-    if settings.price_per_h is not None:
-        cost = [("per 1M", lambda row: money(row.cost_per_million, settings.currency))]
-    referred: list[tuple[str, Callable[[Row], str]]] = []
-    if reference := settings.reference:
-        referred = [(_reference_heading(reference, brief), lambda row: _referred(row, reference, brief))]
-    return [
-        ("rung", lambda row: row.rung),
-        *metric[ladder.metric],
-        ("size", lambda row: size(row.size_bytes)),
-        ("p50", lambda row: seconds(row.latency_p50_s)),
-        ("p99", lambda row: seconds(row.latency_p99_s)),
-        ("per s", lambda row: count(row.throughput_per_s)),
-        *cost,
-        ("speed-up", lambda row: "1" if row.rung == ladder.result.baseline else speedup(row, brief)),
-        *referred,
-    ]
-
-
-def _referred(row: Row, reference: ReferenceCell, brief: bool) -> str:
-    """A brief one without its interval, as `≈ 1×` where that covers 1."""
-    if (row.rung, row.backend, row.threads) == (reference.rung, reference.backend, reference.threads):
-        return "1"
-    shown = _ratio(row.reference_speedup, row.reference_speedup_low, row.reference_speedup_high, brief)
-    return "≈ 1×" if brief and shown == "no difference" else shown.partition(" [")[0] if brief else shown
-
-
-def _hundredths(share: float | None) -> str:
-    return percent(share).removesuffix(" %")
-
-
-def _marks(row: Row, notes: dict[str, int]) -> str:
-    """The numbers of the row's footnotes, which are added to `notes` where they are new."""
-    said = (*row.flags, f"error: {row.error}") if row.error else row.flags
-    return " ".join(mark(notes.setdefault(text, len(notes) + 1)) for text in said)
-
-
-_COSTS: tuple[tuple[str, Callable[[Row], str], str | None], ...] = (
-    ("cold start", lambda row: seconds(row.cold_start_s), "start_s"),
-    ("load", lambda row: seconds(row.load_s), None),
-    ("optimize", lambda row: seconds(row.optimize_s), "optimize_s"),
-    ("first run", lambda row: seconds(row.first_run_s), None),
-    ("peak memory", lambda row: size(row.peak_memory_bytes), None),
-    ("steady memory", lambda row: size(row.steady_memory_bytes), "steady_memory_bytes"),
-    ("device memory", lambda row: size(row.device_memory_bytes), "device_memory_bytes"),
-    ("energy", lambda row: joules(row.energy_j), "energy_j"),
-)
-"""What a process costs: headings, what stands below them, and the field without which a column is left out."""
-
-
-def details_table(ladder: Ladder) -> TextTable:
-    """What doesn't change from batch to batch, and what a process costs before it is warm."""
-    columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("rung", lambda row: row.rung),
-        ("parent", lambda row: row.parent or "–"),
-        ("backend", lambda row: row.backend),
-        ("batch", lambda row: str(row.batch)),
-        *([("sizes", lambda row: row.dims or "–")] if any(row.dims for row in ladder.rows) else []),
-        ("parameters", lambda row: count(row.parameters)),
-        ("MACs", lambda row: count(row.macs)),
-        ("all labels agree" if ladder.metric == "f1" else "agreement", lambda row: percent(row.agreement)),
-        ("McNemar p", lambda row: _p(ladder.mcnemar.get((row.rung, row.backend, row.threads)))),
-        *_from_parent(ladder),
-        *(
-            (name, show)
-            for name, show, told in _COSTS
-            if told is None or any(getattr(row, told) is not None for row in ladder.rows)
-        ),
-    ]
-    if ladder.result.settings.precision is not None:
-        columns += [
-            ("processes", lambda row: "–" if row.rounds is None else str(row.rounds)),
-            ("outliers", lambda row: percent(row.outlier_share)),
-            ("could have found", lambda row: percent(row.smallest_difference)),
-        ]
-    if any(proofs_in(evaluation) for evaluation in ladder.result.evaluations):
-        columns += [
-            ("nodes on provider", lambda row: percent(row.node_share)),
-            ("time on provider", lambda row: percent(row.time_share)),
-            ("in int8", lambda row: percent(row.int8_share)),
-            ("nodes fused", lambda row: percent(row.fused_share)),
-            ("error to fp32", lambda row: "–" if row.rms_error is None else f"{row.rms_error:.1e}"),
-            ("ran as", lambda row: row.ran_as or "–"),
-        ]
-    if any(row.threads_used is not None for row in ladder.rows):
-        columns.append(("threads used", lambda row: "–" if row.threads_used is None else f"{row.threads_used:.2f}"))
-    if ladder.metric != "accuracy":
-        columns = [column for column in columns if column[0] != "McNemar p"]
-    rows = tuple(tuple(cell(row) for _, cell in columns) for row in ladder.rows if not row.error)
-    return TextTable("Details", tuple(name for name, _ in columns), rows)
-
-
-def _from_parent(ladder: Ladder) -> list[tuple[str, Callable[[Row], str]]]:
-    """What each rung cost and gained beside the one that it was made of, where any of them tells."""
-    columns: list[tuple[str, Callable[[Row], str]]] = []
-    if any(row.parent_difference for row in ladder.rows):
-        columns.append(("Δ to parent", lambda row: points(row.parent_difference)))
-    if any(row.made_in_s is not None for row in ladder.rows):
-        columns.append(("took", lambda row: "–" if row.made_in_s is None else duration(row.made_in_s)))
-    return columns
-
-
-def rungs_table(ladder: Ladder) -> TextTable | None:
-    """Where each rung comes from, what it cost and how far its answers are from others', a line a rung: through the
-    first backend that each was judged by. None where no rung is another's parent."""
-    rows = list({row.rung: row for row in reversed(ladder.rows)}.values())[::-1]
-    if not {row.parent for row in rows} & {row.rung for row in rows}:
-        return None
-    columns: list[tuple[str, Callable[[Row], str]]] = [
-        ("rung", lambda row: row.rung),
-        ("parent", lambda row: row.parent or "–"),
-        ("params", lambda row: count(row.parameters)),
-        ("MACs", lambda row: count(row.macs)),
-        ("agree %", lambda row: _hundredths(row.agreement)),
-        ("p", lambda row: _p(ladder.mcnemar.get((row.rung, row.backend, row.threads)))),
-        *_from_parent(ladder),
-    ]
-    columns = [column for column in columns if column[0] != "p" or ladder.metric == "accuracy"]
-    tested = ", p: McNemar's exact test against it" if ladder.metric == "accuracy" else ""
-    legend = f"agree %: answers as {ladder.result.baseline} does{tested}"
-    if columns[-1][0] == "took":
-        legend += "; took: training and all, without what the parent took"
-    cells = tuple(tuple(cell(row) for _, cell in columns) for row in rows)
-    return TextTable("How each rung was made", tuple(name for name, _ in columns), cells, legend=f"{legend}.")
-
-
-def _p(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2g}"
-
-
-def unmeasured(rows: Iterable[Row]) -> list[str]:
-    """One line for each backend of which no cell has a number."""
-    reasons: dict[str, list[str | None]] = {}
-    for row in rows:
-        reasons.setdefault(row.backend, []).append(row.error)
-    return [
-        f"not measured: {'; '.join(dict.fromkeys(filter(None, errors)))}"
-        for backend, errors in reasons.items()
-        if all(errors)
-    ]

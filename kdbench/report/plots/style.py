@@ -1,0 +1,111 @@
+"""What all plots share: colours, markers and lines, fonts, names, and the texts that a page shows on hover."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import printable
+from kdbench.report.table import Ladder
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
+"""Okabe and Ito's: told apart by the colour-blind."""
+MARKERS = "os^DvPX*"
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+"""For prints without colour; not as many as colours, so that neighbours differ in both."""
+
+BLACK, PAPER = "#000000", "#ffffff"
+"""A page has its own in their place."""
+
+_STYLE: dict[Any, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.titlesize": 11,
+    "grid.alpha": 0.35,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "text.parse_math": False,  # names may hold dollars
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "svg.hashsalt": "kdbench",
+    "svg.fonttype": "none",
+}
+
+LABEL = 8.0
+"""Points high: names at points, and notes."""
+
+HOVER = "hover"
+"""The gid of what has a text that is shown on hover: its label."""
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """In which figures are drawn and written: whatever the user's matplotlibrc says, equal input gives equal bytes."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # names may be of any script
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        yield
+
+
+def new_figure(width: float, height: float, title: str, note: str = "") -> Figure:
+    """A figure of that size in inches, whose layout is constrained, with a title above and a note below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(textwrap.fill(plain(title), int(11 * width)))
+    if note:
+        figure.supxlabel(textwrap.fill(plain(note), int(14.5 * width)), fontsize=LABEL)
+    return figure
+
+
+def hover(artist: Artist, text: str) -> None:
+    """Has pages show the text when the pointer is on it."""
+    artist.set_gid(HOVER)
+    artist.set_label(text)
+
+
+def sign(index: int) -> tuple[str, str]:
+    """Colour and marker of a rung by its number: no two of 64 share both."""
+    return COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
+
+
+def rungs_of(ladder: Ladder) -> list[str]:
+    """In the order of the ladder: a rung has the sign of its place there, in all plots."""
+    return list(dict.fromkeys([*(row.rung for row in ladder.rows), *(row.rung for row in ladder.scenarios)]))
+
+
+def plain(text: str) -> str:
+    """On one line, without control characters, which SVG could not hold."""
+    return printable(" ".join(text.split()))
+
+
+def shortened(names: Iterable[str], most: int = 26) -> dict[str, str]:
+    """Names as they are drawn: of long ones beginning and end; numbered where those are another's too."""
+    found: dict[str, str] = {}
+    for name in names:
+        short = line = plain(name)
+        if len(line) > most:
+            short = f"{line[: most // 2 - 1]}…{line[-(most - most // 2) :]}"
+        number = 2
+        while short in found.values():
+            short = f"{line[: most // 2 - 4]}…{line[-(most // 2 - 2) :]} ({number})"
+            number += 1
+        found[name] = short
+    return found
