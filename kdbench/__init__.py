@@ -2,8 +2,8 @@
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `prune`, `sparsify`,
 `factorise`, `spiral`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`,
-`self_test`, `profile`, `pack`, `bundle`, `load_results`. torch and onnxruntime are imported when a function needs them,
-not before.
+`self_test`, `profile`, `pack`, `bundle`, `card`, `load_results`, `results_add`, `results_verify`, `results_rerun`.
+torch and onnxruntime are imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from kdbench.evaluation import evaluate, parity
     from kdbench.pipeline import bench, compare, distill, run
     from kdbench.pipeline.bundling import bundle
+    from kdbench.pipeline.carding import card
     from kdbench.pipeline.checking import check
     from kdbench.pipeline.packing import pack
     from kdbench.pipeline.proving import prove
     from kdbench.pipeline.quantizing import fastest_int8
+    from kdbench.pipeline.rerunning import results_rerun
     from kdbench.pipeline.self_test import self_test
     from kdbench.pipeline.spiral import spiral
     from kdbench.pipeline.starting import init
     from kdbench.proofs.profile import profile
-    from kdbench.report.table import load_results
+    from kdbench.report.frames import load_results
+    from kdbench.report.verifying import results_verify
     from kdbench.steps.convert import convert
     from kdbench.steps.export import export
     from kdbench.steps.factorise import factorise
@@ -32,11 +35,13 @@ if TYPE_CHECKING:
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
     from kdbench.steps.sparsify import sparsify
+    from kdbench.store import results_add
 
 _HOMES = {
     "UserError": "errors",
     "bench": "pipeline",
     "bundle": "pipeline.bundling",
+    "card": "pipeline.carding",
     "check": "pipeline.checking",
     "compare": "pipeline",
     "convert": "steps.convert",
@@ -46,13 +51,16 @@ _HOMES = {
     "factorise": "steps.factorise",
     "fastest_int8": "pipeline.quantizing",
     "init": "pipeline.starting",
-    "load_results": "report.table",
+    "load_results": "report.frames",
     "pack": "pipeline.packing",
     "parity": "evaluation",
     "profile": "proofs.profile",
     "prove": "pipeline.proving",
     "prune": "steps.prune",
     "quantize": "steps.quantize",
+    "results_add": "store",
+    "results_rerun": "pipeline.rerunning",
+    "results_verify": "report.verifying",
     "run": "pipeline",
     "self_test": "pipeline.self_test",
     "slim": "steps.slim",
@@ -64,6 +72,7 @@ __all__ = [
     "UserError",
     "bench",
     "bundle",
+    "card",
     "check",
     "compare",
     "convert",
@@ -80,6 +89,9 @@ __all__ = [
     "prove",
     "prune",
     "quantize",
+    "results_add",
+    "results_rerun",
+    "results_verify",
     "run",
     "self_test",
     "slim",

@@ -1,7 +1,5 @@
 """This machine: what computes here, and what could change its speed."""
 
-import hashlib
-import json
 import platform
 import re
 from collections.abc import Iterable
@@ -64,23 +62,7 @@ def describe() -> Machine:
         versions=versions(),
         gpus=gpus(),
     )
-    return machine.model_copy(update={"fingerprint": fingerprint(machine)})
-
-
-def fingerprint(machine: Machine) -> str:
-    """Twelve hexadecimal digits of a hash of the hardware, from facts that stand in the record beside it.
-
-    What the system keeps of the memory for itself moves by megabytes from one kernel to the next: whole GiB, rounded
-    up, are what is built in.
-    """
-    facts = {
-        "cpu": machine.cpu,
-        "features": sorted(machine.features),
-        "cores": [machine.cores_physical, machine.cores_logical],
-        "memory_gib": -(-machine.memory_bytes // 2**30),
-        "gpus": sorted(machine.gpus),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    return machine.model_copy(update={"fingerprint": machine.hardware})
 
 
 def gpus(root: Path = Path("/")) -> tuple[str, ...]:

@@ -162,6 +162,14 @@ def accuracy_difference(correct: NDArray[np.bool_], baseline_correct: NDArray[np
     return Interval((won - lost) / n, max(p - q - half, -1.0), min(p - q + half, 1.0))
 
 
+def proportion(right: int, of: int) -> Interval:
+    """A share of samples with its interval by Wilson (1927), which stays within 0 and 1 and is none of width 0."""
+    from scipy import stats
+
+    found = stats.binomtest(right, of).proportion_ci(LEVEL, method="wilson")
+    return Interval(right / of, float(found.low), float(found.high))
+
+
 def agreement(answers: NDArray[Any], expected: NDArray[Any]) -> float:
     """Share of samples with the same answer, in all labels where these are [N, C]."""
     return float(np.mean((answers == expected).reshape(len(answers), -1).all(axis=1)))
@@ -299,6 +307,32 @@ def f1_difference(predicted: NDArray[Any], baseline: NDArray[Any], labels: NDArr
     return Interval(value, float(found.low), float(found.high))
 
 
+def f1_interval(predicted: NDArray[Any], labels: NDArray[Any]) -> Interval:
+    """Micro F1 of answers [N, C] with a percentile bootstrap interval over samples; the draws are always the same."""
+    from scipy import stats
+
+    sums = [term.sum(axis=1) for term in _f1_terms(predicted, labels)]
+    value = float(_ratio(sums[0].sum(), sums[1].sum()))
+    if len(labels) < 2:
+        return Interval(value, 0.0, 1.0)
+
+    def micro(right: NDArray[np.int64], asked: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+        return _ratio(right.sum(axis=axis), asked.sum(axis=axis))
+
+    found = stats.bootstrap(
+        sums,
+        micro,
+        n_resamples=RESAMPLES,
+        batch=max(1, 4_000_000 // len(labels)),
+        vectorized=True,
+        paired=True,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high))
+
+
 def _f1_terms(predicted: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """2·TP and 2·TP + FP + FN of each answer [N, C]."""
     predicted, labels = predicted.astype(np.int64), labels.astype(np.int64)
@@ -308,3 +342,29 @@ def _f1_terms(predicted: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[np
 def _ratio(right: NDArray[np.int64], asked: NDArray[np.int64]) -> NDArray[np.float64]:
     """right / asked, 0 where nothing was asked."""
     return np.divide(right, asked, out=np.zeros(np.shape(right)), where=asked > 0)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for how many they are (Holm 1979): each one below a level is significant at that level, while
+    of true null hypotheses the chance of any such one stays below it."""
+    order = np.argsort(p_values, kind="stable")
+    corrected, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def same_mean(first: ArrayLike, second: ArrayLike) -> float | None:
+    """p-value of Welch's t-test that two samples have one mean; None for fewer than two values in either.
+
+    Samples that don't vary at all are equal (1) or are not (0).
+    """
+    from scipy import stats
+
+    ours, theirs = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if min(ours.size, theirs.size) < 2:
+        return None
+    if ours.std() == 0 == theirs.std():
+        return float(ours.mean() == theirs.mean())
+    return float(stats.ttest_ind(ours, theirs, equal_var=False).pvalue)

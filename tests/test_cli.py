@@ -96,7 +96,7 @@ def place(tmp_path_factory):
     (folder / "cut.npz").write_bytes((folder / "good.npz").read_bytes()[:100])
     (folder / "bad.toml").write_text("name = [")
     (folder / "cut.json").write_text('{"schema": 1, "kdbe')
-    (folder / "newer.json").write_text('{"schema": 2}')
+    (folder / "newer.json").write_text('{"schema": 3, "kdbench": "9.9"}')
     (folder / "file").touch()
     return folder
 
@@ -178,7 +178,7 @@ MISTAKES = {
     "bundle good.onnx --out x --pack shape.npz": "has samples of shape (3,)",
     "report text.zip": "text.zip: not a sound archive, or cut off",
     "report cut.json": "cut.json: not valid JSON",
-    "report newer.json": "newer.json: written by a newer kdbench (schema 2",
+    "report newer.json": "newer.json: written by a newer kdbench, 9.9 (schema 3",
     "report nowhere": "nowhere: no such file or folder",
     "report folder.onnx": "folder.onnx: no result files in it",
     "frobnicate": "unknown command 'frobnicate'",
@@ -257,9 +257,9 @@ def test_an_unavailable_or_failing_cell_does_not_stop_the_others(tmp_path):
     save_mlp(tmp_path / "free.onnx")
     save_mlp(tmp_path / "fixed.onnx", batch=1, scale=2.0)
     kdbench("bench", "free.onnx", "fixed.onnx", "--batch", "1", "--batch", "4", "--budget", "0.5", cwd=tmp_path)
-    from kdbench import load_results
+    from kdbench.report.table import load_rows
 
-    errors = {(row.rung, row.batch): row.error for row in load_results(tmp_path / "bench")}
+    errors = {(row.rung, row.batch): row.error for row in load_rows(tmp_path / "bench")}
     assert errors[("free", 1)] is errors[("free", 4)] is errors[("fixed", 1)] is None
     assert "fixed batch of 1" in errors[("fixed", 4)]
 
@@ -320,7 +320,7 @@ def test_publish_and_report_of_published_results(tiny_run, tmp_path):
     assert done.stdout.count("\n") == 3
     kdbench("report", published, "--out", "page", cwd=tmp_path)
     assert {path.name for path in (tmp_path / "page").iterdir()} == {
-        "report.md", "report.csv", "accuracy-latency.svg", "accuracy-latency.png", "accuracy-size.svg",
+        "report.md", "report.html", "report.csv", "accuracy-latency.svg", "accuracy-latency.png", "accuracy-size.svg",
         "accuracy-size.png", "latency-distribution.svg", "latency-distribution.png",
     }  # fmt: skip
 

@@ -12,12 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
-from kdbench import archive, load_results, pack, pipeline
+from kdbench import archive, pack, pipeline
 from kdbench.cli import main
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
 from kdbench.pipeline.packing import unpacked
 from kdbench.pipeline.rungs import LADDER, run_subjects
+from kdbench.records import sealed
+from kdbench.report.table import load_rows
 from kdbench.store import RunFolder, load_result, save_artifact
 from tests.conftest import REPOSITORY, kdbench, save_mlp
 from tests.packs import rewritten
@@ -53,7 +55,7 @@ def two_rungs(tiny_run, tmp_path):
         shutil.copy(tiny_run / name, folder / name)
     result, _ = load_result(tiny_run / "results.json")
     kept = tuple(artifact for artifact in result.artifacts if artifact.rung in rungs)
-    (folder / "results.json").write_text(result.model_copy(update={"artifacts": kept}).to_json())
+    (folder / "results.json").write_text(sealed(result.model_copy(update={"artifacts": kept})).to_json())
     return folder
 
 
@@ -76,16 +78,16 @@ def test_a_machine_without_torch_measures_a_packed_run_and_its_results_come_home
     assert result.inputs_sha256 == at_home.inputs_sha256
     assert result.recipe.bench.batches == (2,)
     assert result.recipe.model_copy(update={"bench": at_home.recipe.bench}) == at_home.recipe
-    assert load_results(back) == load_results(tmp_path / "there")
-    accuracies = {row.rung: row.accuracy for row in load_results(tiny_run)}
-    assert [(row.rung, row.accuracy) for row in load_results(back)] == [
+    assert load_rows(back) == load_rows(tmp_path / "there")
+    accuracies = {row.rung: row.accuracy for row in load_rows(tiny_run)}
+    assert [(row.rung, row.accuracy) for row in load_rows(back)] == [
         (rung, accuracies[rung]) for rung in ("teacher", "student-int8")
     ]
 
     shutil.copy(back, tmp_path / "mail.results.zip")
-    done = kdbench("report", "mail.results.zip", "--publish", cwd=tmp_path)
+    done = kdbench("results", "add", "mail.results.zip", cwd=tmp_path)
     published = tmp_path / done.stdout.strip()
-    assert load_results(published) == load_results(back)
+    assert load_rows(published) == load_rows(back)
     assert published.parent.name == result.machine.name
 
 
@@ -128,7 +130,7 @@ def test_folders_of_this_machine_stay_here(tiny_run, tmp_path):
     result, _ = load_result(folder / "results.json")
     data = result.recipe.data.model_copy(update={"options": {"path": "/home/someone/cifar", "classes": ["/", "b"]}})
     recipe = result.recipe.model_copy(update={"data": data})
-    (folder / "results.json").write_text(result.model_copy(update={"recipe": recipe}).to_json())
+    (folder / "results.json").write_text(sealed(result.model_copy(update={"recipe": recipe})).to_json())
     made = pack(folder, tmp_path / "x.kdbench.zip")
     assert made.run.recipe.data.options == {"path": "cifar", "classes": ["/", "b"]}
     assert b"someone" not in made.path.read_bytes()

@@ -5,7 +5,7 @@ import pytest
 
 from kdbench.cli import main
 from kdbench.errors import UserError
-from kdbench.records import LoadTest, ResultFile, ScenarioMeasurement, from_json
+from kdbench.records import LoadTest, ResultFile, ScenarioMeasurement, from_json, sealed
 from kdbench.report.comma import to_csv
 from kdbench.report.files import save_report
 from kdbench.report.markdown import to_markdown
@@ -69,6 +69,7 @@ def test_a_servers_table_by_hand():
     text = to_markdown([made])
     assert "# Details" not in text
     assert "server, p99 ≤ 10 ms" in text
+    found = sealed(found)
     assert from_json(ResultFile, found.to_json(), "here") == found
 
 
@@ -102,7 +103,7 @@ def test_sizes_stand_in_title_and_csv():
     (table,) = scenario_tables(made)
     assert table.title == "single stream: cpu, 1 thread, height=8 width=4, against teacher"
     assert made.scenarios[1].speedup == pytest.approx(4.0)
-    assert to_csv(made.scenarios, COLUMNS).splitlines()[2].endswith(",height=8 width=4,")
+    assert to_csv(made.scenarios, COLUMNS).splitlines()[2].endswith(",height=8 width=4,,here,made")
 
 
 def test_a_table_that_took_longer_than_its_part_of_the_budget_says_so():
@@ -145,12 +146,13 @@ def test_scenarios_have_files_of_their_own(tmp_path):
     found, raw, made = under_load(measurement("teacher", "0", tests=tuple(server_tests(100.0))))
     (tmp_path / "report.csv").write_text("of an earlier measurement")
     paths = save_report([made], made.rows, tmp_path)
-    assert [path.name for path in paths] == ["report.md", "scenarios.csv"]
+    written = [path.name for path in paths if path.suffix not in (".svg", ".png")]
+    assert written == ["report.md", "report.html", "scenarios.csv"]
     assert not (tmp_path / "report.csv").exists()
     header, line = (tmp_path / "scenarios.csv").read_text().splitlines()
     assert header == (
         "rung,parent,backend,precision,scenario,batch,threads,sessions,bound_s,score,latency_s,rate_per_s,speedup,"
-        "speedup_low,speedup_high,queries,processes,flags,error,dims,spent_s"
+        "speedup_low,speedup_high,queries,processes,flags,error,dims,spent_s,machine,result"
     )
     assert line.startswith("teacher,,cpu,fp32,server,1,1,1,0.01,0.75,")
     assert to_csv(made.scenarios, COLUMNS).splitlines()[1] == line

@@ -31,7 +31,9 @@ COMMANDS = (
     "profile",
     "pack",
     "bundle",
+    "card",
     "report",
+    "results",
     "backends",
     "zoo",
 )

@@ -65,7 +65,7 @@ def run(
             say=say,
         )
         if publish:
-            report = replace(report, published=publish_results(report.results))
+            report = replace(report, published=publish_results(report.results, say=say))
     return report
 
 
@@ -204,7 +204,7 @@ def bench(
             progress=progress,
             say=say,
         )
-    return replace(report, published=publish_results(report.results)) if publish else report
+    return replace(report, published=publish_results(report.results, say=say)) if publish else report
 
 
 def _subjects(paths: Sequence[Path], baseline: Path | None) -> tuple[list[Subject], str, Path | None]:

@@ -166,7 +166,7 @@ def bench_packed(
         )
     machine = report.ladder.result.machine.name
     returned = save_returned(report.results, out / f"{record.name}-{machine}{RETURNED}")
-    published = publish_results(report.results) if publish else None
+    published = publish_results(report.results, say=say) if publish else None
     return replace(report, returned=returned, published=published)
 
 

@@ -70,7 +70,7 @@ def spiral(
         rungs = _rungs(walk, record)
         report = _measured(walk, record, rungs)
         if publish:
-            report = replace(report, published=publish_results(report.results))
+            report = replace(report, published=publish_results(report.results, say=say))
         turns = save_turns(record, folder.path)
     file = folder.onnx(record.best)
     return Spiralled(record, known_artifact(file), file, folder.path / JOURNAL, turns, report)

@@ -24,6 +24,7 @@ from kdbench.records.base import (
 )
 from kdbench.records.compression import Factorise, Prune, Pruning, Quantize, Sparse, Sparsify, Spiral
 from kdbench.records.conversion import Convert
+from kdbench.records.embedded import PREFIX, Embedded, Measured, Origin, embedded_in
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
     Augment,
@@ -62,9 +63,12 @@ from kdbench.records.results import (
     ScenarioMeasurement,
     Trial,
 )
+from kdbench.records.sealed import RESULTS_SCHEMA, Sealed, sealed
 
 __all__ = [
     "IMPORTED",
+    "PREFIX",
+    "RESULTS_SCHEMA",
     "SCHEMA",
     "Artifact",
     "Augment",
@@ -76,16 +80,19 @@ __all__ = [
     "Count",
     "Data",
     "Distill",
+    "Embedded",
     "Evaluation",
     "Factorise",
     "FactoriseSection",
     "LoadTest",
     "Loss",
     "Machine",
+    "Measured",
     "Measurement",
     "Name",
     "Network",
     "NotNegative",
+    "Origin",
     "PackedFile",
     "PackedRun",
     "Positive",
@@ -106,6 +113,7 @@ __all__ = [
     "ScenarioMeasurement",
     "ScenarioName",
     "Schedule",
+    "Sealed",
     "Sparse",
     "Sparsify",
     "SparsifySection",
@@ -118,11 +126,13 @@ __all__ = [
     "Training",
     "Trial",
     "Versioned",
+    "embedded_in",
     "from_json",
     "parse",
     "placeless",
     "read_text",
     "recipe_from_toml",
+    "sealed",
     "slug",
     "toml_value",
 ]

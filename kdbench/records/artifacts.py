@@ -18,12 +18,18 @@ class Preprocessing(Record):
     """`(x * scale - mean) / std`, with one mean and std for each channel (axis 1), or for all."""
 
     scale: float = 1.0
+    """Of the sample as it is stored."""
     mean: tuple[float, ...] = (0.0,)
+    """After scaling."""
     std: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1.0,)
+    """Standard deviation after scaling."""
 
 
 class TensorSpec(Record):
+    """An input or output."""
+
     name: str
+    """In the file."""
     dtype: str
     """numpy's name of the element type."""
     shape: tuple[int | str | None, ...]
@@ -37,6 +43,7 @@ class Artifact(Versioned):
 
     rung: str
     file: str
+    """Its name; it lies beside the record of a run folder."""
     sha256: str
     size_bytes: int
     parameters: int
@@ -44,19 +51,33 @@ class Artifact(Versioned):
     """Multiply-accumulates of one sample in convolutions, matrix products and recurrent nodes; None where a shape isn't
     known."""
     precision: Precision
+    """What most of its weights are, or the layers that are quantized."""
     inputs: tuple[TensorSpec, ...]
+    """Those that are fed."""
     outputs: tuple[TensorSpec, ...]
+    """What it answers with."""
     opset: int
+    """Of ONNX's own operators."""
     ir_version: int
+    """Of the ONNX format."""
     operators: dict[str, int]
+    """How many nodes of each."""
     task: Task = "classification"
+    """Of several classes one holds for a sample, or any number of them."""
     classes: tuple[str, ...] = ()
+    """Their names, in the order of the outputs."""
     preprocessing: Preprocessing | None = None
+    """What the model wants done to samples; None where they are fed as they are stored."""
     parent: str | None = None
+    """The rung that it was made of."""
     parent_sha256: str | None = None
+    """Of that rung's file."""
     step: str | None = None
+    """That made it: `train`, `distill`, `slim`, `quantize` and so on."""
     options: dict[str, Any] = {}
+    """Of that step."""
     metrics: dict[str, float] = {}
+    """What that step measured, by name."""
     warnings: tuple[str, ...] = ()
     """Said beside every number of this artifact."""
     made_in_s: float | None = None

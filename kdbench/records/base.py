@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from kdbench.errors import UserError, nearest
 
 SCHEMA = 1
-"""Version of every file format below. History: 1, the first."""
+"""Version of every file format but that of results (`RESULTS_SCHEMA`). History: 1, the first."""
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -45,21 +45,22 @@ class Record(BaseModel):
     def to_json(self) -> str:
         return self.model_dump_json(by_alias=True, indent=1) + "\n"
 
+    @classmethod
+    def check_seal(cls, data: Mapping[str, Any], where: str) -> None:
+        """Raises UserError where the content of a file is not what was sealed; most kinds have no seal."""
+
 
 R = TypeVar("R", bound=Record)
 
 
 class Versioned(Record):
     schema_version: Annotated[int, Field(alias="schema", ge=1)] = SCHEMA
+    """Of the format."""
 
 
 def parse(kind: type[R], data: Mapping[str, Any], where: str) -> R:
     """`data` as a record of `kind`; raises UserError naming `where` and the first field that is wrong."""
-    version = data.get("schema", SCHEMA)
-    if issubclass(kind, Versioned) and isinstance(version, int) and version > SCHEMA:
-        raise UserError(
-            f"{where}: written by a newer kdbench (schema {version}, this one reads up to {SCHEMA}): upgrade"
-        )
+    check_version(kind, data, where)
     try:
         return kind.model_validate_json(json.dumps(data, default=str), strict=True)
     except ValidationError as error:
@@ -68,15 +69,35 @@ def parse(kind: type[R], data: Mapping[str, Any], where: str) -> R:
         raise UserError(f"{where}: {_described(kind, problem)}") from None
 
 
+def check_version(kind: type[R], data: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for data in a schema that came after this kdbench."""
+    if not issubclass(kind, Versioned):
+        return
+    newest, version = kind.model_fields["schema_version"].default, data.get("schema")
+    if isinstance(version, int) and version > newest:
+        by = f", {str(data['kdbench'])[:20]}" if "kdbench" in data else ""
+        raise UserError(
+            f"{where}: written by a newer kdbench{by} (schema {version}, this one reads up to {newest}): upgrade"
+        )
+
+
 def from_json(kind: type[R], text: str, where: str) -> R:
     """A JSON document as a record; raises UserError naming `where` for one that is cut off or does not fit."""
+    data = json_object(text, where)
+    check_version(kind, data, where)
+    kind.check_seal(data, where)
+    return parse(kind, data, where)
+
+
+def json_object(text: str, where: str) -> dict[str, Any]:
+    """What a JSON document holds; raises UserError naming `where` for one that is cut off or no object."""
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error}); was it cut off? make it again") from None
     if not isinstance(data, dict):
         raise UserError(f"{where}: not a kdbench file: expected a JSON object")
-    return parse(kind, data, where)
+    return data
 
 
 def placeless(kind: type[R], record: R) -> R:

@@ -1,22 +1,36 @@
 """What was measured, on which machine."""
 
+import hashlib
+import json
 from typing import Literal
 
 from kdbench.records.artifacts import Artifact
-from kdbench.records.base import Count, Name, Positive, Record, Task, Versioned
+from kdbench.records.base import Count, Name, Positive, Record, Task
 from kdbench.records.recipe import Recipe, ScenarioName
+from kdbench.records.sealed import Sealed
 
 
 class Machine(Record):
+    """What computed, and what could change its speed; nothing that tells whose it is."""
+
     name: Name
+    """Readable, by CPU and cores; of published files also their folder's."""
     cpu: str
+    """As it calls itself."""
     features: tuple[str, ...]
+    """Of the CPU, those that decide which kernels run."""
     cores_physical: int | None
+    """None where the system doesn't tell."""
     cores_logical: int
+    """With those that share a core."""
     governor: str | None
+    """Of the CPU's clock; None where that can't be read."""
     memory_bytes: int
+    """Of all that the system has."""
     os: str
+    """Name, version and kind of CPU."""
     python: str
+    """Version of the interpreter."""
     versions: dict[str, str]
     """Of everything that computes."""
     gpus: tuple[str, ...] = ()
@@ -25,11 +39,28 @@ class Machine(Record):
     """Of the hardware: CPU, features, cores, memory in whole GiB, GPUs; the same from run to run, and machines with
     different ones never share a ratio or a folder. Empty in files from before there was one."""
 
+    @property
+    def hardware(self) -> str:
+        """Its fingerprint, also where none was written down: twelve hexadecimal digits of a hash of facts above.
+
+        What the system keeps of the memory for itself moves by megabytes from one kernel to the next: whole GiB,
+        rounded up, are what is built in.
+        """
+        facts = {
+            "cpu": self.cpu,
+            "features": sorted(self.features),
+            "cores": [self.cores_physical, self.cores_logical],
+            "memory_gib": -(-self.memory_bytes // 2**30),
+            "gpus": sorted(self.gpus),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
 
 class Process(Record):
     """One fresh worker process: what it cost before it was warm."""
 
     round: int
+    """From 0."""
     start_s: float | None = None
     """Until it has imported its runtime; told of those that were started with no other beside them."""
     load_s: float
@@ -66,7 +97,9 @@ class Measurement(Record):
     dims: dict[str, Count] = {}
     """Sizes of symbolic dimensions, as they were given."""
     processes: tuple[Process, ...] = ()
+    """One a round."""
     raw: str | None = None
+    """Number of its raw arrays."""
     error: str | None = None
 
 
@@ -74,6 +107,7 @@ class LoadTest(Record):
     """One run of MLPerf's loadgen in the process of `round`: what loadgen says of it."""
 
     round: int
+    """From 0."""
     step: Literal["measure", "search", "confirm"] = "measure"
     """Of the server scenario: on the way to the highest rate, or to confirm it with other arrivals."""
     queries: int
@@ -99,6 +133,7 @@ class ScenarioMeasurement(Measurement):
     of the runs that confirm; `scenario_rounds.<raw>` has the round of each."""
 
     scenario: ScenarioName
+    """Of MLPerf."""
     sessions: Count = 1
     """Each with a thread and `threads` threads of its own."""
     bound_s: Positive | None = None
@@ -106,6 +141,7 @@ class ScenarioMeasurement(Measurement):
     spent_s: float | None = None
     """In loadgen's runs, of all processes together; None in files from before that was written down."""
     tests: tuple[LoadTest, ...] = ()
+    """In their order."""
 
 
 class Proof(Record):
@@ -150,15 +186,23 @@ class Evaluation(Record):
     time_share: dict[str, float] = {}
     """This one and the next four in files from before each batch and size was proven by itself: as in `Proof`."""
     compared: int = 0
+    """As in `Proof`."""
     rms_error: float | None = None
+    """As in `Proof`."""
     largest_error: float | None = None
+    """As in `Proof`."""
     bands: dict[str, tuple[float, float]] = {}
+    """As in `Proof`."""
     raw: str | None = None
+    """Number of its raw array: classes [samples], or 0 and 1 [samples, labels]."""
     error: str | None = None
 
 
 class RawFile(Record):
+    """The compressed numpy archive of all raw values; `labels` in it are the right answers, where there are any."""
+
     file: str
+    """Its name; it lies beside the record."""
     sha256: str
 
 
@@ -175,6 +219,8 @@ class ReferenceCell(Record):
 
 
 class BenchSettings(Record):
+    """How it was measured."""
+
     seed: int
     processes: int
     """Rounds at least, each with a fresh process."""
@@ -182,7 +228,9 @@ class BenchSettings(Record):
     """Rounds went on until each ratio's interval was no wider to either side, or the budget was spent; None in files
     from a fixed number of rounds."""
     budget_s: float
+    """At which rounds ended in any case."""
     slice_s: float
+    """After which a slice ends."""
     affinity: tuple[int, ...] = ()
     """CPUs that the workers were pinned to; empty for all that they could run on."""
     slice_runs: int
@@ -190,30 +238,43 @@ class BenchSettings(Record):
     price_per_h: Positive | None = None
     """Of the machine."""
     currency: str = ""
+    """Of that price."""
     reference: ReferenceCell | None = None
+    """Where one was asked for."""
 
 
-class ResultFile(Versioned):
+class ResultFile(Sealed):
+    """A measurement: `results.json` in a run folder, and what is published of it."""
+
     kdbench: str
     date: str
     """UTC, ISO 8601."""
     name: Name
+    """Of the recipe, or of the folder that it was measured in."""
     complete: bool
+    """False for one that was interrupted."""
     machine: Machine
     recipe: Recipe | None = None
     baseline: str
+    """The rung that the others are compared with."""
     settings: BenchSettings
+    """The plan, and the caps on raw values."""
     inputs: Literal["data", "generated"]
+    """Samples of a pack, or random numbers."""
     inputs_sha256: str | None = None
     """Of the pack."""
     energy: tuple[str, ...] | None = None
     """Packages of the CPU whose energy could be read; None in files from before that was tried, and for scenarios."""
     artifacts: tuple[Artifact, ...]
+    """In the order of the ladder."""
     evaluations: tuple[Evaluation, ...] = ()
+    """Of each artifact, backend and thread count, where there are samples or something to prove."""
     measurements: tuple[Measurement, ...] = ()
+    """One a cell, also of cells that failed."""
     scenarios: tuple[ScenarioMeasurement, ...] = ()
     """In the place of `measurements`, where scenarios were asked for."""
     raw: RawFile
+    """Where the raw values lie."""
 
 
 class Trial(Record):
@@ -227,17 +288,22 @@ class Trial(Record):
     artifact_sha256: str
     parameters: int
     raw: str
+    """Number of its raw array."""
 
 
-class Comparison(Versioned):
+class Comparison(Sealed):
     """Students of one recipe, by method and seed, and their teacher, on the same evaluation samples."""
 
     kdbench: str
     date: str
     """UTC, ISO 8601."""
     name: Name
+    """Of the recipe."""
     machine: Machine
     recipe: Recipe
     task: Task = "classification"
+    """Of several classes one holds for a sample, or any number of them."""
     trials: tuple[Trial, ...]
+    """The teachers first."""
     raw: RawFile
+    """Where the answers lie."""

@@ -2,13 +2,14 @@
 
 import io
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kdbench import archive
 from kdbench.errors import UserError
-from kdbench.records import Comparison, RawFile, ResultFile
-from kdbench.records.base import from_json, placeless, read_text
+from kdbench.records import Comparison, RawFile, ResultFile, sealed
+from kdbench.records.base import from_json, json_object, placeless, read_text
 from kdbench.store.writing import Arrays, sha256, write_archive, write_atomic
 
 Raw = TypeVar("Raw", ResultFile, Comparison)
@@ -23,13 +24,16 @@ RETURNED = ".results.zip"
 
 
 def save_results(path: Path, result: Raw, arrays: Arrays) -> Raw:
-    """Writes the raw arrays under a name that holds their hash, then the JSON that names it: the pair always fits."""
+    """Writes the raw arrays under a name that holds their hash, then the JSON that names it: the pair always fits.
+
+    The record is sealed, and in the newest schema.
+    """
     content = archive.npz_bytes(arrays)
     digest = sha256(content)
     raw = path.with_name(f"{path.stem}.{digest[:8]}.npz")
     earlier = raw.exists()
     write_atomic(raw, content)
-    result = result.model_copy(update={"raw": RawFile(file=raw.name, sha256=digest)})
+    result = sealed(result.model_copy(update={"raw": RawFile(file=raw.name, sha256=digest)}))
     try:
         write_atomic(path, result.to_json())
     except UserError:
@@ -52,20 +56,14 @@ def remove_results(path: Path) -> None:
 def save_returned(results: Path, out: Path) -> Path:
     """Writes a result file and its raw arrays as one file `out`, which is read like the two; without absolute paths."""
     result, _ = load_result(results)
-    raw, text = result.raw.file, placeless(ResultFile, result).to_json()
+    raw, text = result.raw.file, sealed(placeless(ResultFile, result)).to_json()
     write_archive(out, {RESULTS_FILE: text.encode(), raw: results.with_name(raw)})
     return out
 
 
 def load_result(path: Path) -> tuple[ResultFile, Arrays]:
     """A result file and its raw arrays; raises UserError where either was cut off, edited or is missing."""
-    if path.suffix == ".zip":
-        text = archive.read(path, RESULTS_FILE)
-        if text is None:
-            raise UserError(f"{path}: no {RESULTS_FILE} in it: not what 'kdbench bench' says to bring back")
-        result = from_json(ResultFile, text.decode(errors="replace"), str(path))
-    else:
-        result = from_json(ResultFile, read_text(path), str(path))
+    result = from_json(ResultFile, _text(path), str(path))
     arrays = _raw_arrays(path, result.raw)
     rungs = {artifact.rung for artifact in result.artifacts}
     named = [(m.rung, m.raw, f"latencies.{m.raw}") for m in result.measurements]
@@ -79,12 +77,35 @@ def load_result(path: Path) -> tuple[ResultFile, Arrays]:
 
 def load_comparison(path: Path) -> tuple[Comparison, Arrays]:
     """A comparison and its raw arrays; raises UserError where either was cut off, edited or is missing."""
-    comparison = from_json(Comparison, read_text(path), str(path))
+    comparison = from_json(Comparison, _text(path), str(path))
     arrays = _raw_arrays(path, comparison.raw)
     for trial in comparison.trials:
         if f"predictions.{trial.raw}" not in arrays:
             raise UserError(f"{path}: seed {trial.seed} of '{trial.method}' has no raw values: was it edited?")
     return comparison, arrays
+
+
+def load_record(path: Path) -> ResultFile | Comparison:
+    """The record of a result file or of a comparison, whichever lies there, without its raw arrays."""
+    text = _text(path)
+    if "trials" in json_object(text, str(path)):
+        return from_json(Comparison, text, str(path))
+    return from_json(ResultFile, text, str(path))
+
+
+def load(path: Path) -> tuple[ResultFile | Comparison, Arrays]:
+    """A result file or a comparison, whichever lies there, and its raw arrays."""
+    return load_comparison(path) if isinstance(load_record(path), Comparison) else load_result(path)
+
+
+def _text(path: Path) -> str:
+    """The record's JSON, from a file of its own or one with the raw arrays."""
+    if path.suffix != ".zip":
+        return read_text(path)
+    content = archive.read(path, RESULTS_FILE)
+    if content is None:
+        raise UserError(f"{path}: no {RESULTS_FILE} in it: not what 'kdbench bench' says to bring back")
+    return content.decode(errors="replace")
 
 
 def _raw_arrays(path: Path, named: RawFile) -> Arrays:
@@ -97,9 +118,12 @@ def _raw_arrays(path: Path, named: RawFile) -> Arrays:
 
 
 def raw_content(path: Path, named: RawFile) -> bytes:
+    """The bytes of the raw arrays that the record at `path` names; raises UserError where they are missing."""
     name = Path(named.file).name
     try:
         content = archive.read(path, name) if path.suffix == ".zip" else path.with_name(name).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path.with_name(name)}: is missing beside {path.name}: bring both") from None
     except OSError as error:
         raise UserError(f"{path.with_name(name)}: cannot be read: {error.strerror}") from None
     if content is None:
@@ -109,26 +133,82 @@ def raw_content(path: Path, named: RawFile) -> bytes:
 
 def find_results(path: Path) -> list[Path]:
     """Result files in a run folder, a results folder, or the file itself."""
-    if path.is_dir():
-        run = [file for file in (path / RESULTS_FILE, path / PARTIAL_FILE) if file.is_file()][:1]
-        found = run or [file for file in sorted(path.glob("**/*.json")) if _may_be_result(file)]
-        if not run:
-            returned = sorted(path.glob(f"**/*{RETURNED}"))
-            found += [file for file in returned if not file.with_name(RESULTS_FILE).is_file()]
-        if not found:
-            if (path / COMPARISON_FILE).is_file():
-                raise UserError(f"{path}: no result files in it, but a comparison: name {path / COMPARISON_FILE}")
-            raise UserError(f"{path}: no result files in it: run 'kdbench bench' first")
-        return found
+    found = _results_of(path)
+    if not found and (compared := find_comparisons(path)):
+        raise UserError(f"{path}: no result files in it, but a comparison: name {compared[0]}")
+    if not found:
+        raise UserError(f"{path}: no result files in it: run 'kdbench bench' first")
+    refuse_twice([(file, digest) for file in found if (digest := _raw_hash(file))])
+    return found
+
+
+def _results_of(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    return [path]
+    if not path.is_dir():
+        return [path]
+    run = [file for file in (path / RESULTS_FILE, path / PARTIAL_FILE) if file.is_file()][:1]
+    if run:
+        return run
+    returned = [file for file in sorted(path.glob(f"**/*{RETURNED}")) if not file.with_name(RESULTS_FILE).is_file()]
+    return [file for file in sorted(path.glob("**/*.json")) if _kind(file) == "result"] + returned
 
 
-def _may_be_result(path: Path) -> bool:
-    """Whether a JSON file in a folder is a result file, or one that was cut off: others are not looked at."""
+def find_comparisons(path: Path) -> list[Path]:
+    """Comparisons in a run folder or a results folder, or the file itself where it is one; there may be none."""
+    if not path.is_dir():
+        return [path] if path.suffix == ".json" and path.is_file() and _kind(path) == "comparison" else []
+    own = path / COMPARISON_FILE
+    return [own] if own.is_file() else [file for file in sorted(path.glob("**/*.json")) if _kind(file) == "comparison"]
+
+
+def find_all(paths: Sequence[Path]) -> list[Path]:
+    """Result files and comparisons below the given files and folders, each once.
+
+    Raises UserError for one that does not exist, and for a folder without any.
+    """
+    found: list[Path] = []
+    for path in paths:
+        compared = find_comparisons(path)
+        results = [] if compared == [path] else _results_of(path)
+        if not results and not compared:
+            raise UserError(f"{path}: no results in it: run 'kdbench bench' first")
+        found += [*results, *compared]
+    return list(dict.fromkeys(found))
+
+
+def refuse_twice(found: Iterable[tuple[Path, str]]) -> None:
+    """Raises UserError where two of the files, each with the hash of its raw arrays, hold the same run: it would count
+    twice."""
+    first: dict[str, Path] = {}
+    for path, digest in found:
+        earlier = first.setdefault(digest, path)
+        if earlier != path:
+            raise UserError(f"{path}: the same run as {earlier} (raw values {digest[:12]}…): leave one of them out")
+
+
+def _kind(path: Path) -> str | None:
+    """What a JSON file in a folder is, `result` also of one that was cut off; None for others, not looked at."""
+    data = _data(path)
+    if data is None:
+        return "result"
+    if not isinstance(data, dict) or not {"kdbench", "schema"} <= data.keys():
+        return None
+    return "comparison" if "trials" in data else "result"
+
+
+def _raw_hash(path: Path) -> str | None:
+    """Of the raw arrays that a result file names; None where it doesn't, for whoever loads it to say."""
+    data = _data(path)
+    raw = data.get("raw") if isinstance(data, dict) else None
+    digest = raw.get("sha256") if isinstance(raw, dict) else None
+    return digest if isinstance(digest, str) else None
+
+
+def _data(path: Path) -> Any:
+    """What a JSON file holds; None where it is cut off or can't be read."""
     try:
-        data = json.loads(path.read_bytes())
-    except ValueError:
-        return True
-    return isinstance(data, dict) and {"kdbench", "schema"} <= data.keys() and "trials" not in data
+        content = archive.read(path, RESULTS_FILE) if path.suffix == ".zip" else path.read_bytes()
+        return json.loads(content or b"")
+    except (OSError, ValueError, RecursionError, UserError):
+        return None

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdbench.errors import printable
 from kdbench.report.plots.plot import Plot
 from kdbench.report.plots.style import HOVER, styled
 from kdbench.store import write_atomic
@@ -54,8 +55,12 @@ def png(plot: Plot) -> bytes:
 @functools.lru_cache(maxsize=32)
 def drawn(plot: Plot) -> tuple[str, bytes, tuple[str, ...]]:
     """SVG and PNG of one drawing, and its hover texts: that of `hover-0` in the SVG first."""
+    from matplotlib.text import Text
+
     with styled():
         figure = plot.draw()
+        for written in figure.findobj(Text):  # names from elsewhere may hold signs that XML doesn't
+            written.set_text(printable(written.get_text()))
         marked = figure.findobj(lambda artist: artist.get_gid() == HOVER)
         for number, artist in enumerate(marked):
             artist.set_gid(f"{HOVER}-{number}")
