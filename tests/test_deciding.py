@@ -34,7 +34,7 @@ def share(outcomes):
 
 
 def test_a_gate_over_24_equal_cells_passes():
-    found = gates(np.zeros(CELLS), 150)
+    found = gates(np.zeros(CELLS), 80)
     assert share(["beyond" in outcomes for outcomes, _ in found]) <= 0.05
     assert share([set(outcomes) == {"within"} for outcomes, _ in found]) >= 0.95
     assert np.median([rounds for _, rounds in found]) <= 18
@@ -42,28 +42,28 @@ def test_a_gate_over_24_equal_cells_passes():
 
 @pytest.mark.parametrize("cells", [1, CELLS])
 def test_cells_that_lie_at_the_bound_fail_by_chance_in_a_few_gates_however_often_one_looks(cells):
-    found = gates(np.full(cells, BOUND), max(100, 1500 // cells))
+    found = gates(np.full(cells, BOUND), max(60, 1000 // cells))
     assert share(["beyond" in outcomes for outcomes, _ in found]) <= 0.035  # 2.5 %, and what so few gates may add
 
 
 def test_a_gate_passes_what_is_just_too_slow_as_within_its_bound_in_a_few_cases():
     slower = np.zeros(CELLS)
     slower[7] = BOUND + 1e-6
-    found = gates(slower, 150)
+    found = gates(slower, 80)
     assert share([set(outcomes) == {"within"} for outcomes, _ in found]) <= 0.05
 
 
 def test_one_cell_of_24_that_is_10_percent_slower_is_caught():
     slower = np.zeros(CELLS)
     slower[3] = math.log(1.10)
-    found = gates(slower, 100)
+    found = gates(slower, 60)
     assert share([outcomes[3] == "beyond" for outcomes, _ in found]) >= 0.95
     assert share(["beyond" in outcomes for outcomes, _ in gates(np.full(CELLS, math.log(1.10)), 20)]) == 1
 
 
 def test_who_looked_as_often_without_sharing_the_error_would_be_wrong():
     """That the simulation can tell: the same looks, each at the whole error."""
-    logs = np.random.default_rng(0).normal(BOUND, 0.03, (500, 140))
+    logs = np.random.default_rng(0).normal(BOUND, 0.03, (300, 140))
     looks = [5, 8, 12, 18, 27, 41, 62, 93, 140]
     wrong = [
         any(deciding.paired(own[:n], np.zeros(n)).p_within(BOUND) <= deciding.ERROR for n in looks) for own in logs

@@ -333,7 +333,7 @@ def test_without_scripts_it_is_a_plain_page(opened, small):
     assert not page.locator("#filters").is_visible() and page.locator("button:visible").count() == 0
     assert page.locator(".plots g > title").count() >= 8
     assert (
-        page.locator("a.note[title='of beta: mind it']").count() == 4
+        page.locator("a.note[title='of beta: mind it']").count() == 2
     )  # two tables of the ladder, two columns of marks
 
 

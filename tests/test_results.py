@@ -277,6 +277,8 @@ def test_the_same_run_twice_is_not_read_as_two(tmp_path):
     shutil.copytree(path.parent, tmp_path / "all" / "copy")
     with pytest.raises(UserError, match=r"run/results\.json: the same run as .*copy/results\.json \(raw values "):
         load_ladders([tmp_path / "all"])
+    with pytest.raises(UserError, match=r"copy/results\.json: the same run as .*run/results\.json"):
+        load_ladders([path, tmp_path / "all" / "copy"])
     assert len(results_verify(tmp_path / "all").problems) == 1
 
 
@@ -372,6 +374,8 @@ CAPPED = whole().settings.model_copy(update={"slice_runs": 2})
         ({}, {"latencies.1": LONG}, "has no round for each latency"),
         ({}, {"slices.1": ROUNDS[:4]}, "has no slice for each latency"),
         ({}, {"rounds.1": ROUNDS + 1}, "has latencies of rounds without a process"),
+        ({}, {"slices.1": np.zeros(15, np.uint32)}, "has a slice in two rounds"),
+        ({}, {"latencies.1": np.full(15, "fast")}, "has latencies that are not positive numbers"),
         ({}, {"wall_s.1": np.ones(7)}, "has 'wall_s' of 7 slices, and 5 slices"),
         ({}, {"latencies.7": LONG}, "its .npz holds what no cell names: latencies.7"),
         ({}, {"predictions.1": np.array([0, 1])}, "its answers are of different samples (predictions.0 4, "),

@@ -19,7 +19,7 @@ from kdbench.report.flags import beside_static, flags
 from kdbench.report.rows import Metric, Row
 from kdbench.report.scenarios import ScenarioRow, scenario_rows
 from kdbench.stats import Interval
-from kdbench.store import PARTIAL_FILE, RESULTS_FILE, RETURNED, Arrays, find_results, load_result
+from kdbench.store import PARTIAL_FILE, RESULTS_FILE, RETURNED, Arrays, find_results, load_result, refuse_twice
 
 Answers = Mapping[tuple[str, str, int], NDArray[Any]]
 """Predictions, classes [N] or 0 and 1 [N, C], by rung, backend and threads."""
@@ -43,8 +43,13 @@ class Ladder:
 
 
 def load_ladders(paths: Iterable[Path]) -> list[Ladder]:
-    """Every result file below the given files and folders; ratios are formed within a file only."""
-    return [ladder(*load_result(file), _name_of(file)) for path in paths for file in find_results(path)]
+    """Every result file below the given files and folders; ratios are formed within a file only.
+
+    Raises UserError where two of them hold the same run.
+    """
+    found = [(file, *load_result(file)) for path in paths for file in find_results(path)]
+    refuse_twice((file, result.raw.sha256) for file, result, _ in found)
+    return [ladder(result, arrays, _name_of(file)) for file, result, arrays in found]
 
 
 def rows_of(ladders: Sequence[Ladder]) -> list[Row]:

@@ -14,27 +14,43 @@ from kdbench.report.gate.undecided import Open, rounded
 
 
 def judged(old: Side, new: Side, bound: float) -> list[Open]:
-    """By rung, backend and thread count: all batches share their answers."""
-    found: dict[tuple[str, str, int], Open | None] = {}
+    """By rung, backend and threads: all batches share their answers. What failed to answer is left to `failures`."""
+    found: dict[tuple[str, str, int], Open] = {}
     for key in old.cells:
-        place = key[:3]
-        if place in found or key not in new.cells:
+        rung, backend, threads, *_ = key
+        theirs = old.answers(key)
+        if theirs is None or key not in new.cells or (rung, backend, threads) in found:
             continue
-        theirs, ours = old.answers(key), new.answers(key)
-        found[place] = None if theirs is None or ours is None else _answered(old, new, place, theirs, ours, bound)
-    return [one for one in found.values() if one is not None]
+        ours, evaluation = new.answers(key), new.evaluation(key)
+        fields = {"rung": rung, "backend": backend, "threads": threads, "bound": -bound}
+        if ours is not None:
+            found[rung, backend, threads] = _answered(old, new, fields, theirs, ours, bound)
+        elif new.cells[key][0].error is None and (evaluation is None or evaluation.error is None):
+            found[rung, backend, threads] = _untold(
+                fields, bound, "NEW has no answers: bench it with the --pack of OLD"
+            )
+    return list(found.values())
+
+
+def _untold(fields: dict[str, Any], bound: float, why: str) -> Open:
+    return Open({"quantity": "accuracy", **fields}, None, bound, untold=why)
 
 
 def _answered(
-    old: Side, new: Side, place: tuple[str, str, int], theirs: NDArray[Any], ours: NDArray[Any], bound: float
-) -> Open | None:
+    old: Side, new: Side, fields: dict[str, Any], theirs: NDArray[Any], ours: NDArray[Any], bound: float
+) -> Open:
     labels, expected = new.arrays.get("labels"), old.arrays.get("labels")
-    fields = {**dict(zip(("rung", "backend", "threads"), place, strict=True)), "bound": -bound}
     same = _same_samples(old, new) and theirs.shape == ours.shape
-    if labels is None or expected is None:
-        return _alike(fields, theirs, ours, bound) if same and labels is expected is None else None
+    if same and labels is None and expected is None:
+        return _alike(fields, theirs, ours, bound)
+    if labels is None or expected is None or labels.ndim != expected.ndim:
+        return _untold(fields, bound, "not judged on the same samples and labels: bench both with one --pack")
     if labels.ndim == 2:
-        return _f1(fields, theirs, ours, labels, bound) if same else None
+        if same:
+            return _f1(fields, theirs, ours, labels, bound)
+        return _untold(
+            {**fields, "quantity": "F1"}, bound, "not judged on the same samples: bench both with one --pack"
+        )
     right, was = ours == labels, theirs == expected
     fields |= {"quantity": "accuracy", "old": float(was.mean()), "new": float(right.mean())}
     if same:

@@ -106,7 +106,17 @@ def _of(
         "bound": bound,
         "notes": (*notes, *_flags(said[old.name], said[new.name])),
     }
-    return Open(fields, change, math.log1p(bound), at, deciding.MOST_ROUNDS, settle, "rounds", math.expm1)
+    return Open(
+        fields,
+        change,
+        math.log1p(bound),
+        at,
+        deciding.MOST_ROUNDS,
+        settle,
+        unit="rounds",
+        untold="fewer than two processes on a side: bench again",
+        shown=math.expm1,
+    )
 
 
 def _place(key: Key) -> dict[str, Any]:

@@ -23,14 +23,17 @@ class Open:
     settle: Callable[[int], str] = str
     """What so many of them take."""
     unit: str = "samples"
+    untold: str = ""
+    """Where there is no change, why not, and what would tell."""
     shown: Callable[[float], float] = field(default=lambda value: -value)
     """A change as the `Check` has it."""
 
 
 def check(one: Open, outcome: Outcome, comparisons: int) -> Check:
+    """One of so many comparisons, decided."""
     fields = {**one.fields, "outcome": outcome}
     if one.change is None:
-        return Check(**fields, settle="fewer than two processes on a side: bench again" if one.unit == "rounds" else "")
+        return Check(**fields, settle=one.untold)
     low, high = one.change.limits()
     fields |= {"change": one.shown(one.change.value), "seen": one.change.n}
     fields["low"], fields["high"] = sorted((one.shown(low), one.shown(high)))
