@@ -219,6 +219,7 @@ def test_footnotes_stay_with_their_rows_and_are_read_on_hover_and_focus(opened, 
         assert page.locator("#tip").inner_text() == expected
         mark.click()
         assert page.locator("li:target").inner_text() == expected
+        page.wait_for_function(f"location.hash === '#?{table}=latency_p50_s'")
 
 
 def test_points_of_a_plot_tell_their_values(opened, small):
