@@ -525,7 +525,7 @@ def test_measures_of_the_command_are_those_of_the_view():
     options = {option.name: option.type for option in cli.get_command(None, "report").params}
     assert list(options["measure"].choices) == list(MEASURES)
     assert list(options["view"].choices) == list(VIEWS)
-    assert list(options["kind"].choices) == [*FORMATS, "terminal"]
+    assert list(options["kind"].choices) == [*FORMATS, "page", "terminal"]
 
 
 def test_the_notebook_shows_what_its_code_gives():
