@@ -65,7 +65,7 @@ def report(
 
     \b
     kdbench report runs/digits
-    kdbench report runs/digits --columns rung,size_bytes,latency_p50_s,energy_j --sort -size_bytes
+    kdbench report runs/digits --columns rung,size_bytes,latency_p50_s --sort -size_bytes
     kdbench report runs/digits --baseline student --batch 1 --format latex > ladder.tex
     kdbench report runs/digits --view backends --measure speed-up
     kdbench report threads --view scaling --format terminal

@@ -11,7 +11,7 @@ HEAD = r"% \usepackage{booktabs,threeparttable}; letters beyond Latin ones need 
 SIGNS = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\symbol{34}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}",
+    "|": r"\textbar{}", '"': r"\symbol{34}", "`": r"\textasciigrave{}",
     "[": "{[}", "]": "{]}", "*": "{*}",
     "–": r"\textendash{}", "—": r"\textemdash{}", "“": r"\textquotedblleft{}", "”": r"\textquotedblright{}",
     "‘": r"\textquoteleft{}", "’": r"\textquoteright{}", "…": r"\textellipsis{}", "µ": r"\textmu{}",
@@ -63,5 +63,5 @@ def _cell(cell: Cell) -> str:
 def escaped(text: str) -> str:
     """Text on one line that LaTeX prints as it is."""
     line = printable(" ".join(text.split()))
-    apart = re.sub(r"(-(?=-)|,(?=,))", "\\1\0", line)  # as ligatures they would be other signs
+    apart = re.sub(r"(-(?=-)|,(?=,)|'(?='))", "\\1\0", line)  # as ligatures they would be other signs
     return re.sub(".", lambda sign: SIGNS.get(sign[0], sign[0]), apart).replace("\0", "{}")
