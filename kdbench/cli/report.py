@@ -72,7 +72,7 @@ def report(
     kdbench report runs/cifar10-resnet8 runs/cifar10-resnet20 --view methods
     kdbench report results --format csv > all.csv
     kdbench report runs/digits --out report
-    kdbench report results --format page > report.html       all of it as one file that needs no network
+    kdbench report results --format page > report.html     all of it in one file that needs no network
     """
     from kdbench.report.rendering import Asked, find, page_below, rendered
     from kdbench.report.selection import Selection
