@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -144,6 +145,9 @@ def _within(middle: float, step: float, size: int) -> float:
 
 
 def add_legend(figure: Figure, signs: Mapping[str, Artist]) -> None:
-    """Right of the panels, in the layout that it asks for."""
+    """Right of the panels, in room of its own between title and note."""
     figure.set_layout_engine("constrained")
-    figure.legend(list(signs.values()), list(signs), loc="outside right upper")
+    wide, high = figure.get_size_inches()
+    columns = math.ceil(len(signs) / (0.75 * high * 72 / (1.7 * LABEL)))
+    figure.set_size_inches(wide + 1.7 * columns, high)
+    figure.legend(list(signs.values()), list(signs), loc="outside right center", ncols=columns)

@@ -10,7 +10,9 @@ Boxes = NDArray[np.float64]
 
 NEAR = (1.0, 2.0, 3.5, 5.0, 7.0, 9.5, 12.5, 16.0, 20.0, 25.0, 31.0)
 """Distances that are tried, in half markers."""
-DIRECTIONS = np.deg2rad([30, -30, 150, -150, 0, 180, 90, -90, 60, -60, 120, -120, 15, -15, 165, -165])
+DIRECTIONS = np.deg2rad(
+    [side * angle for angle in (30, 150, 0.1, 179.9, 90, 60, 120, 15, 165, 45, 135, 75, 105) for side in (1, -1)]
+)
 """The first are preferred."""
 CROSSED = 12.0
 """Half markers that a name rather goes further away than lie on a bar, or have its line cross another's; three times
