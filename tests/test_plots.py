@@ -20,6 +20,7 @@ from kdbench.report.plots.labels import spread
 from kdbench.report.plots.pareto import Point, front_line, standings
 from kdbench.report.plots.style import shortened, styled
 from kdbench.report.plots.timing import timed
+from kdbench.report.selection import Selection, selected
 from kdbench.report.table import ladder, load_ladders
 from kdbench.stats import Interval
 from kdbench.store import RunFolder
@@ -118,6 +119,18 @@ def test_what_is_drawn_depends_on_what_there_is():
     assert [plot.name for plot in several] == [*always, *(f"{name}-2" for name in always)]
     failed = tuple(cell(name, None, error="no device") for name in ("teacher", "student"))
     assert plots_of([ladder(result(measurements=failed, evaluations=()), {})]) == []
+
+
+def test_chosen_cells_are_drawn_alone_and_in_the_colours_of_all():
+    def colours(found):
+        with styled():
+            marks = plots_of([found])[0].draw().findobj(lambda artist: artist.get_gid() == "hover")
+        return {mark.get_label().splitlines()[0]: mark.get_color() for mark in marks}
+
+    whole = made(4, (1, 8))
+    (some,) = selected([whole], Selection(rungs=("student", "student-slim"), batches=(8,)))
+    assert colours(some) == {rung: colours(whole)[rung] for rung in ("student", "student-slim")}
+    assert [plot.name for plot in plots_of([some])] == ["accuracy-latency", "accuracy-size", "latency-distribution"]
 
 
 def test_networks_of_three_sizes_are_drawn_against_their_work_too():

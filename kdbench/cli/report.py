@@ -65,14 +65,14 @@ def report(
 
     \b
     kdbench report runs/digits
-    kdbench report runs/digits --columns rung,size_bytes,latency_p50_s,energy_j --sort -size_bytes
+    kdbench report runs/digits --columns rung,size_bytes,latency_p50_s --sort -size_bytes
     kdbench report runs/digits --baseline student --batch 1 --format latex > ladder.tex
     kdbench report runs/digits --view backends --measure speed-up
     kdbench report threads --view scaling --format terminal
     kdbench report runs/cifar10-resnet8 runs/cifar10-resnet20 --view methods
     kdbench report results --format csv > all.csv
     kdbench report runs/digits --out report
-    kdbench report results --format page > report.html       all of it as one file that needs no network
+    kdbench report results --format page > report.html     all of it in one file that needs no network
     """
     from kdbench.report.rendering import Asked, find, page_below, rendered
     from kdbench.report.selection import Selection

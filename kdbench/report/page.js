@@ -112,6 +112,7 @@
     for (const field of [form.elements.q, ...selects]) if (field.value !== "") state.set(field.name, field.value);
     for (const table of tables) if (table.key !== null) state.set(table.id, (table.down ? "-" : "") + table.key);
     const query = state.toString();
+    if (query === "" && !location.hash.startsWith("#?")) return;
     history.replaceState(null, "", location.href.split("#")[0] + (query && `#?${query}`));
   }
 
@@ -131,7 +132,8 @@
     filter();
   }
 
-  addEventListener("hashchange", recall);
+  // A link within the page has been followed when this is told: the address goes on to say how the page is seen.
+  addEventListener("hashchange", () => { if (location.hash.startsWith("#?")) recall(); else remember(); });
 
   // --- what is said of a footnote's mark or a point of a plot --------------------------------------------------------
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 
 from kdbench.report.text import Cell, Column, TextTable
 
-MANY = 11
-"""Columns; a table of more is printed smaller."""
 FEW = 14
 """Rows; a table of no more is printed on one page."""
 
@@ -47,10 +45,6 @@ class Block:
     notes: tuple[str, ...]
     common: Mapping[str, str] = field(default_factory=dict)
     """What all rows share, by the name of the filter that asks for it."""
-
-    @property
-    def wide(self) -> bool:
-        return len(self.heads) > MANY
 
     @property
     def short(self) -> bool:
