@@ -124,8 +124,6 @@ def reruns(repeat: int) -> None:
         alone.append(100 * apart / (CELLS * repeat))
         together.append(100 * families / repeat)
         print(f"| {name} | {alone[-1]:.1f} % | {together[-1]:.1f} % |", flush=True)
-    print(
-        f"\nAlone up to {max(alone):.1f} %, {np.mean(alone):.1f} % on average; of a dozen {max(together):.1f} and ",
-        end="",
-    )
-    print(f"{np.mean(together):.1f} %. Nominal {100 * bound:.0f} %.")
+    print(f"\nNominal {100 * bound:.0f} %.")
+    for what, shares in (("Alone", alone), (f"Any of {CELLS}", together)):
+        print(f"{what}: up to {max(shares):.1f} %, on average {np.mean(shares):.1f} %.")
