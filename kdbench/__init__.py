@@ -2,8 +2,8 @@
 
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare`, `prune`, `sparsify`,
 `factorise`, `spiral`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`, `parity`, `bench`,
-`self_test`, `profile`, `pack`, `bundle`, `load_results`, `results_add`, `results_verify`, `results_rerun`. torch and
-onnxruntime are imported when a function needs them, not before.
+`self_test`, `profile`, `pack`, `bundle`, `card`, `load_results`, `results_add`, `results_verify`, `results_rerun`.
+torch and onnxruntime are imported when a function needs them, not before.
 """
 
 from importlib import import_module
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kdbench.evaluation import evaluate, parity
     from kdbench.pipeline import bench, compare, distill, run
     from kdbench.pipeline.bundling import bundle
+    from kdbench.pipeline.carding import card
     from kdbench.pipeline.checking import check
     from kdbench.pipeline.packing import pack
     from kdbench.pipeline.proving import prove
@@ -40,6 +41,7 @@ _HOMES = {
     "UserError": "errors",
     "bench": "pipeline",
     "bundle": "pipeline.bundling",
+    "card": "pipeline.carding",
     "check": "pipeline.checking",
     "compare": "pipeline",
     "convert": "steps.convert",
@@ -70,6 +72,7 @@ __all__ = [
     "UserError",
     "bench",
     "bundle",
+    "card",
     "check",
     "compare",
     "convert",

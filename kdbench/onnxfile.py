@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kdbench.errors import UserError, first_line
-from kdbench.records import Artifact, Precision, TensorSpec
+from kdbench.records import PREFIX, Artifact, Embedded, Precision, TensorSpec, embedded_in
 from kdbench.store import load_artifact, sha256, sidecar
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ IN_BLOCKS = ("MatMulNBits", "GatherBlockQuantized")
 def load_model(path: Path) -> "onnx.ModelProto":
     """The whole model, external data included; raises UserError for everything that is not a sound ONNX file."""
     return _complete(_read(path), path)
+
+
+def graph_of(path: Path) -> "onnx.ModelProto":
+    """The model without its external data, whose places it names; raises UserError where some of it is missing."""
+    return _read(path)
 
 
 def _read(path: Path) -> "onnx.ModelProto":
@@ -122,7 +127,10 @@ def external_data(path: Path) -> set[str]:
 
 
 def inspect(path: Path, rung: str | None = None, **lineage: Any) -> Artifact:
-    """The record of an ONNX file, read from the file itself; `lineage` fills the fields that the file can't tell."""
+    """The record of an ONNX file, read from the file itself; `lineage` fills the fields that the file can't tell.
+
+    What a card or a bundle has written into it is told by the file: see `Embedded`.
+    """
     model = _read(path)
     locations = sorted(external_files(model))
     contents = [file.read_bytes() for file in (path, *(path.parent / location for location in locations))]
@@ -143,7 +151,42 @@ def inspect(path: Path, rung: str | None = None, **lineage: Any) -> Artifact:
         "ir_version": model.ir_version,
         "operators": dict(sorted(operators.items())),
     }
-    return Artifact(**(fields | lineage))
+    return Artifact(**(fields | _told(model, fields["outputs"]) | lineage))
+
+
+def embedded_of(path: Path) -> Embedded | None:
+    """What a card or a bundle has written into the file's metadata; None where neither has."""
+    return embedded_in(_props(_read(path)))
+
+
+def with_metadata(model: "onnx.ModelProto", facts: Embedded | None) -> bytes:
+    """The file's bytes with `facts` in its metadata, in the place of earlier ones; equal for equal models and facts.
+
+    What others have written into the metadata stays.
+    """
+    import onnx
+
+    written = onnx.ModelProto()
+    written.CopyFrom(model)
+    others = {key: value for key, value in _props(model).items() if not key.startswith(PREFIX)}
+    onnx.helper.set_model_props(written, dict(sorted((others | (facts.to_props() if facts else {})).items())))
+    return bytes(written.SerializeToString(deterministic=True))
+
+
+def _props(model: "onnx.ModelProto") -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _told(model: "onnx.ModelProto", outputs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+    """Fields of the record that stand in the model's metadata; no classes that its outputs can't mean."""
+    facts = embedded_in(_props(model))
+    if facts is None:
+        return {}
+    width = outputs[0].shape[-1] if outputs and outputs[0].shape else None
+    return facts.model_dump(include={"task", "step", "parent", "parent_sha256"}) | {
+        "classes": facts.classes if not isinstance(width, int) or width == len(facts.classes) else (),
+        "preprocessing": facts.preprocessing,
+    }
 
 
 def opset_of(model: "onnx.ModelProto") -> int:
@@ -347,7 +390,8 @@ def operators_of(path: Path) -> dict[str, int]:
     """How often each operator stands in the graph of a file that a runtime has written."""
     import onnx
 
-    return dict(sorted(Counter(node.op_type for node in onnx.load(str(path)).graph.node).items()))
+    graph = onnx.load(str(path), load_external_data=False).graph  # the weights may lie beside another file
+    return dict(sorted(Counter(node.op_type for node in graph.node).items()))
 
 
 def portable(model: "onnx.ModelProto") -> bytes:

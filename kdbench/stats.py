@@ -169,6 +169,14 @@ def accuracy_difference(correct: NDArray[np.bool_], baseline_correct: NDArray[np
     return Interval((won - lost) / n, max(p - q - half, -1.0), min(p - q + half, 1.0))
 
 
+def proportion(right: int, of: int) -> Interval:
+    """A share of samples with its interval by Wilson (1927), which stays within 0 and 1 and is none of width 0."""
+    from scipy import stats
+
+    found = stats.binomtest(right, of).proportion_ci(LEVEL, method="wilson")
+    return Interval(right / of, float(found.low), float(found.high))
+
+
 def agreement(answers: NDArray[Any], expected: NDArray[Any]) -> float:
     """Share of samples with the same answer, in all labels where these are [N, C]."""
     return float(np.mean((answers == expected).reshape(len(answers), -1).all(axis=1)))
@@ -295,6 +303,32 @@ def f1_difference(predicted: NDArray[Any], baseline: NDArray[Any], labels: NDArr
     found = stats.bootstrap(
         added,
         difference,
+        n_resamples=RESAMPLES,
+        batch=max(1, 4_000_000 // len(labels)),
+        vectorized=True,
+        paired=True,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high))
+
+
+def f1_interval(predicted: NDArray[Any], labels: NDArray[Any]) -> Interval:
+    """Micro F1 of answers [N, C] with a percentile bootstrap interval over samples; the draws are always the same."""
+    from scipy import stats
+
+    sums = [term.sum(axis=1) for term in _f1_terms(predicted, labels)]
+    value = float(_ratio(sums[0].sum(), sums[1].sum()))
+    if len(labels) < 2:
+        return Interval(value, 0.0, 1.0)
+
+    def micro(right: NDArray[np.int64], asked: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
+        return _ratio(right.sum(axis=axis), asked.sum(axis=axis))
+
+    found = stats.bootstrap(
+        sums,
+        micro,
         n_resamples=RESAMPLES,
         batch=max(1, 4_000_000 // len(labels)),
         vectorized=True,

@@ -104,9 +104,9 @@ def test_raw_samples_get_the_very_scores_of_preprocessed_ones(rung, tiny_run, tm
 
 def test_the_file_names_its_classes_task_and_origin(shipped, tiny_run):
     meta = ort.InferenceSession(str(shipped / "model.onnx")).get_modelmeta().custom_metadata_map
-    assert json.loads(meta["classes"]) == list("0123456789")
-    assert meta["task"] == "classification"
-    assert meta["made_from_sha256"] == inspect(tiny_run / "student-int8.onnx").sha256
+    assert json.loads(meta["kdbench.classes"]) == list("0123456789")
+    assert meta["kdbench.task"] == "classification"
+    assert meta["kdbench.parent_sha256"] == inspect(tiny_run / "student-int8.onnx").sha256
 
 
 def test_what_ships_can_be_evaluated_as_what_it_was_made_from(shipped, tiny_run):
@@ -121,7 +121,7 @@ def test_the_card_says_where_it_comes_from_and_how_good_it_is(shipped, tiny_run)
     from kdbench.report.table import load_rows
 
     card = (shipped / "README.md").read_text()
-    front = dict(line.split(": ", 1) for line in card.split("---\n")[1].splitlines())
+    front = dict(line.split(": ", 1) for line in card.split("---\n")[1].splitlines() if line[0] != " ")
     assert json.loads(front["license"]) == "apache-2.0"
     assert json.loads(front["pipeline_tag"]) == "image-classification"
     for rung in ("student-int8", "student-slim", "student", "teacher"):
@@ -257,7 +257,7 @@ def test_a_disk_that_fills_up_in_between_leaves_nothing(tiny_run, tmp_path, monk
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("kdbench.pipeline.bundling.model_card", full)
+    monkeypatch.setattr("kdbench.pipeline.bundling.card_of", full)
     with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
         bundle(tiny_run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

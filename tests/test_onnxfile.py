@@ -143,3 +143,12 @@ def test_portable_bytes_hold_no_path_of_the_machine(small_model):
     model.graph.value_info.add(name="h").doc_string = "/home/somebody"
     assert b"/home" in model.SerializeToString()
     assert b"/home" not in portable(model)
+
+
+def test_a_file_with_external_data_is_evaluated(tmp_path):
+    """Its optimised graph, which onnxruntime writes elsewhere, names the same data."""
+    from kdbench import parity
+
+    plain = save_mlp(tmp_path / "m.onnx")
+    onnx.save(onnx.load(plain), tmp_path / "x.onnx", save_as_external_data=True, location="x.bin", size_threshold=0)
+    assert parity(tmp_path / "x.onnx", plain).largest_difference == 0

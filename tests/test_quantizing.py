@@ -7,18 +7,22 @@ import numpy as np
 import onnx
 import pytest
 
+from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import EvalPack, load_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline import quantizing, rungs
+from kdbench.pipeline.candidates import Candidate
 from kdbench.pipeline.judged_data import pack_for
 from kdbench.pipeline.mending import _chosen
 from kdbench.pipeline.quantizing import fastest_int8, ways_of
+from kdbench.pipeline.racing import Place, raced
 from kdbench.progress import silent, unsaid
 from kdbench.quantization.sensitivity import Layer
 from kdbench.records import Quantize, parse
 from kdbench.records.base import from_json
 from kdbench.records.budget import Budget, CandidateRecord, Estimate
+from kdbench.report import doubts, flags
 from kdbench.report.budget import candidates_table
 from kdbench.stats import Interval
 from kdbench.store import RunFolder, load_artifact, sidecar, write_npz
@@ -199,6 +203,24 @@ def test_a_recipe_with_a_budget_makes_its_int8_rungs_so(sensitive, tmp_path, mon
     assert "no rung student-int8" in said[0] and not folder.onnx("student-int8").exists()
 
 
+def test_a_race_says_what_speaks_against_its_times(sensitive, tmp_path, monkeypatch):
+    """As a benchmark does: with bounds below what any machine shows, each file is noisy and has a busy neighbour."""
+    monkeypatch.setattr(doubts, "BUSY", -1.0)
+    monkeypatch.setattr(doubts, "ENOUGH_S", 0.0)
+    monkeypatch.setattr(flags, "NOISY", -1.0)
+    first, second = (
+        Subject(known_artifact(sensitive).model_copy(update={"rung": rung}), sensitive) for rung in ("fp32", "same")
+    )
+    pack = load_pack(tmp_path / "pack.npz")
+    (found,) = raced([first, second], Place("cpu", {}, budget_s=0.5), pack).values()
+    text = "\n".join(found.doubts)
+    assert re.search(r"^noisy: medians of the processes vary", text, re.MULTILINE)
+    assert re.search(r"^fp32: noisy: medians of the processes vary", text, re.MULTILINE)
+    assert re.search(r"^a busy neighbour: other processes used", text, re.MULTILINE)
+    kept = quantizing._record(Candidate("x, minmax", Quantize(), None, {}, ()), found)
+    assert kept.doubts == found.doubts
+
+
 BAD = {
     "quantize small.onnx --max-drop 0.5": "--max-drop: accuracy is judged on data: give --data",
     "quantize small.onnx --data pack.npz --max-drop=-1": "-1.0 is not in the range 0<=x<100",
@@ -292,7 +314,8 @@ def test_the_table_of_candidates_fits_a_terminal():
     drop = Estimate(value=-0.00123, low=-0.1, high=0.0789)
     candidates = tuple(
         CandidateRecord(name=f"x86-signed, percentile{number}", options={}, drop=drop, speedup=drop, int8_kernels=0.5,
-                        int8_macs=0.25, left_in_float=("a",) * number, error="refused" if number == 2 else None)
+                        int8_macs=0.25, left_in_float=("a",) * number, error="refused" if number == 2 else None,
+                        doubts=("noisy",) if number == 1 else ())
         for number in range(3)
     )  # fmt: skip
     budget = Budget(
@@ -303,6 +326,6 @@ def test_the_table_of_candidates_fits_a_terminal():
     table = candidates_table(budget)
     assert [row[6] for row in table.lines] == ["→", "", ""]
     assert table.lines[2][:4] == ("x86-signed", "percentile2", "2", "−0.1 [−10.0, 7.9]")
-    assert table.notes == ("error: refused",) and table.lines[2][7] == "¹"
+    assert table.notes == ("noisy", "error: refused") and [row[7] for row in table.lines] == ["", "¹", "²"]
     assert all(sum(len(cell) + 1 for cell in row) <= 100 for row in table.lines)
     assert json.loads(budget.to_json())["schema"] == 1

@@ -71,7 +71,7 @@ def test_the_python_blocks_run(place):
     (code,) = (block.replace("budget_s=5", "budget_s=0.1") for block in blocks("python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 2
+    assert done.stdout.count("\n") == 3
 
 
 def test_the_make_targets_exist():

@@ -1,5 +1,6 @@
 """Tables in every view and format: digits, bold, selections, escaping, and numbers against those worked out by hand."""
 
+import base64
 import csv
 import io
 import json
@@ -9,7 +10,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -33,6 +34,7 @@ from kdbench.report.text import Cell, Column, TextTable
 from kdbench.report.views import VIEWS, renumbered, tables_of
 from kdbench.stats import Interval
 from kdbench.store import load_result, save_results
+from tests import notebook
 from tests.conftest import REPOSITORY
 from tests.test_comparison import answers, compared
 from tests.test_report import MACHINE, ROUNDS, artifact, cell, evaluation, result
@@ -83,10 +85,24 @@ def test_latencies_and_rates_have_digits_by_their_interval():
 
 # --- what each format reads -------------------------------------------------------------------------------------------
 
-NASTY = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("\\{}$&#^_~%<>|\"'`*[]-=+@!,.\n\t0a "))).map(
-    lambda name: " ".join(printable(" ".join(name.split())).split())
+SIGNS_READ = "\\{}$&#^_~%<>|\"'`*[]()-=+@!?,.:;/0a "
+NAME = (
+    st.one_of(st.text(st.characters(codec="utf-8"), max_size=20), st.text(SIGNS_READ, max_size=30))
+    .map(lambda name: " ".join(printable(" ".join(name.split())).split()))
+    .filter(bool)
 )
-NAME = NASTY.filter(bool)
+
+
+def any_name(test):
+    """With names that each format would read, and with others."""
+    for name in (
+        "=cmd|' /C calc'!A0", "@SUM(1)", "-2+3", "+1", "'=1", "'", "<script>alert(1)</script>", "&lt;b&gt; &amp;",
+        "**a** _b_ __c__ ~~d~~ `e` [f](g) ![h](i) <j@k.l> $m$", "# a", "| a |", "a -- b --- c ,, d", "\\",
+        "\\end{tabular}", "{", "}%", "50 % of #1 & $2 ^3 ~4", "[1.79, 1.81]", "*",
+        '"quoted" ``and'' \'so\'', "\N{RIGHT-TO-LEFT OVERRIDE}abc",
+    ):  # fmt: skip
+        test = example(name)(test)
+    return settings(max_examples=40)(given(NAME)(test))
 
 
 def table(name, note="a note", value="x"):
@@ -113,7 +129,7 @@ def read_latex(escaped):
     return "".join(read)
 
 
-@given(NAME)
+@any_name
 def test_latex_prints_any_name_as_it_is(name):
     lines = to_latex([table(name, note=name)]).splitlines()
     (caption,) = (line for line in lines if line.startswith(r"\caption{"))
@@ -145,7 +161,7 @@ class Read(HTMLParser):
         self.texts.setdefault(self.within[-1] if self.within else "", []).append(data)
 
 
-@given(NAME)
+@any_name
 def test_html_shows_any_name_as_it_is(name):
     reader = Read()
     reader.feed(to_html([table(name, note=name, value=name)]))
@@ -160,8 +176,7 @@ def test_html_shows_any_name_as_it_is(name):
     assert reader.texts["sup"] == ["1", "1 2"]
 
 
-@settings(max_examples=60)
-@given(NAME)
+@any_name
 def test_markdown_shows_any_name_as_it_is(name):
     found = MarkdownIt("commonmark").enable("table").enable("strikethrough").parse(views_to_markdown([table(name)]))
     inline = [token for token in found if token.type == "inline"]
@@ -179,7 +194,7 @@ def test_markdown_mentions_nobody():
     assert "openvino@3.12 \\#1" in shown
 
 
-@given(NAME)
+@any_name
 def test_csv_holds_no_formula_and_any_name_comes_back(name):
     _, row = csv.reader(io.StringIO(tables_to_csv([table(name, value=name)])))
     for shown in (row[0], row[1]):
@@ -188,7 +203,7 @@ def test_csv_holds_no_formula_and_any_name_comes_back(name):
     assert row[2:] == ["1.0", "0.9", "1.1", "it", "it: a note; a note; another"]
 
 
-@given(NAME)
+@any_name
 def test_json_is_plain_data(name):
     (found,) = json.loads(tables_to_json([table(name, value=name)], "x"))["tables"]
     (row,) = found["rows"]
@@ -338,6 +353,17 @@ def test_backends_side_by_side_with_the_best_in_bold_where_intervals_separate_it
     assert not any(cell.best for row in table.rows for cell in row)
 
 
+def test_a_backend_that_failed_keeps_no_other_from_being_the_best():
+    found, raw = several()
+    failed = tuple(cell(rung, None, backend="broken", error="no device") for rung in ("teacher", "student"))
+    one, _ = tables_of(
+        [ladder(found.model_copy(update={"measurements": (*found.measurements, *failed)}), raw)], [], "backends"
+    )
+    assert one.header == ("rung", "cpu", "fast", "broken")
+    assert [[cell.best for cell in row] for row in one.rows] == [[False, False, True, False]] * 2
+    assert one.notes == ("error: no device",)
+
+
 def test_what_lies_within_the_spread_is_not_in_bold():
     found, raw = several()
     raw["latencies.3"] = raw["latencies.1"] * np.repeat([0.9, 1.1, 0.95, 1.02, 0.99], 3)
@@ -362,6 +388,14 @@ def test_a_cell_without_a_number_says_why_in_every_format():
             (tables_to_csv(tables), "crashed & burnt during 'slice'"),
         ):
             assert said in written
+
+
+def test_what_was_interrupted_or_generated_says_so_below_each_table():
+    made = ladder(*several(complete=False, inputs="generated"))
+    for view in ("ladder", "backends", "scaling"):
+        for table in tables_of([made], [], view):
+            assert "Interrupted: these are the cells that were measured." in table.legend
+            assert "Measured on generated inputs: there is no accuracy." in table.legend
 
 
 def test_machines_stand_side_by_side_and_are_never_compared():
@@ -458,7 +492,7 @@ def test_mistakes_are_named(tmp_path):
 
 def test_data_frames_are_what_the_csv_has(capsys):
     pandas = pytest.importorskip("pandas")
-    frame = kdbench.load_results(PUBLISHED, batches=[1], backends=["cpu"], baseline="student")
+    frame = kdbench.load_results(PUBLISHED, batches=[1], backends="cpu", baseline="student")
     assert tuple(frame.columns) == COLUMNS
     assert frame.speedup.dtype == frame.latency_p50_s.dtype == float
     found = rebased(ladder(*load_result(PUBLISHED)), "student")
@@ -492,3 +526,22 @@ def test_measures_of_the_command_are_those_of_the_view():
     assert list(options["measure"].choices) == list(MEASURES)
     assert list(options["view"].choices) == list(VIEWS)
     assert list(options["kind"].choices) == [*FORMATS, "terminal"]
+
+
+def test_the_notebook_shows_what_its_code_gives():
+    pytest.importorskip("pandas")
+    path = REPOSITORY / "docs" / "results.ipynb"
+    stored = notebook.code_cells(json.loads(path.read_text()))
+    found = notebook.run(path)
+    for number, (kept, now) in enumerate(zip(stored, found, strict=True), 1):
+        told = "`python -m tests.notebook docs/results.ipynb` writes its outputs again"
+        assert without_images(kept["outputs"]) == without_images(notebook.outputs(now, number)), told
+    (image,) = found[-1]["images"]
+    assert base64.b64decode(image).startswith(b"\x89PNG")
+
+
+def without_images(outputs):
+    return [
+        {**one, "data": {**one["data"], "image/png": None}} if "image/png" in one.get("data", {}) else one
+        for one in outputs
+    ]

@@ -31,6 +31,7 @@ COMMANDS = (
     "profile",
     "pack",
     "bundle",
+    "card",
     "report",
     "results",
     "backends",

@@ -8,6 +8,7 @@ import click
 
 if TYPE_CHECKING:
     from kdbench.pipeline.bundling import Shipped
+    from kdbench.pipeline.carding import Card
     from kdbench.pipeline.checking import Check
     from kdbench.pipeline.comparing import Compared
     from kdbench.pipeline.measuring import Report
@@ -114,6 +115,7 @@ def show_report(report: "Report") -> None:
 
     print_ladder(report.ladder)
     click.echo(f"\nreport   {report.report}")
+    click.echo(f"page     {report.page}")
     for path in report.plots:
         if path.suffix == ".svg":
             click.echo(f"plot     {path} and .png")
@@ -166,6 +168,20 @@ def show_bundle(shipped: "Shipped") -> None:
         f"takes {spec.dtype}; {same} on {shipped.bundled.samples} {kind} samples"
     )
     click.echo(f"try     python {shipped.folder}/predict.py SAMPLES.npy\ncard    {shipped.folder}/README.md")
+
+
+def show_card(card: "Card") -> None:
+    """The card itself, or what the folder holds that it lies in."""
+    from kdbench.report.text import size
+
+    if card.folder is None or card.carded is None:
+        click.echo(card.text, nl=False)
+        return
+    artifact, check = card.carded.artifact, card.carded.check
+    kind = "generated" if card.carded.generated else "real"
+    same = f"the same outputs on {check.samples} {kind} samples" if check else "the file as it is"
+    click.echo(f"{card.folder}: {card.rung} as {artifact.file}, {size(artifact.size_bytes)}; {same}")
+    click.echo(f"card    {card.folder}/README.md")
 
 
 def show_self_test(checks: "Sequence[SelfTest]") -> None:

@@ -1,7 +1,6 @@
 """An artifact as a folder that ships: the ONNX file, a script of a few lines that runs it, and its card."""
 
 import json
-import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,21 +11,18 @@ import jinja2
 
 from kdbench.benchmark.cells import Subject
 from kdbench.data.generated import batch_size
-from kdbench.data.pack import EvalPack, open_pack
-from kdbench.errors import UserError, pick
-from kdbench.onnxfile import known_artifact
-from kdbench.pipeline.rungs import ORDER, run_subjects
+from kdbench.data.pack import open_pack
+from kdbench.pipeline.carding import CARD, MODEL, card_of, check_license
+from kdbench.pipeline.origins import look_up, subject_of
 from kdbench.progress import unsaid
-from kdbench.records import Artifact, Recipe, TensorSpec, placeless
-from kdbench.report.card import data_lines, model_card
-from kdbench.report.table import Ladder, ladder
+from kdbench.records import TensorSpec
 from kdbench.steps.bundle import Bundled, bundle_model
-from kdbench.store import RESULTS_FILE, RunFolder, load_result, new_folder, sidecar, write_atomic
+from kdbench.store import new_folder, write_atomic
 
 BATCH = 32
 """Samples that the script answers at a time, where the model is free to."""
 
-MODEL, SCRIPT, CARD = "model.onnx", "predict.py", "README.md"
+SCRIPT = "predict.py"
 
 
 @dataclass(frozen=True)
@@ -53,30 +49,21 @@ def bundle(
     The rung is, if not given, the last of the ladder. Samples, which say what is raw, are the run's, or the `pack`'s.
     Raises UserError where `out` exists, and as `bundle_model` does; nothing is left then.
     """
-    if license is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", license):
-        raise UserError(f"--license: should be an identifier such as apache-2.0, not '{license}'")
+    check_license(license)
     source, out = Path(source), Path(out)
-    subject = _subject(source, rung)
-    recorded = sidecar(subject.model).is_file()
-    folder = RunFolder(subject.model.parent)
-    if pack is None and recorded and folder.pack.is_file():
-        pack = folder.pack
+    subject = subject_of(source, rung)
+    known = look_up(subject, license=license, say=say)
+    if pack is None and known.folder and known.folder.pack.is_file():
+        pack = known.folder.pack
     samples = open_pack(pack)
-    measured = _measured(folder, subject.artifact, say) if recorded else None
-    recipe = measured.result.recipe if measured else None
     with new_folder(out) as made:
-        bundled = bundle_model(subject.model, subject.artifact, samples, made / MODEL)
+        bundled = bundle_model(subject.model, subject.artifact, samples, made / MODEL, known.for_bundle)
         write_atomic(made / SCRIPT, script(bundled))
-        card = model_card(
-            placeless(Artifact, subject.artifact),
-            title=f"{recipe.name}: {subject.artifact.rung}" if recipe else subject.artifact.rung,
-            lineage=[placeless(Artifact, one) for one in (_ancestors(folder, subject.artifact) if recorded else ())],
-            ladder=measured,
-            license=license,
-            classes=subject.artifact.classes or (samples.classes if samples else ()),
+        card = card_of(
+            known,
+            classes=samples.classes if samples else (),
             takes=bundled.input,
             usage=_usage(bundled),
-            data=data_lines(placeless(Recipe, recipe), _evaluated(samples)) if recipe else (),
             measured_on=_same_as(bundled, subject),
         )
         write_atomic(made / CARD, card)
@@ -105,47 +92,6 @@ def script(bundled: Bundled) -> str:
         input=spec.name,
         probabilities=bundled.probabilities,
     )
-
-
-def _subject(source: Path, rung: str | None) -> Subject:
-    if not source.is_dir():
-        if rung is not None:
-            raise UserError(f"--rung: {source} is a file, --rung chooses in a run folder: leave it out")
-        return Subject(known_artifact(source), source)
-    subjects = {subject.artifact.rung: subject for subject in run_subjects(RunFolder(source))}
-    if rung is not None:
-        return pick(subjects, rung, "rung")
-    return subjects[next((name for name in reversed(ORDER) if name in subjects), list(subjects)[-1])]
-
-
-def _ancestors(folder: RunFolder, artifact: Artifact) -> list[Artifact]:
-    """What it was made from, its parent first, as far as the folder knows."""
-    known = {one.sha256: one for one in folder.artifacts().values()}
-    found: list[Artifact] = []
-    while (parent := known.get(artifact.parent_sha256 or "")) and parent not in found:
-        found.append(parent)
-        artifact = parent
-    return found
-
-
-def _measured(folder: RunFolder, artifact: Artifact, say: Callable[[str], None]) -> Ladder | None:
-    """The run's own measurement, where it is of this very file."""
-    path = folder.path / RESULTS_FILE
-    if not path.is_file():
-        return None
-    try:
-        found = ladder(*load_result(path))
-    except UserError as error:
-        say(f"no figures in the card: {error}")
-        return None
-    if any(one.sha256 == artifact.sha256 for one in found.result.artifacts):
-        return found
-    say(f"no figures in the card: {path} is of another {artifact.rung}")
-    return None
-
-
-def _evaluated(samples: EvalPack | None) -> int | None:
-    return None if samples is None or samples.x_test is None else len(samples.x_test)
 
 
 def _wrapped(text: str) -> str:
@@ -190,7 +136,7 @@ def _usage(bundled: Bundled) -> str:
             "```",
             "",
             f"`samples.npy` is what `numpy.save` writes of an array of samples{threshold}. `model.onnx` {prepared} the",
-            "class names as JSON in its metadata under `classes`.",
+            "class names as JSON in its metadata under `kdbench.classes`.",
             "",
             "| name | | what |",
             "|:---|:---|:---|",

@@ -240,6 +240,7 @@ def _record(candidate: Candidate, time: Raced | None) -> CandidateRecord:
             "speedup": None if time.speedup is None else estimate(time.speedup),
             "int8_kernels": time.int8_kernels,
             "broken_claims": time.broken_claims,
+            "doubts": time.doubts,
             "error": record.error or time.error,
         }
     )

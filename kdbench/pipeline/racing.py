@@ -1,7 +1,7 @@
 """Which of several files of one model is the fastest on a backend: timed in turns, with the proofs of each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdbench import stats
@@ -14,8 +14,11 @@ from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.evaluation import judge
 from kdbench.progress import Progress, silent
-from kdbench.records import Bench, Measurement, parse
+from kdbench.records import Bench, BenchSettings, Measurement, parse
 from kdbench.report.claims import kernels, proven
+from kdbench.report.doubts import disturbances_of, doubts_of
+from kdbench.report.flags import noisy
+from kdbench.report.rows import Row
 from kdbench.stats import Interval
 from kdbench.store import Arrays
 
@@ -44,6 +47,8 @@ class Raced:
     """Of the convolutions and matrix products that run, those in int8; None where the backend doesn't tell."""
     broken_claims: tuple[str, ...]
     error: str | None
+    doubts: tuple[str, ...] = ()
+    """What speaks against its times or those of the first, as `kdbench bench` says it: noise, drift, busy neighbours."""
 
 
 def raced(subjects: Sequence[Subject], place: Place, pack: EvalPack, progress: Progress = silent) -> dict[str, Raced]:
@@ -74,15 +79,42 @@ def raced(subjects: Sequence[Subject], place: Place, pack: EvalPack, progress: P
     by_rung = {record.rung: record for record in records}
     if by_rung[baseline.rung].error:
         raise UserError(f"{baseline.rung} on {place.backend}: {by_rung[baseline.rung].error}")
-    ratios = {
-        theirs.cell.subject.artifact.rung: stats.speedup(*common_rounds(ours, theirs), stats.STOPPED_LEVEL)
-        for ours, theirs in schedule.pairs()
-    }
-    return {
-        rung: _proven(subject, cells[0].backend, place, by_rung[rung], arrays, ratios.get(rung))
-        for subject in subjects[1:]
-        for rung in [subject.artifact.rung]
-    }
+    paired = {theirs.cell.subject.artifact.rung: common_rounds(ours, theirs) for ours, theirs in schedule.pairs()}
+    around = [said for one in disturbances_of(schedule.settings, records, arrays).values() for said in one]
+    first = [f"{baseline.rung}: {said}" for said in _doubts(by_rung[baseline.rung], arrays, schedule.settings, None)]
+    found = {}
+    for subject in subjects[1:]:
+        rung, record = subject.artifact.rung, by_rung[subject.artifact.rung]
+        pair = paired.get(rung)
+        ratio = stats.speedup(*pair, stats.STOPPED_LEVEL) if pair else None
+        own = _proven(subject, cells[0].backend, place, record, arrays, ratio)
+        doubts = (*_doubts(record, arrays, schedule.settings, pair), *first, *around)
+        found[rung] = own if record.error else replace(own, doubts=doubts)
+    return found
+
+
+def _doubts(
+    record: Measurement,
+    arrays: Arrays,
+    settings: BenchSettings,
+    pair: tuple[Sequence[float], Sequence[float]] | None,
+) -> list[str]:
+    """Of a file by itself; with the medians of the rounds that it shares with the first one, of their ratio too."""
+    if record.error is not None or record.raw is None:
+        return []
+    latencies, rounds = arrays[f"latencies.{record.raw}"], arrays[f"rounds.{record.raw}"]
+    ratio = stats.speedup(*pair, stats.STOPPED_LEVEL) if pair else None
+    row = Row(record.rung, None, record.backend, record.precision, record.batch, record.threads)
+    if pair and ratio:
+        row = replace(
+            row,
+            speedup=ratio.value,
+            speedup_low=ratio.low,
+            speedup_high=ratio.high,
+            smallest_difference=stats.smallest_difference(*pair, stats.STOPPED_LEVEL),
+        )
+    vary = noisy(record, stats.process_medians(latencies, rounds))
+    return [*filter(None, [vary]), *doubts_of(settings, row, record, stats.outliers(latencies, rounds))]
 
 
 def _proven(

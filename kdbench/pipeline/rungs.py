@@ -93,11 +93,16 @@ def compressed(
     def quantized(parent: str, rung: str) -> Callable[[Path], Artifact]:
         if options.max_drop is None and options.backend is None:
             return lambda out: quantize(folder.onnx(parent), out, pack, options, rung)
-        return lambda out: (
-            fastest_int8(
-                folder.onnx(parent), out, pack, options, budget_s=RACE_S, rung=rung, progress=progress, say=say
-            ).artifact
+        return lambda out: fastest(parent, rung, out)
+
+    def fastest(parent: str, rung: str, out: Path) -> Artifact:
+        found = fastest_int8(
+            folder.onnx(parent), out, pack, options, budget_s=RACE_S, rung=rung, progress=progress, say=say
         )
+        chosen = next(one for one in found.budget.candidates if one.name == found.budget.chosen)
+        for doubt in chosen.doubts:
+            say(f"{rung}: the race of its candidates: {doubt}")
+        return found.artifact
 
     student = PRUNED if folder.onnx(PRUNED).is_file() else "student"
     steps: list[tuple[str, str, str, Callable[[Path], Artifact]]] = [

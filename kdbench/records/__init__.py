@@ -24,6 +24,7 @@ from kdbench.records.base import (
 )
 from kdbench.records.compression import Factorise, Prune, Pruning, Quantize, Sparse, Sparsify, Spiral
 from kdbench.records.conversion import Convert
+from kdbench.records.embedded import PREFIX, Embedded, Measured, Origin, embedded_in
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
     Augment,
@@ -66,6 +67,7 @@ from kdbench.records.sealed import RESULTS_SCHEMA, Sealed, sealed
 
 __all__ = [
     "IMPORTED",
+    "PREFIX",
     "RESULTS_SCHEMA",
     "SCHEMA",
     "Artifact",
@@ -78,16 +80,19 @@ __all__ = [
     "Count",
     "Data",
     "Distill",
+    "Embedded",
     "Evaluation",
     "Factorise",
     "FactoriseSection",
     "LoadTest",
     "Loss",
     "Machine",
+    "Measured",
     "Measurement",
     "Name",
     "Network",
     "NotNegative",
+    "Origin",
     "PackedFile",
     "PackedRun",
     "Positive",
@@ -121,6 +126,7 @@ __all__ = [
     "Training",
     "Trial",
     "Versioned",
+    "embedded_in",
     "from_json",
     "parse",
     "placeless",

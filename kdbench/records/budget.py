@@ -53,6 +53,8 @@ class CandidateRecord(Record):
     speedup: Estimate | None = None
     """Against fp32 on the same backend, paired; None for one that was not timed."""
     broken_claims: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    """What speaks against the speed-up: noise, drift, busy neighbours."""
     curve: tuple[CurvePoint, ...] = ()
     """Every set of layers in float that was judged, in that order."""
     layers: tuple[LayerNoise, ...] = ()

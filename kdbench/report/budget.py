@@ -79,7 +79,7 @@ def _coverage(candidate: CandidateRecord) -> str:
 
 
 def _said(candidate: CandidateRecord) -> list[str]:
-    return [*candidate.broken_claims, *([f"error: {candidate.error}"] if candidate.error else [])]
+    return [*candidate.broken_claims, *candidate.doubts, *([f"error: {candidate.error}"] if candidate.error else [])]
 
 
 def verdict(budget: Budget) -> list[str]:

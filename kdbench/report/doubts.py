@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import stats
-from kdbench.records import Measurement, ResultFile
+from kdbench.records import BenchSettings, Measurement, ResultFile
 from kdbench.report.rows import Row
 from kdbench.report.text import seconds
 from kdbench.store import Arrays
@@ -29,18 +29,30 @@ CLOCK = 0.10
 
 def doubts(result: ResultFile, row: Row, m: Measurement, far: stats.Outliers | None) -> list[str]:
     """Of one cell, whose outliers are known if it was measured."""
-    if far is None or result.settings.precision is None:
+    return doubts_of(result.settings, row, m, far)
+
+
+def doubts_of(settings: BenchSettings, row: Row, m: Measurement, far: stats.Outliers | None) -> list[str]:
+    """The same without a result file."""
+    if far is None or settings.precision is None:
         return []
-    found = [_missed(row), _wide(row, result.settings.precision), _outliers(far), _cold(m)]
+    found = [_missed(row), _wide(row, settings.precision), _outliers(far), _cold(m)]
     return [doubt for doubt in found if doubt]
 
 
 def disturbances(result: ResultFile, arrays: Arrays) -> dict[tuple[str, int], list[str]]:
     """What struck all cells of a backend and thread count alike."""
+    return disturbances_of(result.settings, result.measurements, arrays)
+
+
+def disturbances_of(
+    settings: BenchSettings, measurements: Sequence[Measurement], arrays: Arrays
+) -> dict[tuple[str, int], list[str]]:
+    """The same without a result file."""
     found: dict[tuple[str, int], list[str]] = {}
-    for place, group in groupby(result.measurements, key=lambda m: (m.backend, m.threads)):
+    for place, group in groupby(measurements, key=lambda m: (m.backend, m.threads)):
         measured = [m for m in group if m.error is None and m.raw is not None]
-        known = measured if result.settings.precision is not None else []
+        known = measured if settings.precision is not None else []
         said = (_drift(known, arrays), _neighbour(known, arrays), _clock(known, arrays), _quota(known))
         found[place] = [disturbance for disturbance in said if disturbance]
     return found

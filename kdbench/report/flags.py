@@ -26,7 +26,7 @@ def flags(
         *broken,
         _slower(artifact, evaluation, against_parent),
         _few_processes(result, m, medians),
-        _noisy(m, medians),
+        noisy(m, medians),
     ]
     return tuple(flag for flag in found if flag)
 
@@ -79,7 +79,8 @@ def _few_processes(result: ResultFile, m: Measurement, medians: dict[int, float]
     return f"{len(medians)} of {result.settings.processes} processes measured: interrupted, bench again"
 
 
-def _noisy(m: Measurement, medians: dict[int, float]) -> str | None:
+def noisy(m: Measurement, medians: dict[int, float]) -> str | None:
+    """Of a cell whose processes differ by more than NOISY."""
     values = list(medians.values())
     if m.error is not None or len(values) < 2:
         return None

@@ -17,7 +17,7 @@ SIGNS = {
     "‘": r"\textquoteleft{}", "’": r"\textquoteright{}", "…": r"\textellipsis{}", "µ": r"\textmu{}",
     "×": r"\texttimes{}", "±": r"\textpm{}", "·": r"\textperiodcentered{}", "€": r"\texteuro{}", "°": r"\textdegree{}",
     "−": r"\ensuremath{-}", "Δ": r"\ensuremath{\Delta}", "≤": r"\ensuremath{\leq}", "≥": r"\ensuremath{\geq}",
-    "≈": r"\ensuremath{\approx}", "→": r"\ensuremath{\rightarrow}", "\N{REPLACEMENT CHARACTER}": r"\textquestiondown{}",
+    "≈": r"\ensuremath{\approx}", "Σ": r"\ensuremath{\Sigma}", "√": r"\ensuremath{\surd}", "→": r"\ensuremath{\rightarrow}", "\N{REPLACEMENT CHARACTER}": r"\textquestiondown{}",
 }  # fmt: skip
 r"""What LaTeX would read as more than the sign itself: alone, or as a `[` after `\\`."""
 

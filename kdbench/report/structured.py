@@ -24,6 +24,7 @@ def ladders_to_json(ladders: Sequence[Ladder], columns: Sequence[str] = ()) -> s
                     "result": one.result.name,
                     "date": one.result.date,
                     "complete": one.result.complete,
+                    "inputs": one.result.inputs,
                     "baseline": one.result.baseline,
                     "metric": one.metric,
                     "rows": [_fields(row, columns or COLUMNS) for row in one.rows],

@@ -50,7 +50,8 @@ def tables_of(
         return [_arranged(methods_table(comparisons), columns, sort)]
     ladders = [rebased(one, baseline) for one in results]
     if view == "ladder":
-        return [table for one in ladders for table in _ladder(one, columns, sort, brief, len(ladders) > 1)]
+        tables = [table for one in ladders for table in _ladder(one, columns, sort, brief, len(ladders) > 1)]
+        return _minded(tables, ladders)
     if view == "backends":
         pick(MEASURES, measure, "measure")
         tables = backend_tables(ladders, measure)
@@ -60,7 +61,19 @@ def tables_of(
         raise UserError(
             "nothing to show: no cell has a number for that view; --view ladder shows reasons and scenarios"
         )
-    return [_arranged(table, columns, sort) for table in tables]
+    return _minded([_arranged(table, columns, sort) for table in tables], ladders)
+
+
+def _minded(tables: Sequence[TextTable], ladders: Sequence[Ladder]) -> list[TextTable]:
+    """The tables with what has to be known of their whole files below each."""
+    several, said = len(ladders) > 1, []
+    for one in ladders:
+        name = f"{one.result.machine.name}, {one.source or one.result.name}: " if several else ""
+        if not one.result.complete:
+            said.append(f"{name}Interrupted: these are the cells that were measured.")
+        if one.result.inputs == "generated":
+            said.append(f"{name}Measured on generated inputs: there is no accuracy.")
+    return [replace(table, legend=" ".join(filter(None, (table.legend, *said)))) for table in tables]
 
 
 def _ladder(one: Ladder, columns: Sequence[str], sort: str | None, brief: bool, several: bool) -> list[TextTable]:

@@ -1,7 +1,5 @@
 """The file that ships: raw samples in, preprocessing and class names inside, the same outputs as before, and more."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +13,9 @@ from kdbench.data.generated import batch_size, generate
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.evaluation import Answers, answer, compare
-from kdbench.onnxfile import load_model, opset_of, portable
-from kdbench.records import Artifact, Preprocessing, Task, TensorSpec
+from kdbench.onnxfile import load_model, opset_of, portable, with_metadata
+from kdbench.records import Artifact, Embedded, Preprocessing, Task, TensorSpec
+from kdbench.steps.card import plain
 from kdbench.steps.slim import BATCH, SAMPLES, TOLERANCE, derived
 from kdbench.store import Arrays, save_artifact, write_atomic
 
@@ -61,15 +60,19 @@ class Bundled:
     """Whether they were made up."""
 
 
-def bundle_model(model: Path, artifact: Artifact, pack: EvalPack | None, out: Path) -> Bundled:
+def bundle_model(
+    model: Path, artifact: Artifact, pack: EvalPack | None, out: Path, known: Embedded | None = None
+) -> Bundled:
     """Writes an ONNX file that takes samples as the pack stores them, and answers as `artifact` does preprocessed; its
     record beside it.
 
     Scores [N, classes] get a softmax beside them, or a sigmoid where a sample has any number of labels, as the output
-    `probabilities`, unless they are probabilities already. Task and class names stand in the file's metadata. Raises
-    UserError for what is no classifier of one input, where an output moves by more than TOLERANCE of the largest, and
-    where fewer operators would run in int8 than before.
+    `probabilities`, unless they are probabilities already. Task and class names stand in the file's metadata, with what
+    else is `known` of the artifact. Raises UserError for what is no classifier of one input, where an output moves by
+    more than TOLERANCE of the largest, and where fewer operators would run in int8 than before.
     """
+    import onnx
+
     if len(artifact.inputs) != 1:
         names = ", ".join(spec.name for spec in artifact.inputs)
         raise UserError(f"{model}: has {len(artifact.inputs)} inputs ({names}): only a model of one can be bundled")
@@ -90,8 +93,17 @@ def bundle_model(model: Path, artifact: Artifact, pack: EvalPack | None, out: Pa
     probabilities = name if ready else _add_probabilities(whole, name, artifact.task)
     if whole.ByteSize() > MOST_BYTES:
         raise UserError(f"{model}: {whole.ByteSize()} bytes: one ONNX file holds up to 2 GiB: bundle a smaller rung")
-    facts = {"classes": json.dumps(classes, ensure_ascii=False), "task": artifact.task, "probabilities": probabilities}
-    write_atomic(out, _with_metadata(whole, facts | {"made_from_sha256": artifact.sha256, "kdbench": __version__}))
+    said = {
+        "classes": tuple(classes),
+        "task": artifact.task,
+        "preprocessing": preprocessing and Preprocessing(),
+        "probabilities": probabilities,
+        "step": "bundle",
+        "parent": artifact.rung,
+        "parent_sha256": artifact.sha256,
+    }
+    facts = (known or Embedded(version=__version__, task=artifact.task)).model_copy(update=said)
+    write_atomic(out, with_metadata(onnx.load_from_string(portable(whole)), plain(facts)))
 
     after = _answer(out, {spec.name: raw}, batch)
     check = compare([after.outputs[output] for output in before.outputs], list(before.outputs.values()), artifact.task)
@@ -211,15 +223,6 @@ def _unused(model: "onnx.ModelProto", name: str) -> str:
     while name in taken:
         name += "_"
     return name
-
-
-def _with_metadata(model: "onnx.ModelProto", facts: Mapping[str, str]) -> bytes:
-    """The file's bytes, equal for equal weights and facts."""
-    import onnx
-
-    written = onnx.load_from_string(portable(model))
-    onnx.helper.set_model_props(written, dict(sorted(facts.items())))
-    return bytes(written.SerializeToString(deterministic=True))
 
 
 def _answer(model: Path, inputs: Arrays, batch: int) -> Answers:
