@@ -311,7 +311,7 @@ def _paired_start(name: str, other: str, repeat: int, ours: Callable[[], object]
 SIMULATED: Mapping[str, tuple[Callable[[int], None], int]] = {
     "aa-simulated": (aa_simulated, 2000),
     "coverage": (coverage, 4000),
-    "reruns": (reruns, 300),
+    "reruns": (reruns, 60),
 }
 REAL: Mapping[str, tuple[Callable[[int, Sequence[Path]], None], int]] = {
     "aa": (aa, 100),
