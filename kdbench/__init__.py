@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kdbench.pipeline.spiral import spiral
     from kdbench.pipeline.starting import init
     from kdbench.proofs.profile import profile
-    from kdbench.report.table import load_results
+    from kdbench.report.frames import load_results
     from kdbench.report.verifying import results_verify
     from kdbench.steps.convert import convert
     from kdbench.steps.export import export
@@ -51,7 +51,7 @@ _HOMES = {
     "factorise": "steps.factorise",
     "fastest_int8": "pipeline.quantizing",
     "init": "pipeline.starting",
-    "load_results": "report.table",
+    "load_results": "report.frames",
     "pack": "pipeline.packing",
     "parity": "evaluation",
     "profile": "proofs.profile",

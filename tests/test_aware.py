@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from kdbench import data, load_results, quantize
+from kdbench import data, quantize
 from kdbench.data.pack import EvalPack, load_pack, save_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import answer, evaluate
@@ -18,6 +18,7 @@ from kdbench.pipeline.aware import aware as aware_rung
 from kdbench.pipeline.learning import Ground
 from kdbench.progress import silent
 from kdbench.records import Quantize, QuantizeSection, Training, parse
+from kdbench.report.table import load_rows
 from kdbench.steps import train
 from kdbench.steps.aware import at_end, check, quantize_aware, train_aware
 from kdbench.steps.export import export
@@ -348,7 +349,7 @@ def test_weights_that_pruning_has_left_at_zero_stay_there(tmp_path):
 def test_the_ladder_has_both_rungs_and_their_paired_difference(tmp_path):
     fields = FLAT | {"quantize.aware": "true", "quantize.training": "{ epochs = 1, learning_rate = 0.01 }"}
     done = kdbench("run", "digits", *overrides(fields), "--out", "run", cwd=tmp_path)
-    rows = {row.rung: row for row in load_results(tmp_path / "run")}
+    rows = {row.rung: row for row in load_rows(tmp_path / "run")}
     assert list(rows)[-2:] == ["student-int8", "student-qat-int8"]
     static, ours = rows["student-int8"], rows["student-qat-int8"]
     assert ours.parent == "student-int8"

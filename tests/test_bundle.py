@@ -118,7 +118,7 @@ def test_what_ships_can_be_evaluated_as_what_it_was_made_from(shipped, tiny_run)
 
 
 def test_the_card_says_where_it_comes_from_and_how_good_it_is(shipped, tiny_run):
-    from kdbench import load_results
+    from kdbench.report.table import load_rows
 
     card = (shipped / "README.md").read_text()
     front = dict(line.split(": ", 1) for line in card.split("---\n")[1].splitlines() if line[0] != " ")
@@ -126,7 +126,7 @@ def test_the_card_says_where_it_comes_from_and_how_good_it_is(shipped, tiny_run)
     assert json.loads(front["pipeline_tag"]) == "image-classification"
     for rung in ("student-int8", "student-slim", "student", "teacher"):
         assert inspect(tiny_run / f"{rung}.onnx").sha256 in card
-    rows = {row.rung: row for row in load_results(tiny_run)}
+    rows = {row.rung: row for row in load_rows(tiny_run)}
     (line,) = [line for line in card.splitlines() if line.startswith("| student-int8 | ") and "kB" in line]
     assert f"| {100 * rows['student-int8'].accuracy:.1f} |" in line
     assert r"\[" in line

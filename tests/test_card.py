@@ -8,11 +8,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kdbench import bundle, card, evaluate, load_results
+from kdbench import bundle, card, evaluate
 from kdbench.errors import UserError
 from kdbench.onnxfile import embedded_of, inspect, known_artifact
 from kdbench.records import Embedded, Measured, Origin, Preprocessing, embedded_in
 from kdbench.report.judged import judged
+from kdbench.report.table import load_rows
 from kdbench.stats import f1_interval, proportion
 from kdbench.store import load_artifact, load_result, save_artifact, save_results, sidecar
 from tests.conftest import kdbench, save_mlp
@@ -65,7 +66,7 @@ def test_the_file_says_what_it_is_how_good_and_where_it_comes_from(carded, tiny_
     rungs = ("student-int8", "student-slim", "student", "teacher")
     assert lineage == [(rung, inspect(tiny_run / f"{rung}.onnx").sha256) for rung in rungs]
     (metric,) = json.loads(own["kdbench.metrics"])
-    (row,) = [row for row in load_results(tiny_run) if row.rung == "student-int8"]
+    (row,) = [row for row in load_rows(tiny_run) if row.rung == "student-int8"]
     assert metric["value"] == row.accuracy
     assert metric["low"] < row.accuracy < metric["high"]
     assert (metric["samples"], metric["backend"]) == (450, "cpu")
@@ -212,7 +213,7 @@ def test_hugging_face_reads_the_front_matter(carded, tiny_run):
     assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "onnx", "image-classification")
     assert {"int8", "distillation", "quantization"} <= set(data.tags)
     (found,) = data.eval_results
-    (row,) = [row for row in load_results(tiny_run) if row.rung == "student-int8"]
+    (row,) = [row for row in load_rows(tiny_run) if row.rung == "student-int8"]
     assert isinstance(found, hub.EvalResult)
     assert (found.metric_type, found.metric_value, found.verified) == ("accuracy", row.accuracy, False)
     assert (found.task_type, found.dataset_type) == ("image-classification", "digits")
@@ -223,7 +224,7 @@ def test_hugging_face_reads_the_front_matter(carded, tiny_run):
 
 def test_the_card_has_every_number_and_flag_of_the_run(carded, tiny_run):
     text = (carded.folder / "README.md").read_text(encoding="utf-8")
-    rows = {row.rung: row for row in load_results(tiny_run)}
+    rows = {row.rung: row for row in load_rows(tiny_run)}
     row = rows["student-int8"]
     for flag in (*row.flags, *rows["teacher"].flags):
         assert f" {flag}".replace("[", r"\[").replace("]", r"\]").replace("_", r"\_") in text
@@ -253,8 +254,8 @@ def test_each_machine_has_a_table_of_its_own(carded, tiny_run, tmp_path):
     sections = re.findall(r"^### (.*), \d{4}-\d\d-\d\d$", text, re.MULTILINE)
     assert sections == [f"{first.name} ({first.fingerprint})", "a-board (0123456789ab)"]
     latencies = [line.split(" | ")[4] for line in text.splitlines() if line.startswith("| student-int8 | ")][:2]
-    slow = {row.rung: row.latency_p50_s for row in load_results(board)}["student-int8"]
-    fast = {row.rung: row.latency_p50_s for row in load_results(tiny_run)}["student-int8"]
+    slow = {row.rung: row.latency_p50_s for row in load_rows(board)}["student-int8"]
+    fast = {row.rung: row.latency_p50_s for row in load_rows(tiny_run)}["student-int8"]
     assert slow == pytest.approx(3 * fast)
     assert len(set(latencies)) == 2
     metrics = front(text)["model-index"][0]["results"][0]["metrics"]

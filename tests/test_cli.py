@@ -257,9 +257,9 @@ def test_an_unavailable_or_failing_cell_does_not_stop_the_others(tmp_path):
     save_mlp(tmp_path / "free.onnx")
     save_mlp(tmp_path / "fixed.onnx", batch=1, scale=2.0)
     kdbench("bench", "free.onnx", "fixed.onnx", "--batch", "1", "--batch", "4", "--budget", "0.5", cwd=tmp_path)
-    from kdbench import load_results
+    from kdbench.report.table import load_rows
 
-    errors = {(row.rung, row.batch): row.error for row in load_results(tmp_path / "bench")}
+    errors = {(row.rung, row.batch): row.error for row in load_rows(tmp_path / "bench")}
     assert errors[("free", 1)] is errors[("free", 4)] is errors[("fixed", 1)] is None
     assert "fixed batch of 1" in errors[("fixed", 4)]
 
@@ -320,7 +320,8 @@ def test_publish_and_report_of_published_results(tiny_run, tmp_path):
     assert done.stdout.count("\n") == 3
     kdbench("report", published, "--out", "page", cwd=tmp_path)
     assert {path.name for path in (tmp_path / "page").iterdir()} == {
-        "report.md", "report.csv", "accuracy-latency.svg", "accuracy-latency.png",
+        "report.md", "report.csv", "accuracy-latency.svg", "accuracy-latency.png", "accuracy-size.svg",
+        "accuracy-size.png", "latency-distribution.svg", "latency-distribution.png",
     }  # fmt: skip
 
 

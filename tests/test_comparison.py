@@ -68,10 +68,10 @@ def test_what_the_table_says():
     table = comparison_table(*compared(FULL))
     assert table.header == ("method", "seeds", "acc. %", "best %", "gain, points", "gap closed", "agree %")
     assert table.lines[0] == ("teacher", "1", "95.00", "–", "–", "–", "–")
-    assert table.lines[1][:4] == ("alone", "3", "85.00 ± 1.00", "86.00 ± 1.00")
+    assert table.lines[1][:4] == ("alone", "3", "85.0 ± 1.0", "86.0 ± 1.0")
     assert table.lines[2][0] == "distilled ¹"
-    assert table.lines[2][4:6] == ("+5.00 [2.52, 7.48]", "50 %")
-    assert table.lines[3][4] == "+0.00 [−4.97, 4.97]"
+    assert table.lines[2][4:6] == ("+5.0 [2.5, 7.5]", "50 %")
+    assert table.lines[3][4] == "0.0 [−5.0, 5.0]"
     assert table.notes == ("0.1 cross_entropy + 0.9 kd, temperature 4", "2 dkd, temperature 4")
     assert all(sum(map(len, row)) + 3 * len(row) <= 100 for row in (table.header, *table.lines))
 
@@ -117,7 +117,7 @@ def test_a_comparison_is_rendered_again_and_damage_to_it_is_named(tmp_path, caps
             cli(["report", *map(str, arguments)], standalone_mode=False)
         return str(caught.value)
 
-    assert "comparison.json: is rendered by itself" in said(path, "--format", "csv")
+    assert said(path, "--view", "ladder") == f"{path}: a comparison of methods: show it by itself, or by --view methods"
     assert said(tmp_path) == f"{tmp_path}: no result files in it, but a comparison: name {path}"
     whole = path.read_text()
     path.write_text(whole[:300])
@@ -142,4 +142,4 @@ def test_of_several_labels_a_sample_it_is_f1_and_without_labels_agreement():
     table = comparison_table(record, arrays)
     assert table.header[2:] == ("agree %", "best %", "gain, points", "gap closed")
     assert table.lines[0][2] == "100.00"
-    assert table.lines[2][2] == "95.00 ± 1.00"
+    assert table.lines[2][2] == "95.0 ± 1.0"

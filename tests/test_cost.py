@@ -10,7 +10,7 @@ import click
 import numpy as np
 import pytest
 
-from kdbench import load_results, pipeline
+from kdbench import pipeline
 from kdbench.backends import pick_backend
 from kdbench.backends.client import WORKER
 from kdbench.benchmark import schedule as scheduling
@@ -23,7 +23,7 @@ from kdbench.pipeline import measuring
 from kdbench.records import Bench, Process, Recipe, ReferenceCell, parse
 from kdbench.report import ladder_tables, text
 from kdbench.report.markdown import to_markdown
-from kdbench.report.table import ladder
+from kdbench.report.table import ladder, load_rows
 from kdbench.report.terminal import WIDTH, print_ladder
 from kdbench.store import load_result
 from tests.test_report import ROUNDS, arrays, artifact, cell, evaluation, result
@@ -131,8 +131,13 @@ def test_another_batch_or_size_has_a_reference_of_its_own(other):
 def test_the_reference_has_a_column_of_its_own():
     shown = [ladder_tables.ladder_tables(on_two_backends(), brief=brief) for brief in (False, True)]
     full, brief = ([dict(zip(t.header, row, strict=True)) for t in tables for row in t.lines] for tables in shown)
-    assert [row["× teacher@cpu"] for row in full] == ["1", "2× [2, 2]", "10.0× [10.0, 10.0]", "20.0× [20.0, 20.0]"]
-    assert [row["× ref."] for row in brief] == ["1", "2×", "10.0×", "20.0×"]
+    assert [row["× teacher@cpu"] for row in full] == [
+        "1",
+        "2.000× [2.000, 2.000]",
+        "10.00× [10.00, 10.00]",
+        "20.00× [20.00, 20.00]",
+    ]
+    assert [row["× ref."] for row in brief] == ["1", "2.000×", "10.00×", "20.00×"]
     assert "p99" in full[0]
     assert "p99" not in brief[0]
     assert to_markdown([on_two_backends()]).count("not in turns") == 1
@@ -212,7 +217,7 @@ def test_another_price_or_reference_makes_the_tables_again_and_measures_nothing(
     assert "at €0.08 an hour" in priced.report.read_text()
     assert "× small@cpu" in priced.report.read_text()
     assert priced.ladder.rows[0].latency_p50_s == first.ladder.rows[0].latency_p50_s
-    (row,) = load_results(tmp_path / "out")
+    (row,) = load_rows(tmp_path / "out")
     assert row.cost_per_million == priced.ladder.rows[0].cost_per_million > 0
     assert load_result(priced.results)[0].recipe.bench.currency == "€"
     assert again().ladder.rows == first.ladder.rows

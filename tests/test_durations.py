@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from kdbench import data, load_results
+from kdbench import data
 from kdbench.records import Data
 from kdbench.report import ladder_tables
 from kdbench.report.markdown import to_markdown
 from kdbench.report.operators import slimming_lines
-from kdbench.report.table import ladder
+from kdbench.report.table import ladder, load_rows
 from kdbench.report.terminal import WIDTH, print_ladder
 from kdbench.steps import train
 from kdbench.store import RunFolder, load_recipe
@@ -96,7 +96,7 @@ def test_parts_add_up_and_are_replaced(tmp_path):
 
 def test_every_rung_of_a_run_says_what_it_took(tiny_run):
     known = json.loads((tiny_run / "durations.json").read_text())
-    rows = load_results(tiny_run)
+    rows = load_rows(tiny_run)
     for row in rows:
         assert row.made_in_s == pytest.approx(sum(known[row.rung].values()))
         assert row.made_in_s > 0
@@ -135,8 +135,8 @@ def test_tables_show_what_rungs_cost_and_gained_beside_their_parents():
         assert column["took"] == ["12 min", "4 s", "–"]
         assert column["parent"] == ["–", "teacher", "student-low-rank-of-many"]
         assert column["Δ to parent"][0] == "–"
-        assert column["Δ to parent"][1].startswith("−25.0 [")
-        assert column["Δ to parent"][2].startswith("0.0 [")
+        assert column["Δ to parent"][1].startswith("−25 [")
+        assert column["Δ to parent"][2].startswith("0 [")
         assert column["McNemar p" if "McNemar p" in column else "p"] == ["–", "1", "1"]
 
     printed = io.StringIO()

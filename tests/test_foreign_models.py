@@ -5,9 +5,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kdbench import UserError, evaluate, load_results, parity, quantize, slim
+from kdbench import UserError, evaluate, parity, quantize, slim
 from kdbench.onnxfile import inspect
 from kdbench.pipeline import bench
+from kdbench.report.table import load_rows
 from kdbench.store import write_npz
 from tests.conftest import save_mlp
 
@@ -156,7 +157,7 @@ def test_int8_that_does_not_fuse_is_flagged_without_data_too(tmp_path):
     ]
     path = save(tmp_path / "half.onnx", nodes, [("x", FLOAT, ["n", 4])], [("y", FLOAT, ["n", 3])], weights)
     bench([path], out=tmp_path / "bench", budget_s=0.1)
-    (row,) = load_results(tmp_path / "bench")
+    (row,) = load_rows(tmp_path / "bench")
     assert row.precision == "int8"
     assert any("int8 did not fuse: 1 of 1" in flag for flag in row.flags)
 
@@ -188,7 +189,7 @@ def test_a_complete_result_survives_an_interrupted_repetition(tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         bench([model], out=tmp_path / "bench", budget_s=0.1)
     assert (tmp_path / "bench" / "results.json").read_bytes() == before
-    (row,) = load_results(tmp_path / "bench" / "results.partial.json")
+    (row,) = load_rows(tmp_path / "bench" / "results.partial.json")
     assert "2 of 5 processes measured: interrupted, bench again" in row.flags
 
 

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from kdbench import bench, load_results, store
+from kdbench import bench, store
 from kdbench.errors import UserError
 from kdbench.pipeline import measuring
+from kdbench.report.table import load_rows
 from kdbench.store import save_results
 from tests.conftest import save_mlp
 from tests.test_report import MACHINE, arrays, result
@@ -57,7 +58,7 @@ def test_rounds_that_were_written_before_are_kept_and_named(tmp_path, measured):
     )
     assert len(left) == 2
     assert PARTIAL in left
-    (row,) = load_results(tmp_path / "out" / PARTIAL)
+    (row,) = load_rows(tmp_path / "out" / PARTIAL)
     assert row.latency_p50_s > 0
     assert row.rounds == 1
 
@@ -79,7 +80,7 @@ def test_results_without_room_for_a_report_are_whole(tmp_path, measured, monkeyp
     assert f"the measurement is whole: 'kdbench report {tmp_path / 'out' / WHOLE}' shows it" in said
     assert WHOLE in left
     assert not any(name.startswith(("report", ".kdbench")) for name in left)
-    assert load_results(tmp_path / "out")[0].rounds == 5
+    assert load_rows(tmp_path / "out")[0].rounds == 5
 
 
 def test_raw_values_whose_record_has_no_room_do_not_stay(tmp_path, monkeypatch):
@@ -96,4 +97,4 @@ def test_raw_values_whose_record_has_no_room_do_not_stay(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="No space left"):
             save_results(tmp_path / WHOLE, result(), values)
         assert sorted(tmp_path.iterdir()) == before
-    assert load_results(tmp_path)[1].speedup == pytest.approx(2)
+    assert load_rows(tmp_path)[1].speedup == pytest.approx(2)

@@ -18,8 +18,8 @@ from kdbench.data.preprocess import apply
 from kdbench.models import build
 from kdbench.pipeline.choosing import FAMILIES, parameters, student, training
 from kdbench.pipeline.looking import OWN, best_order, normalisations, same
-from kdbench.pipeline.writing import toml
 from kdbench.records import Data, Preprocessing
+from kdbench.records.writing import toml
 from kdbench.store import load_recipe
 from kdbench.teachers import prepare
 from tests.conftest import save_mlp

@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
-from kdbench import archive, load_results, pack, pipeline
+from kdbench import archive, pack, pipeline
 from kdbench.cli import main
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
 from kdbench.pipeline.packing import unpacked
 from kdbench.pipeline.rungs import LADDER, run_subjects
 from kdbench.records import sealed
+from kdbench.report.table import load_rows
 from kdbench.store import RunFolder, load_result, save_artifact
 from tests.conftest import REPOSITORY, kdbench, save_mlp
 from tests.packs import rewritten
@@ -77,16 +78,16 @@ def test_a_machine_without_torch_measures_a_packed_run_and_its_results_come_home
     assert result.inputs_sha256 == at_home.inputs_sha256
     assert result.recipe.bench.batches == (2,)
     assert result.recipe.model_copy(update={"bench": at_home.recipe.bench}) == at_home.recipe
-    assert load_results(back) == load_results(tmp_path / "there")
-    accuracies = {row.rung: row.accuracy for row in load_results(tiny_run)}
-    assert [(row.rung, row.accuracy) for row in load_results(back)] == [
+    assert load_rows(back) == load_rows(tmp_path / "there")
+    accuracies = {row.rung: row.accuracy for row in load_rows(tiny_run)}
+    assert [(row.rung, row.accuracy) for row in load_rows(back)] == [
         (rung, accuracies[rung]) for rung in ("teacher", "student-int8")
     ]
 
     shutil.copy(back, tmp_path / "mail.results.zip")
     done = kdbench("results", "add", "mail.results.zip", cwd=tmp_path)
     published = tmp_path / done.stdout.strip()
-    assert load_results(published) == load_results(back)
+    assert load_rows(published) == load_rows(back)
     assert published.parent.name == result.machine.name
 
 

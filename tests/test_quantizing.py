@@ -351,7 +351,7 @@ def test_the_table_of_candidates_fits_a_terminal():
     )  # fmt: skip
     table = candidates_table(budget)
     assert [row[6] for row in table.lines] == ["→", "", ""]
-    assert table.lines[2][:4] == ("x86-signed", "percentile2", "2", "−0.12 [−10.00, 7.89]")
+    assert table.lines[2][:4] == ("x86-signed", "percentile2", "2", "−0.1 [−10.0, 7.9]")
     assert table.notes == ("noisy", "error: refused") and [row[7] for row in table.lines] == ["", "¹", "²"]
     assert all(sum(len(cell) + 1 for cell in row) <= 100 for row in table.lines)
     assert json.loads(budget.to_json())["schema"] == 1

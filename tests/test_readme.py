@@ -9,10 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from kdbench import load_results
 from kdbench.pipeline.rungs import LADDER
 from kdbench.report.plots import plots_of, save_plots
-from kdbench.report.table import load_ladders
+from kdbench.report.table import load_ladders, load_rows
 from kdbench.store import RESULTS, load_result
 from tests.conftest import REPOSITORY, kdbench, overrides
 
@@ -60,7 +59,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits(place):
-    return {(row.rung, row.backend, row.batch): row for row in load_results(place / "runs" / "digits")}
+    return {(row.rung, row.backend, row.batch): row for row in load_rows(place / "runs" / "digits")}
 
 
 def test_the_console_blocks_run(place):
@@ -72,7 +71,7 @@ def test_the_python_blocks_run(place):
     (code,) = (block.replace("budget_s=5", "budget_s=0.1") for block in blocks("python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 2
+    assert done.stdout.count("\n") == 3
 
 
 def test_the_make_targets_exist():
@@ -89,9 +88,10 @@ def test_the_digits_ladder_is_printed_and_fits_the_terminal(place):
     printed = (place / "printed.txt").read_text()
     for rung in LADDER:
         assert rung in printed
-    for name in ("report.md", "accuracy-latency.svg", "accuracy-latency.png", "results.json"):
+    for name in ("report.md", "accuracy-latency.svg", "training-curves.svg", "results.json"):
         assert (place / "runs" / "digits" / name).is_file()
         assert f"runs/digits/{name}" in printed
+    assert (place / "runs" / "digits" / "accuracy-latency.png").is_file()
     assert max(map(len, printed.splitlines())) <= 100
 
 
@@ -130,7 +130,16 @@ def test_an_unavailable_backend_gives_its_reason(digits, place):
 
 def test_generated_documents_are_current(monkeypatch):
     done = subprocess.run(
-        [sys.executable, "-m", "cogapp", "--check", "README.md", "docs/cli.md", "docs/results-format.md", "results/README.md"],
+        [
+            sys.executable,
+            "-m",
+            "cogapp",
+            "--check",
+            "README.md",
+            "docs/cli.md",
+            "docs/results-format.md",
+            "results/README.md",
+        ],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

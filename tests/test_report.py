@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from kdbench import load_results
 from kdbench.errors import UserError
 from kdbench.records import (
     Artifact,
@@ -23,10 +22,10 @@ from kdbench.report import ladder_tables, text
 from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
 from kdbench.report.plots import plots_of, save_plots
+from kdbench.report.plots.sensitivity import labelled
 from kdbench.report.plots.style import sign
 from kdbench.report.rows import COLUMNS
-from kdbench.report.sensitivity_plot import labelled
-from kdbench.report.table import ladder
+from kdbench.report.table import ladder, load_rows
 from kdbench.report.terminal import print_table
 from kdbench.store import save_results
 
@@ -37,7 +36,8 @@ SPEC = (
     "f1_micro_diff_low, f1_micro_diff_high, rounds, smallest_difference, outlier_share, node_share, time_share, "
     "int8_share, fused_share, rms_error, ran_as, threads_used, broken_claims, dims, cost_per_million, "
     "reference_speedup, reference_speedup_low, reference_speedup_high, start_s, steady_memory_bytes, "
-    "device_memory_bytes, energy_j, optimize_s, parent_diff, parent_diff_low, parent_diff_high, made_in_s"
+    "device_memory_bytes, energy_j, optimize_s, parent_diff, parent_diff_low, parent_diff_high, made_in_s, "
+    "machine, result"
 )
 MACHINE = Machine(
     name="here", cpu="A|B <CPU>", features=("avx2",), cores_physical=1, cores_logical=2, governor=None,
@@ -116,7 +116,7 @@ def test_a_ratio_that_covers_one_reads_no_difference():
     noisy = ladder(result(), arrays(speed=1.02, noise=0.09)).rows[1]
     assert text.ratio(noisy.ratio).startswith("no difference [")
     assert text.ratio(noisy.ratio, brief=True) == "no difference"
-    assert text.ratio(ladder(result(), arrays()).rows[1].ratio) == "2× [2, 2]"
+    assert text.ratio(ladder(result(), arrays()).rows[1].ratio) == "2.000× [2.000, 2.000]"
 
 
 def test_error_cells_have_a_reason_and_no_numbers():
@@ -195,8 +195,8 @@ def test_a_rung_trained_in_int8_says_how_good_it_is_beside_the_static_one():
     _, static, trained = ladder(made, known).rows
     assert (static.parent_diff, trained.parent_diff) == (-0.25, 0.5)
     assert not any("trained in int8" in flag for flag in static.flags)
-    low, high = (f"{100 * end:.1f}".replace("-", "−") for end in (trained.parent_diff_low, trained.parent_diff_high))
-    said = f"trained in int8: +50.0 [{low}, {high}] points against static, which was not, McNemar's p 0.5"
+    low, high = (f"{100 * end:.0f}".replace("-", "−") for end in (trained.parent_diff_low, trained.parent_diff_high))
+    said = f"trained in int8: +50 [{low}, {high}] points against static, which was not, McNemar's p 0.5"
     assert trained.flags[0] == said
 
 
@@ -244,9 +244,9 @@ def test_numbers_as_people_read_them(function, value, shown):
 def test_two_files_keep_their_rungs_apart(tmp_path):
     for number in (1, 2):
         save_results(tmp_path / f"{number}.json", result(), arrays())
-    rungs = [row.rung for row in load_results(tmp_path)]
+    rungs = [row.rung for row in load_rows(tmp_path)]
     assert rungs == ["here/1/teacher", "here/1/student", "here/2/teacher", "here/2/student"]
-    assert [row.rung for row in load_results(tmp_path / "1.json")] == ["teacher", "student"]
+    assert [row.rung for row in load_rows(tmp_path / "1.json")] == ["teacher", "student"]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_result_files_that_cannot_be_read_are_named(tmp_path, change, message):
     save_results(path, result(), arrays())
     path.write_text(change(path.read_text()))
     with pytest.raises(UserError) as error:
-        load_results(path)
+        load_rows(path)
     assert str(error.value).startswith(f"{path}: ")
     assert message in str(error.value)
 
@@ -290,7 +290,7 @@ def test_labels_of_points_that_lie_on_each_other_are_left_out():
 
 
 def test_infinite_and_missing_values_never_reach_the_csv(tiny_run):
-    for row in load_results(tiny_run):
+    for row in load_rows(tiny_run):
         for name in COLUMNS:
             value = getattr(row, name)
             assert not isinstance(value, float) or math.isfinite(value)

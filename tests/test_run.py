@@ -12,11 +12,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from kdbench import UserError, load_results
+from kdbench import UserError
 from kdbench.onnxfile import inspect
 from kdbench.pipeline.rungs import LADDER
 from kdbench.records import Artifact as ArtifactRecord
 from kdbench.records import from_json
+from kdbench.report.table import load_rows
 from kdbench.store import find_results, load_result
 from tests.conftest import REPOSITORY, TINY, Call, called, kdbench, overrides
 
@@ -49,7 +50,7 @@ def test_every_rung_has_file_record_and_parent(tiny_run):
 
 
 def test_the_table_has_a_row_for_every_cell(tiny_run):
-    rows = load_results(tiny_run)
+    rows = load_rows(tiny_run)
     assert [row.rung for row in rows] == list(LADDER)
     for row in rows:
         assert row.error is None
@@ -62,7 +63,7 @@ def test_accuracy_is_what_onnxruntime_says_on_the_pack(tiny_run):
     from kdbench.data.pack import load_pack
 
     pack = load_pack(tiny_run / "pack.npz")
-    for row in load_results(tiny_run):
+    for row in load_rows(tiny_run):
         session = ort.InferenceSession(tiny_run / f"{row.rung}.onnx", providers=["CPUExecutionProvider"])
         x = pack.test_inputs(inspect(tiny_run / f"{row.rung}.onnx").inputs)["input"]
         assert row.accuracy == np.mean(session.run(None, {"input": x})[0].argmax(1) == pack.y_test)
@@ -73,7 +74,7 @@ def test_int8_files_hold_int8_weights_and_stay_close(tiny_run):
     kinds = {tensor.data_type for tensor in model.graph.initializer if np.prod(tensor.dims) > 30}
     assert onnx.TensorProto.INT8 in kinds
     assert onnx.TensorProto.FLOAT not in kinds
-    accuracies = {row.rung: row.accuracy for row in load_results(tiny_run)}
+    accuracies = {row.rung: row.accuracy for row in load_rows(tiny_run)}
     assert abs(accuracies["student-int8"] - accuracies["student"]) < 0.05
 
 

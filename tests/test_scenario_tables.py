@@ -103,7 +103,7 @@ def test_sizes_stand_in_title_and_csv():
     (table,) = scenario_tables(made)
     assert table.title == "single stream: cpu, 1 thread, height=8 width=4, against teacher"
     assert made.scenarios[1].speedup == pytest.approx(4.0)
-    assert to_csv(made.scenarios, COLUMNS).splitlines()[2].endswith(",height=8 width=4,")
+    assert to_csv(made.scenarios, COLUMNS).splitlines()[2].endswith(",height=8 width=4,,here,made")
 
 
 def test_a_table_that_took_longer_than_its_part_of_the_budget_says_so():
@@ -151,7 +151,7 @@ def test_scenarios_have_files_of_their_own(tmp_path):
     header, line = (tmp_path / "scenarios.csv").read_text().splitlines()
     assert header == (
         "rung,parent,backend,precision,scenario,batch,threads,sessions,bound_s,score,latency_s,rate_per_s,speedup,"
-        "speedup_low,speedup_high,queries,processes,flags,error,dims,spent_s"
+        "speedup_low,speedup_high,queries,processes,flags,error,dims,spent_s,machine,result"
     )
     assert line.startswith("teacher,,cpu,fp32,server,1,1,1,0.01,0.75,")
     assert to_csv(made.scenarios, COLUMNS).splitlines()[1] == line

@@ -5,10 +5,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from kdbench import evaluate, load_results, parity, quantize, slim
+from kdbench import evaluate, parity, quantize, slim
 from kdbench.evaluation import answer
 from kdbench.onnxfile import inspect
 from kdbench.records import Quantize
+from kdbench.report.table import load_rows
 from tests.conftest import kdbench
 
 
@@ -53,7 +54,7 @@ def test_mnist_has_a_fixed_batch(mnist, tmp_path):
     assert done.returncode == 2
     assert "fixed batch of 1: use --batch 1" in done.stderr
     kdbench("bench", mnist, "--batch", "1", "--batch", "32", "--budget", "0.5", "--out", "bench", cwd=tmp_path)
-    errors = {row.batch: row.error for row in load_results(tmp_path / "bench")}
+    errors = {row.batch: row.error for row in load_rows(tmp_path / "bench")}
     assert errors[1] is None
     assert "fixed batch of 1" in errors[32]
 
@@ -79,6 +80,6 @@ def test_magika_keeps_its_answers_through_slimming_and_int8(magika, shared_data,
 
 def test_magika_is_measured_on_generated_inputs(magika, tmp_path):
     kdbench("bench", magika, "--budget", "0.5", "--out", "bench", cwd=tmp_path)
-    (row,) = load_results(tmp_path / "bench")
+    (row,) = load_rows(tmp_path / "bench")
     assert row.latency_p50_s > 0
     assert row.accuracy is None

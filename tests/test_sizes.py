@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from kdbench import bench, load_results
+from kdbench import bench
 from kdbench.benchmark.cells import Subject, inputs, plan
 from kdbench.cli import main
 from kdbench.data.pack import EvalPack
@@ -21,7 +21,7 @@ from kdbench.pipeline import measuring
 from kdbench.records import Bench
 from kdbench.report.ladder_tables import details_table, ladder_tables
 from kdbench.report.markdown import to_markdown
-from kdbench.report.table import ladder
+from kdbench.report.table import ladder, load_rows
 from tests.conftest import save_mlp
 from tests.test_report import MACHINE, arrays, cell, result
 from tests.test_schedule import settings
@@ -132,7 +132,7 @@ def test_a_sweep_from_inputs_to_csv(tmp_path, monkeypatch):
     assert [(row.dims, row.error) for row in report.ladder.rows] == [(sizes, None) for sizes in shown]
     with report.csv.open() as file:
         assert [line["dims"] for line in csv.DictReader(file)] == shown
-    assert [row.dims for row in load_results(tmp_path / "out")] == shown
+    assert [row.dims for row in load_rows(tmp_path / "out")] == shown
     assert [m.dims for m in report.ladder.result.measurements] == [{"height": n, "width": n} for n in (4, 8)]
 
 

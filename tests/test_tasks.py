@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from kdbench import UserError, data, evaluate, load_results, parity, quantize
+from kdbench import UserError, data, evaluate, parity, quantize
 from kdbench.data.dataset import Dataset
 from kdbench.data.pack import load_pack, save_pack
 from kdbench.evaluation import F1, compare, threshold
@@ -19,7 +19,7 @@ from kdbench.pipeline import rungs
 from kdbench.records import Preprocessing, Recipe, recipe_from_toml
 from kdbench.report.ladder_tables import details_table, ladder_tables
 from kdbench.report.markdown import to_markdown
-from kdbench.report.table import ladder, load_ladders
+from kdbench.report.table import ladder, load_ladders, load_rows
 from kdbench.report.terminal import print_ladder
 from kdbench.steps import teach, train
 from kdbench.store import RunFolder, load_recipe, load_result
@@ -189,7 +189,7 @@ def test_predictions_of_the_ladder_are_what_the_weights_say(walked):
 def test_agreement_is_the_share_of_samples_with_all_labels_alike(walked):
     result, raw = load_result(walked / "run" / "results.json")
     numbers = {e.rung: e.raw for e in result.evaluations}
-    for row in load_results(walked / "run"):
+    for row in load_rows(walked / "run"):
         theirs, ours = (raw[f"predictions.{numbers[rung]}"] for rung in ("teacher", row.rung))
         alike = [(a == b).all() for a, b in zip(ours, theirs, strict=True)]
         assert row.agreement == (None if row.rung == "teacher" else np.mean(alike))
@@ -214,7 +214,7 @@ def test_tables_and_plot_say_that_they_show_f1(walked, tmp_path):
 
 def test_evaluate_prints_f1(walked):
     said = kdbench("evaluate", "run/student.onnx", "run/pack.npz", "--against", "run/teacher.onnx", cwd=walked).stdout
-    (row,) = [row for row in load_results(walked / "run") if row.rung == "student"]
+    (row,) = [row for row in load_rows(walked / "run") if row.rung == "student"]
     assert f"F1         micro {100 * row.f1_micro:.2f} %, macro {100 * row.f1_macro:.2f} %  (5 labels of 200" in said
     assert f"same answer in {100 * row.agreement:.2f} %" in said
     found = evaluate(walked / "run" / "student.onnx", walked / "run" / "pack.npz")

@@ -8,43 +8,87 @@ from kdbench.cli import options
 from kdbench.errors import UserError
 
 
-@click.command(short_help="Render results as Markdown or CSV.")
+@click.command(short_help="Render results as tables: Markdown, CSV, JSON, LaTeX, HTML.")
 @click.argument("paths", type=options.FILE, nargs=-1, required=True, metavar="RUN_DIR | RESULTS...")
-@click.option("--format", "kind", type=click.Choice(["md", "csv"]), default="md", show_default=True)
-@click.option("--out", type=options.FILE, metavar="DIR", help="Write report.md, report.csv and the plot there instead.")
-def report(paths: tuple[Path, ...], kind: str, out: Path | None) -> None:
-    """Render result files, or all below the given folders, as Markdown or CSV.
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["md", "csv", "json", "latex", "html", "terminal"]),
+    default="md",
+    show_default=True,
+)
+@click.option(
+    "--view",
+    type=click.Choice(["ladder", "backends", "methods", "scaling"]),
+    help="Rungs with all that they cost; rungs by backends; methods by pairs; batch and threads.  "
+    "[default: ladder; methods for comparisons]",
+)
+@click.option(
+    "--measure",
+    type=click.Choice(["latency", "throughput", "speed-up", "accuracy"]),
+    default="latency",
+    show_default=True,
+    help="What --view backends shows.",
+)
+@click.option("--columns", metavar="A,B,...", default="", help="These columns alone, by their names in the CSV.")
+@click.option("--sort", metavar="COLUMN", help="Rows by a column; -COLUMN for the largest first.")
+@click.option("--baseline", metavar="RUNG", help="Differences and ratios against another rung of the same file.")
+@click.option("--rung", "rungs", multiple=True, metavar="RUNG", help="This rung alone; may be given again.")
+@click.option("--backend", "backends", multiple=True, metavar="BACKEND", help="This backend alone; likewise.")
+@click.option("--batch", "batches", multiple=True, type=int, metavar="N", help="This batch alone; likewise.")
+@click.option("--threads", multiple=True, type=int, metavar="N", help="This thread count alone; likewise.")
+@click.option("--out", type=options.FILE, metavar="DIR", help="Write report.md, report.csv and plots there instead.")
+def report(
+    paths: tuple[Path, ...],
+    kind: str,
+    view: str | None,
+    measure: str,
+    columns: str,
+    sort: str | None,
+    baseline: str | None,
+    rungs: tuple[str, ...],
+    backends: tuple[str, ...],
+    batches: tuple[int, ...],
+    threads: tuple[int, ...],
+    out: Path | None,
+) -> None:
+    """Render result files, or all below the given folders, as tables.
 
     A result file is a results.json with its .npz, or the one file that was brought back from another machine.
+    Statistics are computed from the raw values each time; ratios are formed within a file only.
 
-    Statistics are computed from the raw values each time. The CSV has one row a cell; with several files a rung's
-    name is led by machine and file. Scenarios have other columns: a CSV of their own in DIR, the only one where all is
-    scenarios. A comparison.json, as `kdbench distill --seeds` writes it, is rendered by itself.
+    The CSV has one row a cell; with several files a rung's name is led by machine and file. Scenarios have other
+    columns: a CSV of their own in DIR, the only one where all is scenarios. LaTeX needs the packages booktabs and
+    threeparttable. Numbers that are not what they should be keep their footnotes in every format.
 
     \b
     kdbench report runs/digits
+    kdbench report runs/digits --columns rung,size_bytes,latency_p50_s,energy_j --sort -size_bytes
+    kdbench report runs/digits --baseline student --batch 1 --format latex > ladder.tex
+    kdbench report runs/digits --view backends --measure speed-up
+    kdbench report threads --view scaling --format terminal
+    kdbench report runs/cifar10-resnet8 runs/cifar10-resnet20 --view methods
     kdbench report results --format csv > all.csv
     kdbench report runs/digits --out report
     """
-    from kdbench import store
-    from kdbench.report.comma import to_csv
-    from kdbench.report.markdown import comparison_to_markdown, to_markdown
-    from kdbench.report.table import load_ladders, load_results
+    from kdbench.report.rendering import Asked, find, rendered
+    from kdbench.report.selection import Selection
+    from kdbench.report.table import rows_of
 
-    if any(path.name == store.COMPARISON_FILE for path in paths):
-        if len(paths) > 1 or kind != "md" or out is not None:
-            raise UserError(f"{store.COMPARISON_FILE}: is rendered by itself, as Markdown: leave everything else out")
-        click.echo(comparison_to_markdown(*store.load_comparison(paths[0])), nl=False)
-    elif out is not None:
+    names = tuple(name.strip() for name in columns.split(",") if name.strip())
+    found = find(paths, Asked(view, names, sort, baseline, measure, Selection(rungs, backends, batches, threads)))
+    if out is not None:
         from kdbench.report.files import save_report
+        from kdbench.store import RunFolder
 
-        for path in save_report(load_ladders(paths), load_results(*paths), out):
+        if found.view != "ladder" or kind != "md" or names:
+            raise UserError("--out: writes the ladder's whole report: leave out --view, --format and --columns")
+        run = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
+        for path in save_report(found.ladders, rows_of(found.ladders), out, run):
             click.echo(path)
-    elif kind == "csv":
-        from kdbench.report.files import load_rows
-        from kdbench.report.scenarios import COLUMNS
+    elif kind == "terminal":
+        from kdbench.report.terminal import print_found
 
-        rows, loads = load_results(*paths), load_rows(load_ladders(paths))
-        click.echo(to_csv(rows) if rows or not loads else to_csv(loads, COLUMNS), nl=False)
+        print_found(found)
     else:
-        click.echo(to_markdown(load_ladders(paths)), nl=False)
+        click.echo(rendered(found, kind), nl=False)

@@ -116,7 +116,8 @@ def show_report(report: "Report") -> None:
     print_ladder(report.ladder)
     click.echo(f"\nreport   {report.report}")
     for path in report.plots:
-        click.echo(f"plot     {path}")
+        if path.suffix == ".svg":
+            click.echo(f"plot     {path} and .png")
     click.echo(f"table    {report.csv}")
     click.echo(f"results  {report.results}")
     if report.published:

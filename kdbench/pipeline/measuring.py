@@ -28,6 +28,7 @@ from kdbench.store import (
     PARTIAL_FILE,
     RESULTS_FILE,
     Arrays,
+    RunFolder,
     prepare_folder,
     remove_results,
     save_results,
@@ -194,7 +195,7 @@ def _read_again(path: Path, found: ResultFile, arrays: Arrays, wanted: ResultFil
 
 
 def _report(path: Path, result: ResultFile, arrays: Arrays) -> Report:
-    """Writes report, CSV and plot beside the results."""
+    """Writes report, CSV and plots beside the results."""
     table = ladder(result, arrays)
-    report, *plots, csv = save_report([table], table.rows, path.parent)
+    report, *plots, csv = save_report([table], table.rows, path.parent, RunFolder(path.parent))
     return Report(table, path, report, csv, tuple(plots))

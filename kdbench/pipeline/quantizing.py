@@ -30,7 +30,8 @@ from kdbench.quantization.static import check_options, prepare, tensors_to_calib
 from kdbench.quantization.targets import candidates, targeted
 from kdbench.records import Artifact, Preprocessing, Quantize
 from kdbench.records.budget import Budget, CandidateRecord
-from kdbench.report.sensitivity_plot import save_sensitivity_plot
+from kdbench.report.plots import save_plots
+from kdbench.report.plots.sensitivity import RECORD, plots
 from kdbench.steps.quantize import float_artifact
 from kdbench.steps.slim import derived, slimmed_graph
 from kdbench.store import output_file, save_artifact, write_atomic
@@ -40,9 +41,6 @@ POINT = 0.01
 
 POOR = 0.5
 """Below this accuracy on samples of the training set it is asked whether the model sees what it was trained on."""
-
-RECORD = ".budget.json"
-"""How the name of a budget's file ends."""
 
 FP32 = "fp32"
 
@@ -274,5 +272,5 @@ def _saved(
     artifact = artifact.model_copy(update={"metrics": artifact.metrics | drop})
     record = out.with_name(out.stem + RECORD)
     write_atomic(record, budget.to_json())
-    plots = save_sensitivity_plot(budget, out.with_name(f"{out.stem}-budget"))
-    return Quantized(save_artifact(out.parent, artifact), out, budget, record, tuple(plots))
+    drawn = save_plots(plots(budget, f"{out.stem}-budget"), out.parent)
+    return Quantized(save_artifact(out.parent, artifact), out, budget, record, tuple(drawn))

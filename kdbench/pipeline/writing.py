@@ -1,14 +1,13 @@
 """A recipe as TOML with comments, from its template."""
 
-import json
-import re
 import textwrap
 from collections.abc import Mapping
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import jinja2
+
+from kdbench.records.writing import toml
 
 
 def written(plain: Mapping[str, Any], words: Mapping[str, Any], student_said: str, expected: list[str]) -> str:
@@ -24,19 +23,3 @@ def written(plain: Mapping[str, Any], words: Mapping[str, Any], student_said: st
 def _comment(text: str) -> str:
     """Text as lines of comment."""
     return textwrap.fill(text, 120, initial_indent="# ", subsequent_indent="#   ", break_long_words=False)
-
-
-def toml(value: Any) -> str:
-    """Plain data as TOML in one line."""
-    if isinstance(value, Mapping):
-        inner = ", ".join(f"{_key(key)} = {toml(part)}" for key, part in value.items())
-        return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(toml, value))}]"
-    if isinstance(value, str | Path):
-        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value)
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml(name)

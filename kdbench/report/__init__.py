@@ -1,1 +1,2 @@
-"""Reports: result files → a table model (`table`) → Markdown, CSV, the terminal, a plot; one writer a file."""
+"""Reports: result files → rows → a table model, in several views → Markdown, CSV, JSON, LaTeX, HTML, the terminal,
+plots; one writer a file."""

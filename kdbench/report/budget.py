@@ -1,7 +1,18 @@
 """The story of a search for an int8 file under a budget of accuracy, as a table of at most 100 columns."""
 
 from kdbench.records.budget import Budget, CandidateRecord, Estimate
-from kdbench.report.text import Cell, Column, Shown, TextTable, name_cell, number_cell, percent, table_of, three_digits
+from kdbench.report.text import (
+    Cell,
+    Column,
+    Shown,
+    TextTable,
+    name_cell,
+    number_cell,
+    numbers,
+    percent,
+    points,
+    table_of,
+)
 
 CHOSEN = "→"
 SHOWN = 5
@@ -49,21 +60,15 @@ def _fp32(budget: Budget) -> str:
 
 
 def _drop(drop: Estimate | None) -> str:
-    if drop is None:
-        return "–"
-    return f"{_points(drop.value)} [{_points(drop.low)}, {_points(drop.high)}]"
-
-
-def _points(share: float) -> str:
-    text = f"{100 * share:.2f}".replace("-", "−")
-    return "0.00" if text == "−0.00" else text
+    return points(drop, plus=False)
 
 
 def _ratio(candidate: CandidateRecord) -> str:
     found = candidate.speedup
     if found is None:
         return "not timed"
-    return f"{three_digits(found.value)}× [{three_digits(found.low)}, {three_digits(found.high)}]"
+    value, low, high = numbers(found)
+    return f"{value}× [{low}, {high}]"
 
 
 def _coverage(candidate: CandidateRecord) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 
 from kdbench.progress import duration
 from kdbench.records import Artifact, Embedded, Measured, Preprocessing, Recipe, TensorSpec, placeless
+from kdbench.report.again import again
+from kdbench.report.circumstances import JUDGED
 from kdbench.report.front_matter import METRICS, front_matter
 from kdbench.report.ladder_tables import ladder_tables
-from kdbench.report.markdown import JUDGED, again, template_environment
+from kdbench.report.markdown import template_environment
 from kdbench.report.scenario_tables import scenario_tables
 from kdbench.report.table import Ladder
 from kdbench.report.text import (

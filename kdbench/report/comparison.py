@@ -1,6 +1,6 @@
 """The comparison of methods: one row a method, over all of its seeds, computed from raw predictions on reading."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,19 @@ from numpy.typing import NDArray
 from kdbench import stats
 from kdbench.errors import UserError
 from kdbench.records import Comparison, Distill, Schedule, Trial
-from kdbench.report.text import DASH, Cell, Column, Shown, TextTable, number_cell, table_of
+from kdbench.report.text import (
+    DASH,
+    Cell,
+    Column,
+    Shown,
+    TextTable,
+    decimals,
+    fixed,
+    interval_cell,
+    number_cell,
+    points,
+    table_of,
+)
 from kdbench.stats import Interval
 from kdbench.store import Arrays
 
@@ -53,9 +65,7 @@ def method_rows(comparison: Comparison, arrays: Arrays) -> list[MethodRow]:
     """The teacher, and each method in the order of the trials."""
     labels = arrays.get("labels")
     last, best = (_by_method(comparison.trials, kept) for kept in ("last", "best"))
-    # Teachers of a part of the classes are not among the trials.
-    teacher = next((method for method in last if method.startswith(TEACHER)), None)
-    expected = arrays[f"predictions.{last[teacher][0].raw}"] if teacher else None
+    teacher, expected = _teacher(last, arrays)
 
     def scores(trials: Sequence[Trial]) -> list[float]:
         return [_score(arrays[f"predictions.{trial.raw}"], labels, expected) for trial in trials]
@@ -87,12 +97,34 @@ def method_rows(comparison: Comparison, arrays: Arrays) -> list[MethodRow]:
     return rows
 
 
+def _teacher(last: Mapping[str, Sequence[Trial]], arrays: Arrays) -> tuple[str | None, NDArray[Any] | None]:
+    """The teacher that counts, and its answers; teachers of a part of the classes are not among the trials."""
+    teacher = next((method for method in last if method.startswith(TEACHER)), None)
+    return teacher, arrays[f"predictions.{last[teacher][0].raw}"] if teacher else None
+
+
+def scores_of(comparison: Comparison, arrays: Arrays) -> dict[str, dict[int, float]]:
+    """The score of each method after the last epoch, by seed."""
+    last = _by_method(comparison.trials, "last")
+    _, expected = _teacher(last, arrays)
+    labels = arrays.get("labels")
+    return {
+        method: {trial.seed: _score(arrays[f"predictions.{trial.raw}"], labels, expected) for trial in trials}
+        for method, trials in last.items()
+    }
+
+
+def score_name(arrays: Arrays) -> str:
+    """The heading of a comparison's scores."""
+    labels = arrays.get("labels")
+    return "agree %" if labels is None else "acc. %" if labels.ndim == 1 else "F1 µ %"
+
+
 def comparison_table(comparison: Comparison, arrays: Arrays) -> TextTable:
     """Percent and points, mean ± standard deviation over seeds; footnotes say what each method's losses are."""
     rows = method_rows(comparison, arrays)
     labels = arrays.get("labels")
-    score = "agree %" if labels is None else "acc. %" if labels.ndim == 1 else "F1 µ %"
-    losses = {row.method: _losses(comparison, row.method) for row in rows}
+    losses = {row.method: losses_of(comparison, row.method) for row in rows}
     notes = {row.method: number for number, row in enumerate((row for row in rows if losses[row.method]), 1)}
 
     def method(row: MethodRow) -> Cell:
@@ -101,14 +133,14 @@ def comparison_table(comparison: Comparison, arrays: Arrays) -> TextTable:
     shown: list[Shown[MethodRow]] = [
         Shown(Column("method", "method", left=True), method),
         Shown(Column("seeds", "seeds"), lambda row: number_cell(row.last.n, str)),
-        Shown(Column(score, "score"), lambda row: _spread(row.last)),
-        Shown(Column("best %", "best"), lambda row: _spread(row.best)),
-        Shown(Column("F1 macro %", "f1_macro"), lambda row: _spread(row.f1_macro)),
-        Shown(Column("gain, points", "gain"), _gain),
+        Shown(Column(score_name(arrays), "score"), lambda row: spread_cell(row.last)),
+        Shown(Column("best %", "best"), lambda row: spread_cell(row.best)),
+        Shown(Column("F1 macro %", "f1_macro"), lambda row: spread_cell(row.f1_macro)),
+        Shown(Column("gain, points", "gain"), gain_cell),
         Shown(Column("gap closed", "gap_closed"), lambda row: number_cell(row.gap_closed, _share)),
     ]
     if labels is not None:
-        shown.append(Shown(Column("agree %", "agreement"), lambda row: _spread(row.agreement)))
+        shown.append(Shown(Column("agree %", "agreement"), lambda row: spread_cell(row.agreement)))
     shown = [
         one
         for one in shown
@@ -140,28 +172,30 @@ def _mean(values: Sequence[float]) -> Mean:
     return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
 
 
-def _spread(mean: Mean | None) -> Cell:
-    """`92.31 ± 0.12`, in percent."""
+def spread_cell(mean: Mean | None) -> Cell:
+    """`92.31 ± 0.12`, in percent, with as many digits as the deviation supports."""
     if mean is None:
         return Cell(DASH)
-    return Cell(f"{100 * mean.value:.2f}" + ("" if mean.std is None else f" ± {100 * mean.std:.2f}"), mean.value)
+    if mean.std is None:
+        return Cell(f"{100 * mean.value:.2f}", mean.value)
+    places = decimals(100 * mean.std, 100 * mean.value)
+    return Cell(f"{fixed(100 * mean.value, places)} ± {fixed(100 * mean.std, places)}", mean.value)
 
 
-def _gain(row: MethodRow) -> Cell:
+def gain_cell(row: MethodRow) -> Cell:
     """`+0.52 [−0.10, 1.14]`, without an interval for one seed."""
     if row.gain is None:
         return Cell(DASH)
-    interval = row.gain_interval
-    limits = f" [{100 * interval.low:.2f}, {100 * interval.high:.2f}]" if interval else ""
-    text = f"{100 * row.gain:+.2f}{limits}".replace("-", "−")
-    return Cell(text, row.gain, interval.low if interval else None, interval.high if interval else None)
+    if row.gain_interval is None:
+        return Cell(fixed(100 * row.gain, 2, plus=True), row.gain)
+    return interval_cell(row.gain_interval, points)
 
 
 def _share(value: float) -> str:
     return f"{100 * value:.0f} %".replace("-", "−")
 
 
-def _losses(comparison: Comparison, method: str) -> str | None:
+def losses_of(comparison: Comparison, method: str) -> str | None:
     """A method's losses as a sum: `0.1 cross_entropy + 0.9 kd, temperature 4`."""
     recipe = comparison.recipe
     distill = recipe.distill if method == DISTILLED else recipe.methods.get(method)

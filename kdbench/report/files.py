@@ -1,28 +1,33 @@
 """A report as files: Markdown, CSV and plots in one folder."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from kdbench.report.comma import to_csv
 from kdbench.report.markdown import to_markdown
-from kdbench.report.plots import plots_of, save_plots
+from kdbench.report.plots import Plot, plots_of, remove_other_plots, save_plots
 from kdbench.report.rows import Row
-from kdbench.report.scenarios import COLUMNS, ScenarioRow
-from kdbench.report.table import Ladder
-from kdbench.store import prepare_folder, write_atomic
+from kdbench.report.scenarios import COLUMNS
+from kdbench.report.table import Ladder, scenario_rows_of
+from kdbench.store import RunFolder, prepare_folder, write_atomic
 
 
-def save_report(ladders: Sequence[Ladder], rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Writes `report.md`, `report.csv` and a plot for each ladder whose answers are judged; the paths, report first.
+def save_report(
+    ladders: Sequence[Ladder], rows: Sequence[Row], folder: Path, run: RunFolder | None = None
+) -> list[Path]:
+    """Writes `report.md`, `report.csv` and the plots of the ladders and of the run folder; the paths, report first.
 
     Scenarios have a `scenarios.csv` of their own; of the two, the one without rows is left out.
     """
     prepare_folder(folder)
-    plots = save_plots(plots_of(ladders), folder)
+    plots = plots_of(ladders, run)
+    drawn = save_plots(plots, folder)
+    remove_other_plots(folder, plots)
     report, csv, load_csv = folder / "report.md", folder / "report.csv", folder / "scenarios.csv"
-    write_atomic(report, to_markdown(ladders, [_plot_of(plots, number) for number in range(1, len(ladders) + 1)]))
-    loads = load_rows(ladders)
+    write_atomic(report, to_markdown(ladders, [_images(plots, number) for number in range(1, len(ladders) + 1)]))
+    loads = scenario_rows_of(ladders)
     tables = {load_csv: to_csv(loads, COLUMNS)} if loads else {}
     if rows or not loads:
         tables[csv] = to_csv(rows)
@@ -31,19 +36,14 @@ def save_report(ladders: Sequence[Ladder], rows: Sequence[Row], folder: Path) ->
             write_atomic(path, tables[path])
         else:
             path.unlink(missing_ok=True)  # of an earlier measurement
-    return [report, *plots, *tables]
+    return [report, *drawn, *tables]
 
 
-def _plot_of(plots: Sequence[Path], number: int) -> str | None:
-    """The file name of the plot of a ladder, by its number from 1."""
-    wanted = f"accuracy-latency{f'-{number}' if number > 1 else ''}.svg"
-    return next((path.name for path in plots if path.name == wanted), None)
-
-
-def load_rows(ladders: Sequence[Ladder]) -> list[ScenarioRow]:
-    """The scenarios of all ladders; with several of them, a rung's name is led by machine and ladder."""
+def _images(plots: Sequence[Plot], number: int) -> list[tuple[str, str]]:
+    """Address and text of those of a ladder, by its number from 1; with the first those of the run folder."""
     return [
-        replace(row, rung=f"{ladder.result.machine.name}/{ladder.result.name}/{row.rung}") if len(ladders) > 1 else row
-        for ladder in ladders
-        for row in ladder.scenarios
+        (quote(f"{plot.name}.svg"), plot.alt)
+        for plot in plots
+        for found in [re.search(r"-(\d+)$", plot.name)]
+        if int(found[1] if found else 1) == number
     ]

@@ -1,47 +1,27 @@
 """The ladder as tables: what each rung costs and gains, and where it comes from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 
-from kdbench.progress import duration
-from kdbench.records import BenchSettings, ReferenceCell
+from kdbench.records import BenchSettings
 from kdbench.report.claims import proofs_in
+from kdbench.report.columns import fields_of
 from kdbench.report.rows import Metric, Row, place
 from kdbench.report.table import Ladder
-from kdbench.report.text import (
-    Cell,
-    Column,
-    Shown,
-    TextTable,
-    count,
-    interval_cell,
-    joules,
-    money,
-    name_cell,
-    number_cell,
-    percent,
-    points,
-    ratio,
-    seconds,
-    size,
-    table_of,
-)
-from kdbench.stats import Interval
-
-RUNG: Shown[Row] = Shown(Column("rung", "rung", left=True), lambda row: name_cell(row.rung))
-PARENT: Shown[Row] = Shown(Column("parent", "parent", left=True), lambda row: name_cell(row.parent))
+from kdbench.report.text import Column, Shown, TextTable, money, number_cell, percent, table_of
 
 
-def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
+def ladder_tables(ladder: Ladder, brief: bool = False, columns: Sequence[str] = ()) -> list[TextTable]:
     """One table for each backend, thread count, batch and sizes; backends without any number are left to `unmeasured`.
 
     Differences are in points; they and speed-ups are against the baseline, with 95 % intervals. A brief table leaves
-    out those of “no difference”, and what a price and a reference take the place of.
+    out those of “no difference”, and what a price and a reference take the place of. `columns` are fields of a row, in
+    the place of the usual ones.
     """
-    tables, more = [], _legends(ladder, brief)
-    shown = _columns(ladder, brief)
-    if brief:
-        shown = [one for one in shown if one.column.name not in _left_out(ladder.result.settings)]
+    tables, known = [], fields_of(ladder, brief)
+    names = [name for name in columns if name != "flags"] or _columns(ladder, brief)
+    shown, more = [known[name] for name in names], _legends(ladder, brief, names)
     for (backend, threads, batch, dims), group in groupby(ladder.rows, key=place):
         rows = list(group)
         if all(row.error for row in rows):
@@ -49,9 +29,16 @@ def ladder_tables(ladder: Ladder, brief: bool = False) -> list[TextTable]:
         where = f"{backend}, {threads} thread{'s' if threads > 1 else ''}, batch {batch}{f', {dims}' if dims else ''}"
         title = f"{where}, against {ladder.result.baseline}"
         legend = " ".join(filter(None, (LEGENDS[ladder.metric].format(baseline=ladder.result.baseline), *more)))
-        tables.append(table_of(title, shown, rows, said_of, legend))
+        common = shared(threads, batch, dims, backend)
+        tables.append(replace(table_of(title, shown, rows, said_of, legend), common=common))
         more = []  # said once, below the first table
     return tables
+
+
+def shared(threads: int, batch: int, dims: str, backend: str | None = None) -> tuple[tuple[str, str], ...]:
+    """What a table of such cells says in its title, by the keys of the columns that would say it."""
+    found = {"backend": backend, "threads": str(threads), "batch": str(batch), "dims": dims}
+    return tuple((key, value) for key, value in found.items() if value)
 
 
 def said_of(row: Row) -> tuple[str, ...]:
@@ -74,152 +61,82 @@ LEGENDS: dict[Metric, str] = {
 
 def _left_out(settings: BenchSettings) -> list[str]:
     """Of a brief table: what a price and a reference take the place of."""
-    return ["per s"] * (settings.price_per_h is not None) + ["p99"] * (settings.reference is not None)
+    return ["throughput_per_s"] * (settings.price_per_h is not None) + ["latency_p99_s"] * (
+        settings.reference is not None
+    )
 
 
-def _legends(ladder: Ladder, brief: bool) -> list[str]:
+def _legends(ladder: Ladder, brief: bool, names: Sequence[str]) -> list[str]:
     """What price and reference mean, where there are any."""
     settings, found = ladder.result.settings, []
-    if settings.price_per_h is not None:
+    if settings.price_per_h is not None and "cost_per_million" in names:
         price = money(settings.price_per_h, settings.currency)
         found.append(f"per 1M: what a million inferences cost at {price} an hour, one batch after the other.")
-    if settings.reference:
+    if settings.reference and "reference_speedup" in names:
         threads, no_difference = settings.reference.threads, ", ≈ 1× where the interval covers 1" if brief else ""
+        heading = "× ref." if brief else f"× {settings.reference.label}"
         found.append(
-            f"{_reference_heading(settings.reference, brief)}: how many times faster than {settings.reference.label} "
+            f"{heading}: how many times faster than {settings.reference.label} "
             f"with {threads} thread{'s' if threads > 1 else ''} in the same batch, paired by round{no_difference}; "
             "cells of different backends or thread counts were measured one after the other, not in turns."
         )
     return found
 
 
-def _reference_heading(reference: ReferenceCell, brief: bool) -> str:
-    return "× ref." if brief else f"× {reference.label}"
+JUDGED_BY: dict[Metric, tuple[str, ...]] = {
+    "accuracy": ("accuracy", "accuracy_diff"),
+    "f1": ("f1_micro", "f1_macro", "f1_micro_diff"),
+    "agreement": ("agreement",),
+}
 
 
-def _columns(ladder: Ladder, brief: bool) -> list[Shown[Row]]:
-    """Headings, and what stands below them."""
-    metric: dict[Metric, list[Shown[Row]]] = {
-        "accuracy": [
-            Shown(Column("acc. %", "accuracy"), lambda row: number_cell(row.accuracy, hundredths)),
-            Shown(Column("Δ points", "accuracy_diff"), lambda row: interval_cell(row.difference, points)),
-        ],
-        "f1": [
-            Shown(Column("F1 µ %", "f1_micro"), lambda row: number_cell(row.f1_micro, hundredths)),
-            Shown(Column("F1 macro %", "f1_macro"), lambda row: number_cell(row.f1_macro, hundredths)),
-            Shown(Column("Δ µ points", "f1_micro_diff"), lambda row: interval_cell(row.difference, points)),
-        ],
-        "agreement": [Shown(Column("agree %", "agreement"), lambda row: number_cell(row.agreement, hundredths))],
-    }
-    settings, baseline = ladder.result.settings, ladder.result.baseline
-    cost: list[Shown[Row]] = []
-    if settings.price_per_h is not None:
-        column, currency = Column("per 1M", "cost_per_million"), settings.currency
-        cost = [Shown(column, lambda row: number_cell(row.cost_per_million, lambda value: money(value, currency)))]
-    referred: list[Shown[Row]] = []
-    if reference := settings.reference:
-        column = Column(_reference_heading(reference, brief), "reference_speedup")
-        referred = [Shown(column, lambda row: _referred(row, reference, brief))]
-    return [
-        RUNG,
-        *metric[ladder.metric],
-        Shown(Column("size", "size_bytes"), lambda row: number_cell(row.size_bytes, size)),
-        Shown(Column("p50", "latency_p50_s"), lambda row: number_cell(row.latency_p50_s, seconds)),
-        Shown(Column("p99", "latency_p99_s"), lambda row: number_cell(row.latency_p99_s, seconds)),
-        Shown(Column("per s", "throughput_per_s"), lambda row: number_cell(row.throughput_per_s, count)),
-        *cost,
-        Shown(Column("speed-up", "speedup"), lambda row: _speedup(row, baseline, brief)),
-        *referred,
-    ]
+def _columns(ladder: Ladder, brief: bool) -> list[str]:
+    settings = ladder.result.settings
+    names = ["rung", *JUDGED_BY[ladder.metric], "size_bytes", "latency_p50_s", "latency_p99_s", "throughput_per_s"]
+    names += ["cost_per_million"] * (settings.price_per_h is not None)
+    names += ["speedup", *(["reference_speedup"] if settings.reference else [])]
+    return [name for name in names if not brief or name not in _left_out(settings)]
 
 
-def _speedup(row: Row, baseline: str, brief: bool) -> Cell:
-    if row.rung == baseline:
-        return Cell("1", 1.0)
-    return interval_cell(row.ratio, lambda found: ratio(found, brief))
-
-
-def _referred(row: Row, reference: ReferenceCell, brief: bool) -> Cell:
-    """A brief one without its interval, as `≈ 1×` where that covers 1."""
-    if (row.rung, row.backend, row.threads) == (reference.rung, reference.backend, reference.threads):
-        return Cell("1", 1.0)
-
-    def show(found: Interval) -> str:
-        text = ratio(found, brief)
-        return "≈ 1×" if brief and text == "no difference" else text.partition(" [")[0] if brief else text
-
-    return interval_cell(row.reference_ratio, show)
-
-
-def hundredths(share: float | None) -> str:
-    """A share under a heading that says `%`."""
-    return percent(share).removesuffix(" %")
-
-
-_COSTS: tuple[tuple[Shown[Row], str | None], ...] = (
-    (Shown(Column("cold start", "cold_start_s"), lambda row: number_cell(row.cold_start_s, seconds)), "start_s"),
-    (Shown(Column("load", "load_s"), lambda row: number_cell(row.load_s, seconds)), None),
-    (Shown(Column("optimize", "optimize_s"), lambda row: number_cell(row.optimize_s, seconds)), "optimize_s"),
-    (Shown(Column("first run", "first_run_s"), lambda row: number_cell(row.first_run_s, seconds)), None),
-    (Shown(Column("peak memory", "peak_memory_bytes"), lambda row: number_cell(row.peak_memory_bytes, size)), None),
-    (
-        Shown(Column("steady memory", "steady_memory_bytes"), lambda row: number_cell(row.steady_memory_bytes, size)),
-        "steady_memory_bytes",
-    ),
-    (
-        Shown(Column("device memory", "device_memory_bytes"), lambda row: number_cell(row.device_memory_bytes, size)),
-        "device_memory_bytes",
-    ),
-    (Shown(Column("energy", "energy_j"), lambda row: number_cell(row.energy_j, joules)), "energy_j"),
+_COSTS = (
+    ("cold_start_s", "start_s"),
+    ("load_s", None),
+    ("optimize_s", "optimize_s"),
+    ("first_run_s", None),
+    ("peak_memory_bytes", None),
+    ("steady_memory_bytes", "steady_memory_bytes"),
+    ("device_memory_bytes", "device_memory_bytes"),
+    ("energy_j", "energy_j"),
 )
 """What a process costs, and the field without which a column is left out."""
 
-_PROCESSES: tuple[Shown[Row], ...] = (
-    Shown(Column("processes", "rounds"), lambda row: number_cell(row.rounds, str)),
-    Shown(Column("outliers", "outlier_share"), lambda row: number_cell(row.outlier_share, percent)),
-    Shown(Column("could have found", "smallest_difference"), lambda row: number_cell(row.smallest_difference, percent)),
-)
-
-_PROOFS: tuple[Shown[Row], ...] = (
-    Shown(Column("nodes on provider", "node_share"), lambda row: number_cell(row.node_share, percent)),
-    Shown(Column("time on provider", "time_share"), lambda row: number_cell(row.time_share, percent)),
-    Shown(Column("in int8", "int8_share"), lambda row: number_cell(row.int8_share, percent)),
-    Shown(Column("nodes fused", "fused_share"), lambda row: number_cell(row.fused_share, percent)),
-    Shown(Column("error to fp32", "rms_error"), lambda row: number_cell(row.rms_error, "{:.1e}".format)),
-    Shown(Column("ran as", "ran_as"), lambda row: name_cell(row.ran_as)),
-)
+_PROCESSES = ("rounds", "outlier_share", "smallest_difference")
+_PROOFS = ("node_share", "time_share", "int8_share", "fused_share", "rms_error", "ran_as")
 
 
 def details_table(ladder: Ladder) -> TextTable:
     """What doesn't change from batch to batch, and what a process costs before it is warm."""
+    known = fields_of(ladder)
     agreement = Column("all labels agree" if ladder.metric == "f1" else "agreement", "agreement")
-    shown: list[Shown[Row]] = [
-        RUNG,
-        PARENT,
-        Shown(Column("backend", "backend", left=True), lambda row: name_cell(row.backend)),
-        Shown(Column("batch", "batch"), lambda row: number_cell(row.batch, str)),
-        *([Shown(Column("sizes", "dims"), lambda row: name_cell(row.dims))] if _any(ladder, "dims") else []),
-        Shown(Column("parameters", "parameters"), lambda row: number_cell(row.parameters, count)),
-        Shown(Column("MACs", "macs"), lambda row: number_cell(row.macs, count)),
+    sizes = ("dims",) if any(row.dims for row in ladder.rows) else ()
+    shown = [
+        *(known[name] for name in ("rung", "parent", "backend", "batch", *sizes, "parameters", "macs")),
         Shown(agreement, lambda row: number_cell(row.agreement, percent)),
         *_tested(ladder, "McNemar p"),
         *_from_parent(ladder),
-        *(one for one, told in _COSTS if told is None or any(getattr(row, told) is not None for row in ladder.rows)),
+        *(known[name] for name, told in _COSTS if told is None or _told(ladder, told)),
     ]
     if ladder.result.settings.precision is not None:
-        shown += _PROCESSES
+        shown += [known[name] for name in _PROCESSES]
     if any(proofs_in(evaluation) for evaluation in ladder.result.evaluations):
-        shown += _PROOFS
-    if any(row.threads_used is not None for row in ladder.rows):
-        used: Shown[Row] = Shown(
-            Column("threads used", "threads_used"), lambda row: number_cell(row.threads_used, "{:.2f}".format)
-        )
-        shown.append(used)
+        shown += [known[name] for name in _PROOFS]
+    if _told(ladder, "threads_used"):
+        shown.append(known["threads_used"])
     return table_of("Details", shown, [row for row in ladder.rows if not row.error])
 
 
-def _any(ladder: Ladder, field: str) -> bool:
-    return any(getattr(row, field) for row in ladder.rows)
+def _told(ladder: Ladder, field: str) -> bool:
+    return any(getattr(row, field) is not None for row in ladder.rows)
 
 
 def _tested(ladder: Ladder, name: str) -> list[Shown[Row]]:
@@ -237,13 +154,7 @@ def _tested(ladder: Ladder, name: str) -> list[Shown[Row]]:
 
 def _from_parent(ladder: Ladder) -> list[Shown[Row]]:
     """What each rung cost and gained beside the one that it was made of, where any of them tells."""
-    shown: list[Shown[Row]] = []
-    if any(row.parent_difference for row in ladder.rows):
-        column = Column("Δ to parent", "parent_diff")
-        shown.append(Shown(column, lambda row: interval_cell(row.parent_difference, points)))
-    if any(row.made_in_s is not None for row in ladder.rows):
-        shown.append(Shown(Column("took", "made_in_s"), lambda row: number_cell(row.made_in_s, duration)))
-    return shown
+    return [fields_of(ladder)[name] for name in ("parent_diff", "made_in_s") if _told(ladder, name)]
 
 
 def rungs_table(ladder: Ladder) -> TextTable | None:
@@ -252,12 +163,11 @@ def rungs_table(ladder: Ladder) -> TextTable | None:
     rows = list({row.rung: row for row in reversed(ladder.rows)}.values())[::-1]
     if not {row.parent for row in rows} & {row.rung for row in rows}:
         return None
-    shown: list[Shown[Row]] = [
-        RUNG,
-        PARENT,
-        Shown(Column("params", "parameters"), lambda row: number_cell(row.parameters, count)),
-        Shown(Column("MACs", "macs"), lambda row: number_cell(row.macs, count)),
-        Shown(Column("agree %", "agreement"), lambda row: number_cell(row.agreement, hundredths)),
+    known = fields_of(ladder)
+    shown = [
+        *(known[name] for name in ("rung", "parent")),
+        replace(known["parameters"], column=Column("params", "parameters")),
+        *(known[name] for name in ("macs", "agreement")),
         *_tested(ladder, "p"),
         *_from_parent(ladder),
     ]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from kdbench.data.sizes import written
 from kdbench.records import Comparison, Machine, Measurement, ResultFile, ScenarioMeasurement
-from kdbench.report.markdown import again
+from kdbench.report.again import again
 from kdbench.report.rows import Row
 from kdbench.report.scenarios import ScenarioRow
 from kdbench.report.table import Ladder, ladder

@@ -93,6 +93,9 @@ class Row:
     parent_diff_high: float | None = None
     made_in_s: float | None = None
     """What making the rung took, but not what it was made of."""
+    machine: str = ""
+    """Its name, and that of the result."""
+    result: str = ""
 
     @property
     def cold_start_s(self) -> float | None:

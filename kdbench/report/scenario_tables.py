@@ -1,38 +1,24 @@
 """Scenarios as tables of text, shared by every writer."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from kdbench.progress import duration
-from kdbench.report.ladder_tables import hundredths
+from kdbench.report.columns import scenario_fields
+from kdbench.report.ladder_tables import shared
 from kdbench.report.rows import Metric
 from kdbench.report.scenarios import ScenarioRow, load_of
 from kdbench.report.table import Ladder
-from kdbench.report.text import (
-    Cell,
-    Column,
-    Shown,
-    TextTable,
-    count,
-    interval_cell,
-    name_cell,
-    number_cell,
-    ratio,
-    seconds,
-    table_of,
-)
+from kdbench.report.text import Column, TextTable, seconds, table_of
 
 SCORES: dict[Metric, str] = {"accuracy": "acc. %", "f1": "F1 µ %", "agreement": "agree %"}
 
-RATE: Shown[ScenarioRow] = Shown(Column("per s", "rate_per_s"), lambda row: number_cell(row.rate_per_s, count))
-P90, P99 = (
-    Shown[ScenarioRow](Column(name, "latency_s"), lambda row: number_cell(row.latency_s, seconds))
-    for name in ("p90", "p99")
-)
-COLUMNS: dict[str, list[Shown[ScenarioRow]]] = {
-    "single_stream": [P90],
-    "multi_stream": [P99],
-    "server": [RATE, P99],
-    "offline": [RATE],
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "single_stream": (Column("p90", "latency_s"),),
+    "multi_stream": (Column("p99", "latency_s"),),
+    "server": (Column("per s", "rate_per_s"), Column("p99", "latency_s")),
+    "offline": (Column("per s", "rate_per_s"),),
 }
 
 LEGENDS = {
@@ -51,24 +37,29 @@ MORE = 1.2
 SHORT = " By MLPerf's loadgen, in shorter runs than MLPerf's rules ask for: no MLPerf submission."
 
 
-def scenario_tables(ladder: Ladder) -> list[TextTable]:
+def scenario_tables(ladder: Ladder, columns: Sequence[str] = ()) -> list[TextTable]:
     """A table for each scenario, backend, thread count, batch, sizes and number of sessions.
 
-    Those of which no cell has a number, all for the same reason, are left to `unmeasured_loads`.
+    Those of which no cell has a number, all for the same reason, are left to `unmeasured_loads`. `columns` are fields
+    of a row, in the place of the usual ones.
     """
-    tables, groups = [], _groups(ladder)
+    tables, groups, known = [], _groups(ladder), scenario_fields(ladder.result.baseline)
     part_s = ladder.result.settings.budget_s / max(1, len(groups))
     for rows in groups:
         if _reason(rows):
             continue
         first = rows[0]
-        columns: list[Shown[ScenarioRow]] = [
-            Shown(Column("rung", "rung", left=True), lambda row: name_cell(row.rung)),
-            Shown(Column(SCORES[ladder.metric], "score"), lambda row: number_cell(row.score, hundredths)),
+        usual = [
+            known["rung"].column,
+            Column(SCORES[ladder.metric], "score"),
             *COLUMNS[first.scenario],
-            Shown(Column("speed-up", "speedup"), lambda row: _speedup(row, ladder.result.baseline)),
+            known["speedup"].column,
         ]
-        tables.append(table_of(_title(first, ladder.result.baseline), columns, rows, _said, _legend(rows, part_s)))
+        wanted = [known[name].column for name in columns if name != "flags"] or usual
+        shown = [replace(known[column.key], column=column) for column in wanted]
+        table = table_of(_title(first, ladder.result.baseline), shown, rows, _said, _legend(rows, part_s))
+        common = shared(first.threads, first.batch, first.dims, first.backend)
+        tables.append(replace(table, common=(*common, ("scenario", first.scenario.replace("_", " ")))))
     return tables
 
 
@@ -104,10 +95,6 @@ def _legend(rows: list[ScenarioRow], part_s: float) -> str:
         part, spent = duration(part_s), duration(spent_s)
         text += f" The runs took {spent}, their part of the budget was {part}: fewer queries would tell nothing."
     return text.format(queries=queries, bound=seconds(rows[0].bound_s))
-
-
-def _speedup(row: ScenarioRow, baseline: str) -> Cell:
-    return Cell("1", 1.0) if row.rung == baseline else interval_cell(row.ratio, ratio)
 
 
 def _said(row: ScenarioRow) -> tuple[str, ...]:

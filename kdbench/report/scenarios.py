@@ -48,6 +48,9 @@ class ScenarioRow:
     """Sizes of symbolic dimensions, such as `height=32 width=32`."""
     spent_s: float | None = None
     """In loadgen's runs, of all processes together."""
+    machine: str = ""
+    """Its name, and that of the result."""
+    result: str = ""
 
     @property
     def ratio(self) -> Interval | None:
@@ -124,6 +127,8 @@ def _row(
         error=m.error,
         dims=written(m.dims),
         spent_s=m.spent_s,
+        machine=result.machine.name,
+        result=result.name,
     )
 
 

@@ -20,6 +20,7 @@ from kdbench.report.text import (
     name_cell,
     number_cell,
     percent,
+    points,
     size,
     three_digits,
 )
@@ -134,14 +135,7 @@ def save_turns(record: SpiralRecord, folder: Path) -> Path:
 
 
 def _points(drop: Estimate | None) -> str:
-    if drop is None:
-        return "–"
-    return f"{_point(drop.value)} [{_point(drop.low)}, {_point(drop.high)}]"
-
-
-def _point(share: float) -> str:
-    text = f"{100 * share:.2f}".replace("-", "−")
-    return "0.00" if text == "−0.00" else text
+    return points(drop, plus=False)
 
 
 def _ratio(found: Estimate) -> str:

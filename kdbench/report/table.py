@@ -1,8 +1,8 @@
 """The table model: one row a cell, computed from raw values on reading."""
 
 import functools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from kdbench.report.flags import beside_static, flags
 from kdbench.report.rows import Metric, Row
 from kdbench.report.scenarios import ScenarioRow, scenario_rows
 from kdbench.stats import Interval
-from kdbench.store import PARTIAL_FILE, RESULTS_FILE, RETURNED, Arrays, find_results, load_result
+from kdbench.store import PARTIAL_FILE, RESULTS_FILE, RETURNED, Arrays, find_results, load_result, refuse_twice
 
 Answers = Mapping[tuple[str, str, int], NDArray[Any]]
 """Predictions, classes [N] or 0 and 1 [N, C], by rung, backend and threads."""
@@ -36,28 +36,49 @@ class Ladder:
     """p-value of each rung against the baseline, by rung, backend and threads."""
     scenarios: tuple[ScenarioRow, ...] = ()
     """In the place of rows, where scenarios were measured."""
+    arrays: Arrays = field(default_factory=dict, repr=False, compare=False)
+    """The raw values that all of this was computed from."""
+    source: str = ""
+    """What tells its file from others of the same machine."""
 
 
 def load_ladders(paths: Iterable[Path]) -> list[Ladder]:
-    """Every result file below the given files and folders; ratios are formed within a file only."""
-    return [ladder(*load_result(file)) for path in paths for file in find_results(path)]
+    """Every result file below the given files and folders; ratios are formed within a file only.
+
+    Raises UserError where two of them hold the same run.
+    """
+    found = [(file, *load_result(file)) for path in paths for file in find_results(path)]
+    refuse_twice((file, result.raw.sha256) for file, result, _ in found)
+    return [ladder(result, arrays, _name_of(file)) for file, result, arrays in found]
 
 
-def load_results(*paths: str | Path) -> list[Row]:
-    """The rows of all result files below the given files and folders.
+def rows_of(ladders: Sequence[Ladder]) -> list[Row]:
+    """The rows of all result files.
 
     With more than one file, a rung's name is led by the file's, as two machines never share one ratio.
     """
-    files = [file for path in paths for file in find_results(Path(path))]
-    found = [(file, ladder(*load_result(file))) for file in files]
-    if len(found) == 1:
-        return list(found[0][1].rows)
+    if len(ladders) == 1:
+        return list(ladders[0].rows)
     return [
         replace(row, rung=f"{lead}/{row.rung}", parent=f"{lead}/{row.parent}" if row.parent else None)
-        for file, table in found
-        for lead in [f"{table.result.machine.name}/{_name_of(file)}"]
+        for table in ladders
+        for lead in [f"{table.result.machine.name}/{table.source}"]
         for row in table.rows
     ]
+
+
+def scenario_rows_of(ladders: Sequence[Ladder]) -> list[ScenarioRow]:
+    """The scenarios of all ladders; with several of them, a rung's name is led by machine and ladder."""
+    return [
+        replace(row, rung=f"{row.machine}/{row.result}/{row.rung}") if len(ladders) > 1 else row
+        for ladder in ladders
+        for row in ladder.scenarios
+    ]
+
+
+def load_rows(*paths: str | Path) -> list[Row]:
+    """The rows of all result files below the given files and folders."""
+    return rows_of(load_ladders(map(Path, paths)))
 
 
 def _name_of(file: Path) -> str:
@@ -67,8 +88,8 @@ def _name_of(file: Path) -> str:
     return file.name.removesuffix(RETURNED).removesuffix(".json")
 
 
-def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
-    """The rows of one result file and its raw arrays, in the order of its measurements."""
+def ladder(result: ResultFile, arrays: Arrays, source: str = "") -> Ladder:
+    """The rows of one result file and its raw arrays, in the order of its measurements; `source` names the file."""
     artifacts = {artifact.rung: artifact for artifact in result.artifacts}
     evaluations = {(e.rung, e.backend, e.threads): e for e in result.evaluations}
     labels = arrays.get("labels")
@@ -93,7 +114,7 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         row = replace(row, **proven(artifact, m, evaluation, arrays), optimize_s=optimize_s(row.load_s, evaluation))
         said = flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays), row.broken_claims)
         told = (*row.flags, *said, *doubts(result, row, m, far), *around[m.backend, m.threads])
-        rows.append(replace(row, flags=told))
+        rows.append(replace(row, flags=told, machine=result.machine.name, result=result.name))
     metric: Metric = "accuracy" if labels is None or labels.ndim == 1 else "f1"
     if labels is None and answers:
         metric = "agreement"
@@ -108,7 +129,7 @@ def ladder(result: ResultFile, arrays: Arrays) -> Ladder:
         return judged(m.rung, m.backend, m.threads)
 
     loads = scenario_rows(result, arrays, score)
-    return Ladder(result, tuple(rows), metric, _mcnemar(answers, labels, result.baseline), loads)
+    return Ladder(result, tuple(rows), metric, _mcnemar(answers, labels, result.baseline), loads, arrays, source)
 
 
 def _key(rung: str, m: Measurement) -> tuple[str, str, int, int, str]:

@@ -1,9 +1,10 @@
 """Tables as every writer takes them, and numbers as people read them."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from kdbench.stats import Interval
 
@@ -51,6 +52,8 @@ class TextTable:
     notes: tuple[str, ...] = ()
     legend: str = ""
     """What a heading means that doesn't say it all."""
+    common: tuple[tuple[str, str], ...] = ()
+    """What all rows share, by the key of the column that would say it: `(("backend", "cpu"), ("batch", "1"))`."""
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -170,27 +173,80 @@ def percent(value: float | None) -> str:
     return DASH if value is None else f"{100 * value:.1f} %"
 
 
-def points(difference: Interval | None) -> str:
-    """A difference of accuracies or of F1 in points: `−0.7 [−1.6, 0.2]`."""
+MOST_DIGITS = 4
+"""Of the largest number of an interval, however narrow that is."""
+
+
+def decimals(half: float, largest: float) -> int:
+    """How many decimals a number has whose interval reaches `half` to either side; below zero for tens, hundreds, ….
+
+    As many as give half of the interval two significant digits: what lies behind them says nothing. An interval of
+    [3.74, 3.98] reaches 0.12, so there are two; one of [−11, 8] reaches 9.5, so there is one. But the `largest` of the
+    numbers, without its sign, gets no more than four significant digits.
+    """
+    if not (math.isfinite(half) and math.isfinite(largest)):
+        return 0
+    most = MOST_DIGITS - 1 - _magnitude(largest) if largest > 0 else 1
+    return min(most, 1 - _magnitude(half)) if half > 0 else most
+
+
+def _magnitude(value: float) -> int:
+    """The power of ten of the first of two significant digits: that of 0.0996 is −1, as it is printed as 0.10."""
+    return int(f"{value:.1e}".partition("e")[2])
+
+
+def fixed(value: float, places: int, plus: bool = False) -> str:
+    """With so many decimals, and a minus that is as wide as a plus: `−0.70`."""
+    text = f"{round(value, places):{'+' if plus else ''}.{max(0, places)}f}".replace("-", "−")
+    return text.lstrip("+−") if not any(digit in text for digit in "123456789") else text
+
+
+class Bounds(Protocol):
+    """A number with an interval."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+def numbers(found: Bounds, scale: float = 1.0, plus: bool = False) -> tuple[str, str, str]:
+    """A number and the limits of its interval, times `scale`, with as many digits as the interval supports."""
+    value, low, high = (scale * number for number in (found.value, found.low, found.high))
+    places = decimals((high - low) / 2, max(abs(value), abs(low), abs(high)))
+    return fixed(value, places, plus), fixed(low, places), fixed(high, places)
+
+
+def seconds_of(value: float, found: Bounds | None) -> str:
+    """`53.42 µs`, with as many digits as its interval supports; three where there is none."""
+    unit, sizes = seconds(value).split()[1], {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}
+    return seconds(value) if found is None else f"{numbers(found, 1 / sizes[unit])[0]} {unit}"
+
+
+def count_of(value: float, found: Bounds | None) -> str:
+    """`18.32 k`, likewise."""
+    unit, sizes = count(value).partition(" ")[2], {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+    return count(value) if found is None else f"{numbers(found, 1 / sizes[unit])[0]} {unit}".rstrip()
+
+
+def points(difference: Bounds | None, plus: bool = True) -> str:
+    """A difference of accuracies or of F1 in points: `−0.70 [−1.62, 0.21]`."""
     if difference is None:
         return DASH
-    low, high = (_point(value).lstrip("+") for value in (difference.low, difference.high))
-    return f"{_point(difference.value)} [{low}, {high}]"
+    value, low, high = numbers(difference, 100, plus)
+    return f"{value} [{low}, {high}]"
 
 
-def _point(share: float) -> str:
-    text = f"{100 * share:+.1f}".replace("-", "−")
-    return "0.0" if text in ("+0.0", "−0.0") else text
-
-
-def ratio(found: Interval | None, brief: bool = False) -> str:
+def ratio(found: Bounds | None, brief: bool = False) -> str:
     """`3.86× [3.74, 3.98]`; where the interval covers 1 `no difference [0.98, 1.02]`, without the interval if brief."""
     if found is None:
         return DASH
-    interval = f"[{three_digits(found.low)}, {three_digits(found.high)}]"
+    value, low, high = numbers(found)
     if found.low <= 1 <= found.high:
-        return "no difference" if brief else f"no difference {interval}"
-    return f"{three_digits(found.value)}× {interval}"
+        return "no difference" if brief else f"no difference [{low}, {high}]"
+    return f"{value}× [{low}, {high}]"
 
 
 def mark(number: int) -> str:

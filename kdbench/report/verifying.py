@@ -152,13 +152,13 @@ def _raw(result: ResultFile, arrays: Arrays) -> list[str]:
 
 
 def _cell(m: Measurement) -> str:
-    return f"the cell {m.rung}, {m.backend}, {m.threads} threads, batch {m.batch}"
+    return f"the cell {m.rung}, {m.backend}, batch {m.batch}, threads {m.threads}"
 
 
 def _latencies(m: Measurement, arrays: Arrays, most: int) -> list[str]:
     """Of a cell: as many rounds and slices as latencies, each slice within the cap of `most` runs."""
     latencies, rounds, slices = (arrays.get(f"{kind}.{m.raw}") for kind in ("latencies", "rounds", "slices"))
-    if latencies is None or rounds is None or latencies.ndim != 1 or rounds.shape != latencies.shape:
+    if latencies is None or rounds is None or latencies.ndim != 1 or not _counted(rounds, latencies):
         return [f"{_cell(m)} has no round for each latency: restore its .npz, or measure again"]
     problems = []
     if not _positive(latencies):
@@ -167,9 +167,11 @@ def _latencies(m: Measurement, arrays: Arrays, most: int) -> list[str]:
         problems.append(f"{_cell(m)} has latencies of rounds without a process: measure again")
     if slices is None:
         return problems  # of files that were made by hand
-    if slices.shape != latencies.shape:
+    if not _counted(slices, latencies):
         return [*problems, f"{_cell(m)} has no slice for each latency: measure again"]
     numbers, runs = np.unique(slices, return_counts=True)
+    if len(np.unique(np.stack([slices, rounds]), axis=1).T) != len(numbers):
+        problems.append(f"{_cell(m)} has a slice in two rounds: measure again")
     if runs.size and runs.max() > most:
         problems.append(f"{_cell(m)} has {runs.max()} runs in a slice, more than its cap of {most}: measure again")
     for name in FACTS:
@@ -181,13 +183,18 @@ def _latencies(m: Measurement, arrays: Arrays, most: int) -> list[str]:
 
 def _loads(s: ScenarioMeasurement, arrays: Arrays) -> list[str]:
     latencies, rounds = arrays.get(f"scenarios.{s.raw}"), arrays.get(f"scenario_rounds.{s.raw}")
-    if latencies is None or rounds is None or latencies.ndim != 1 or rounds.shape != latencies.shape:
+    if latencies is None or latencies.ndim != 1 or not _counted(rounds, latencies):
         return [f"{_cell(s)} has no round for each latency: restore its .npz, or measure again"]
     return [] if _positive(latencies) else [f"{_cell(s)} has latencies that are not positive numbers: measure again"]
 
 
 def _positive(values: NDArray[Any]) -> bool:
-    return bool(values.size and np.isfinite(values).all() and (values > 0).all())
+    return bool(values.dtype.kind == "f" and values.size and np.isfinite(values).all() and (values > 0).all())
+
+
+def _counted(values: NDArray[Any] | None, of: NDArray[Any]) -> bool:
+    """Whether there is a whole number for each of the others."""
+    return values is not None and values.dtype.kind in "iu" and values.shape == of.shape
 
 
 def _answers(named: set[str], arrays: Arrays, multi_label: bool) -> list[str]:
@@ -216,7 +223,7 @@ def _together(read: Sequence[tuple[Path, ResultFile | Comparison]]) -> list[str]
     """Two files of one run, and files of two machines in one folder."""
     problems = []
     try:
-        refuse_twice(read)
+        refuse_twice((file, record.raw.sha256) for file, record in read)
     except UserError as error:
         problems.append(str(error))
     first: dict[Path, tuple[Path, str]] = {}

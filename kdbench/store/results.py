@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kdbench import archive
 from kdbench.errors import UserError
@@ -138,6 +138,7 @@ def find_results(path: Path) -> list[Path]:
         raise UserError(f"{path}: no result files in it, but a comparison: name {compared[0]}")
     if not found:
         raise UserError(f"{path}: no result files in it: run 'kdbench bench' first")
+    refuse_twice([(file, digest) for file in found if (digest := _raw_hash(file))])
     return found
 
 
@@ -176,23 +177,38 @@ def find_all(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def refuse_twice(found: Iterable[tuple[Path, str]]) -> None:
+    """Raises UserError where two of the files, each with the hash of its raw arrays, hold the same run: it would count
+    twice."""
+    first: dict[str, Path] = {}
+    for path, digest in found:
+        earlier = first.setdefault(digest, path)
+        if earlier != path:
+            raise UserError(f"{path}: the same run as {earlier} (raw values {digest[:12]}…): leave one of them out")
+
+
 def _kind(path: Path) -> str | None:
     """What a JSON file in a folder is, `result` also of one that was cut off; None for others, not looked at."""
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+    data = _data(path)
+    if data is None:
         return "result"
     if not isinstance(data, dict) or not {"kdbench", "schema"} <= data.keys():
         return None
     return "comparison" if "trials" in data else "result"
 
 
-def refuse_twice(found: Iterable[tuple[Path, ResultFile | Comparison]]) -> None:
-    """Raises UserError where two of the files hold the same run, which would count twice."""
-    first: dict[str, Path] = {}
-    for path, record in found:
-        earlier = first.setdefault(record.raw.sha256, path)
-        if earlier != path:
-            raise UserError(
-                f"{path}: the same run as {earlier} (raw values {record.raw.sha256[:12]}…): leave one of them out"
-            )
+def _raw_hash(path: Path) -> str | None:
+    """Of the raw arrays that a result file names; None where it doesn't, for whoever loads it to say."""
+    data = _data(path)
+    raw = data.get("raw") if isinstance(data, dict) else None
+    digest = raw.get("sha256") if isinstance(raw, dict) else None
+    return digest if isinstance(digest, str) else None
+
+
+def _data(path: Path) -> Any:
+    """What a JSON file holds; None where it is cut off or can't be read."""
+    try:
+        content = archive.read(path, RESULTS_FILE) if path.suffix == ".zip" else path.read_bytes()
+        return json.loads(content or b"")
+    except (OSError, ValueError, RecursionError, UserError):
+        return None

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from kdbench.report.plots import accuracy
+from kdbench.report.plots import accuracy, distribution, sensitivity, throughput, training
 from kdbench.report.plots.plot import Plot
+from kdbench.report.plots.style import rungs_of
 from kdbench.report.table import Ladder
 from kdbench.store import RunFolder
 
@@ -13,8 +14,13 @@ def plots_of(ladders: Sequence[Ladder], run: RunFolder | None = None) -> list[Pl
 
     Numbers of different files never share a plot: names of the second file's end with `-2`.
     """
-    return [
+    found = [
         plot
         for number, ladder in enumerate(ladders, 1)
-        for plot in accuracy.plots(ladder, f"-{number}" if number > 1 else "")
+        for kind in (accuracy, throughput, distribution)
+        for plot in kind.plots(ladder, f"-{number}" if number > 1 else "")
     ]
+    if run is None:
+        return found
+    known = rungs_of(ladders[0]) if len(ladders) == 1 else ()
+    return [*found, *training.plots(run, known), *sensitivity.plots_in(run)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from kdbench.errors import printable
 from kdbench.report.plots.plot import Plot
 from kdbench.report.plots.style import HOVER, styled
 from kdbench.store import write_atomic
@@ -24,6 +26,22 @@ def save_plots(plots: Sequence[Plot], folder: Path) -> list[Path]:
     return paths
 
 
+NAMES = (
+    "accuracy-latency", "accuracy-size", "accuracy-macs", "accuracy-parameters", "throughput-batch",
+    "throughput-threads", "latency-distribution", "training-curves",
+)  # fmt: skip
+"""Of the plots of a report, before the number of their result file."""
+
+
+def remove_other_plots(folder: Path, plots: Sequence[Plot]) -> None:
+    """Removes from a report's folder the plots that an earlier report had, and this one has not."""
+    kept = {plot.name for plot in plots}
+    for path in folder.iterdir():
+        known = re.fullmatch(rf"({'|'.join(NAMES)})(-\d+)?", path.stem)
+        if known and path.suffix in (".svg", ".png") and path.stem not in kept:
+            path.unlink()
+
+
 def svg(plot: Plot) -> bytes:
     """A whole SVG file; equal input gives equal bytes."""
     return drawn(plot)[0].encode()
@@ -37,8 +55,12 @@ def png(plot: Plot) -> bytes:
 @functools.lru_cache(maxsize=32)
 def drawn(plot: Plot) -> tuple[str, bytes, tuple[str, ...]]:
     """SVG and PNG of one drawing, and its hover texts: that of `hover-0` in the SVG first."""
+    from matplotlib.text import Text
+
     with styled():
         figure = plot.draw()
+        for written in figure.findobj(Text):  # names from elsewhere may hold signs that XML doesn't
+            written.set_text(printable(written.get_text()))
         marked = figure.findobj(lambda artist: artist.get_gid() == HOVER)
         for number, artist in enumerate(marked):
             artist.set_gid(f"{HOVER}-{number}")

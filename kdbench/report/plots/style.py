@@ -1,11 +1,15 @@
-"""What all plots share: colours and markers, fonts, ticks, and the texts that a page shows on hover."""
+"""What all plots share: colours, markers and lines, fonts, names, and the texts that a page shows on hover."""
 
 from __future__ import annotations
 
+import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from kdbench.errors import printable
+from kdbench.report.table import Ladder
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -14,14 +18,33 @@ if TYPE_CHECKING:
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
 """Okabe and Ito's: told apart by the colour-blind."""
 MARKERS = "os^DvPX*"
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+"""For prints without colour; not as many as colours, so that neighbours differ in both."""
+
+BLACK, PAPER = "#000000", "#ffffff"
+"""A page has its own in their place."""
 
 _STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
-    "font.size": 10,
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.titlesize": 11,
+    "grid.alpha": 0.35,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
     "text.parse_math": False,  # names may hold dollars
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
     "svg.hashsalt": "kdbench",
     "svg.fonttype": "none",
 }
+
+LABEL = 8.0
+"""Points high: names at points, and notes."""
 
 HOVER = "hover"
 """The gid of what has a text that is shown on hover: its label."""
@@ -39,13 +62,16 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of that size in inches, whose layout is constrained."""
+def new_figure(width: float, height: float, title: str, note: str = "") -> Figure:
+    """A figure of that size in inches, whose layout is constrained, with a title above and a note below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(textwrap.fill(plain(title), int(11 * width)))
+    if note:
+        figure.supxlabel(textwrap.fill(plain(note), int(14.5 * width)), fontsize=LABEL)
     return figure
 
 
@@ -60,12 +86,26 @@ def sign(index: int) -> tuple[str, str]:
     return COLOURS[index % len(COLOURS)], MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
-def log_ticks(axis: Any, low: float, high: float) -> None:
-    """Plain numbers at 1, 2 and 5 on a logarithmic x- or y-axis."""
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
+def rungs_of(ladder: Ladder) -> list[str]:
+    """In the order of the ladder: a rung has the sign of its place there, in all plots."""
+    return list(dict.fromkeys([*(row.rung for row in ladder.rows), *(row.rung for row in ladder.scenarios)]))
 
-    ticks = [factor * 10.0**power for power in range(-9, 13) for factor in (1, 2, 5)]
-    axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
+
+def plain(text: str) -> str:
+    """On one line, without control characters, which SVG could not hold."""
+    return printable(" ".join(text.split()))
+
+
+def shortened(names: Iterable[str], most: int = 26) -> dict[str, str]:
+    """Names as they are drawn: of long ones beginning and end; numbered where those are another's too."""
+    found: dict[str, str] = {}
+    for name in names:
+        short = line = plain(name)
+        if len(line) > most:
+            short = f"{line[: most // 2 - 1]}…{line[-(most - most // 2) :]}"
+        number = 2
+        while short in found.values():
+            short = f"{line[: most // 2 - 4]}…{line[-(most // 2 - 2) :]} ({number})"
+            number += 1
+        found[name] = short
+    return found

@@ -1,0 +1,107 @@
+"""How to measure again what a result file says: the commands, the recipe, and the files with their hashes."""
+
+import shlex
+from collections.abc import Sequence
+from itertools import pairwise, product
+
+from kdbench.records import Comparison, Measurement, ResultFile
+from kdbench.records.writing import recipe_to_toml
+from kdbench.store import load_recipe, zoo_recipes
+
+
+def commands(result: ResultFile) -> list[str]:
+    """That measure it again, with the files of `recipe_text` and `checksums` in the working directory."""
+    if result.recipe is None:
+        return [_bench(result)]
+    word = "spiral" if any(artifact.step == "spiral" for artifact in result.artifacts) else "run"
+    return [f"kdbench {word} {result.recipe.name if in_zoo(result) else recipe_file(result)}"]
+
+
+def again(result: ResultFile) -> str | None:
+    """The command that runs a recipe of the zoo again, if it was run as it stands there."""
+    return commands(result)[0] if in_zoo(result) else None
+
+
+def comparing(comparison: Comparison) -> str:
+    """The command that trains the students of all methods and seeds again."""
+    methods = {trial.method for trial in comparison.trials}
+    seeds = {trial.seed for trial in comparison.trials if not trial.method.startswith("teacher")}
+    words = ["kdbench", "distill", comparison.name if in_zoo(comparison) else recipe_file(comparison)]
+    words += ["--seeds", str(len(seeds))]
+    return shlex.join([*words, "--baseline"] if "alone" in methods else words)
+
+
+def in_zoo(made: ResultFile | Comparison) -> bool:
+    """Whether the recipe came along with kdbench, and was run as it stands there."""
+    recipe = made.recipe
+    return (
+        recipe is not None and recipe.name in zoo_recipes() and load_recipe(recipe.name).to_json() == recipe.to_json()
+    )
+
+
+def recipe_file(made: ResultFile | Comparison) -> str:
+    return f"{made.name}.toml"
+
+
+def recipe_text(made: ResultFile | Comparison) -> str | None:
+    """The recipe as TOML, where it is none of the zoo's."""
+    return None if made.recipe is None or in_zoo(made) else recipe_to_toml(made.recipe)
+
+
+def checksums(result: ResultFile) -> str:
+    """A line for each ONNX file, as `sha256sum --check` reads it."""
+    lines = [f"{artifact.sha256}  {artifact.file}\n" for artifact in result.artifacts]
+    return "".join(line.replace("\\", "\\\\") for line in lines)
+
+
+def _bench(result: ResultFile) -> str:
+    """`kdbench bench` of the artifacts' files, with every option that is known from the file."""
+    settings = result.settings
+    cells: Sequence[Measurement] = result.measurements or result.scenarios
+    files = {artifact.rung: artifact.file for artifact in result.artifacts}
+    words = ["kdbench", "bench", *files.values()]
+    if result.baseline in files:
+        words += ["--baseline", files[result.baseline]]
+    for option, values in (
+        ("--backend", [cell.backend for cell in cells]),
+        ("--batch", [cell.batch for cell in cells]),
+        ("--threads", [cell.threads for cell in cells]),
+        ("--scenario", [cell.scenario for cell in result.scenarios]),
+        ("--sessions", [cell.sessions for cell in result.scenarios if cell.sessions > 1]),
+        ("--bound", [f"{cell.bound_s:g}s" for cell in result.scenarios if cell.bound_s is not None]),
+    ):
+        words += [word for value in dict.fromkeys(values) for word in (option, str(value))]
+    for swept in _sweeps(cells):
+        words += ["--dim", swept]
+    words += ["--budget", f"{settings.budget_s:g}"]
+    if settings.precision is not None:
+        words += ["--precision", f"{100 * settings.precision:g}%"]
+    if settings.affinity:
+        words += ["--affinity", _ranges(settings.affinity)]
+    if settings.price_per_h is not None:
+        words += ["--price", f"{settings.currency}{settings.price_per_h:g}/h"]
+    if settings.reference is not None:
+        words += ["--reference", settings.reference.label]
+    if result.inputs == "data":
+        words += ["--pack", "pack.npz"]
+    return shlex.join(words)
+
+
+def _sweeps(cells: Sequence[Measurement]) -> list[str]:
+    """What `--dim` was given: each dimension by itself where every combination was measured, else all together."""
+    combinations = list(dict.fromkeys(tuple(cell.dims.items()) for cell in cells if cell.dims))
+    if not combinations:
+        return []
+    names = [name for name, _ in combinations[0]]
+    values = [list(dict.fromkeys(dict(c).get(name) for c in combinations)) for name in names]
+    if len(list(product(*values))) == len(combinations):
+        return [f"{name}={','.join(map(str, own))}" for name, own in zip(names, values, strict=True)]
+    return [f"{','.join(names)}={','.join(str(c[0][1]) for c in combinations)}"]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-3,6`."""
+    ordered = sorted(set(numbers))
+    starts = [ordered[0], *(after for before, after in pairwise(ordered) if after != before + 1)]
+    ends = [*(before for before, after in pairwise(ordered) if after != before + 1), ordered[-1]]
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))

@@ -1,0 +1,519 @@
+"""The store: what is published is sealed, of one machine a folder, and computed again from raw values."""
+
+import functools
+import json
+import platform
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdbench import archive, bench, machine, results_add, results_rerun, results_verify, stats, store
+from kdbench.cli import main
+from kdbench.errors import UserError
+from kdbench.onnxfile import inspect
+from kdbench.pipeline.rerunning import compared_again
+from kdbench.records import Comparison, Recipe, sealed
+from kdbench.report.markdown import to_markdown
+from kdbench.report.schema import fields_of, records
+from kdbench.report.table import load_ladders
+from tests import test_comparison
+from tests.conftest import REPOSITORY, save_mlp
+from tests.test_report import MACHINE, ROUNDS, arrays, artifact, cell, evaluation, result
+
+PUBLISHED = REPOSITORY / "results" / "amd-epyc-2-core" / "2026-11-21-digits.json"
+OTHER = MACHINE.model_copy(update={"cpu": "Another", "memory_bytes": 2**34})
+
+
+def digest(rung):
+    return sha256(rung.encode()).hexdigest()
+
+
+def whole(**changes):
+    """A result file that is right in everything."""
+    teacher = artifact("teacher", sha256=digest("teacher"))
+    student = artifact("student", "teacher", sha256=digest("student"), parent_sha256=digest("teacher"))
+    rungs = {"teacher": "0", "student": "1"}
+    fields = {
+        "artifacts": (teacher, student),
+        "measurements": tuple(cell(rung, raw, artifact_sha256=digest(rung)) for rung, raw in rungs.items()),
+        "evaluations": tuple(evaluation(rung, raw, artifact_sha256=digest(rung)) for rung, raw in rungs.items()),
+    }
+    return result(**(fields | changes))
+
+
+def values(speed=2.0, noise=0.01):
+    """Its raw arrays: three runs a slice, a slice a round."""
+    return arrays(speed, noise) | {"slices.0": ROUNDS.astype(np.uint32), "slices.1": ROUNDS.astype(np.uint32)}
+
+
+def saved(folder, raw=None, **changes):
+    """A run folder with such a file."""
+    folder.mkdir(parents=True)
+    store.save_results(folder / "results.json", whole(**changes), values() if raw is None else raw)
+    return folder / "results.json"
+
+
+@functools.cache
+def made_comparison():
+    return test_comparison.compared(test_comparison.FULL)
+
+
+def compared(folder):
+    folder.mkdir(parents=True)
+    store.save_results(folder / "comparison.json", *made_comparison())
+    return folder / "comparison.json"
+
+
+# --- machines ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_is_of_the_hardware_alone():
+    same = {
+        "name": "other", "os": "Linux 7", "governor": "powersave", "python": "3.13", "versions": {},
+        "features": ("avx2",), "memory_bytes": MACHINE.memory_bytes - 5_000_000, "fingerprint": "0" * 12,
+    }  # fmt: skip
+    for field, value in same.items():
+        assert MACHINE.model_copy(update={field: value}).hardware == MACHINE.hardware, field
+    others = {
+        "cpu": "B", "features": ("avx", "avx2"), "cores_physical": 2, "cores_logical": 3, "memory_bytes": 2**34,
+        "gpus": ("NVIDIA H100",),
+    }  # fmt: skip
+    found = {MACHINE.model_copy(update={field: value}).hardware for field, value in others.items()}
+    assert len(found | {MACHINE.hardware}) == len(others) + 1
+
+
+def test_this_machine_has_a_fingerprint_and_no_name_of_its_own():
+    here = machine.describe()
+    assert here.fingerprint == here.hardware
+    assert len(here.fingerprint) == 12
+    assert platform.node() not in here.to_json()
+
+
+def test_gpus_are_those_that_the_driver_names(tmp_path):
+    assert machine.gpus(tmp_path) == ()
+    for number, text in enumerate(("Model: \t\t NVIDIA H100 80GB HBM3\nIRQ: 1\n", "Model: NVIDIA A10\n", "IRQ: 2\n")):
+        folder = tmp_path / "proc" / "driver" / "nvidia" / "gpus" / f"0000:0{number}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(text)
+    assert machine.gpus(tmp_path) == ("NVIDIA A10", "NVIDIA H100 80GB HBM3")
+
+
+# --- seals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A published file and the bytes of both its parts; whoever changes it puts it back."""
+    folder = tmp_path_factory.mktemp("sound")
+    (path,) = results_add(saved(folder / "run"), into=folder / "results")
+    return path, path.read_bytes(), path.with_suffix(".npz").read_bytes()
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_any_edit_of_a_byte_is_noticed(sound, data):
+    path, text, raw = sound
+    file, content = data.draw(st.sampled_from([(path, text), (path.with_suffix(".npz"), raw)]))
+    place = data.draw(st.integers(0, len(content) - 1))
+    byte = data.draw(st.integers(0, 255).filter(lambda byte: byte != content[place]))
+    edited = content[:place] + bytes([byte]) + content[place + 1 :]
+    file.write_bytes(edited)
+    try:
+        found, _ = store.load_result(path)
+    except UserError as error:
+        assert "\n" not in str(error)
+        assert path.stem in str(error)
+    else:  # another kind of space between two values is no edit
+        assert file == path
+        assert json.loads(edited) == json.loads(text)
+        assert found == store.load_result(path)[0]
+    finally:
+        file.write_bytes(content)
+
+
+@given(st.lists(st.floats(1e-7, 1e3), min_size=15, max_size=15), st.text(max_size=20))
+@settings(max_examples=25)
+def test_what_is_saved_is_read_back(tmp_path_factory, latencies, error):
+    folder = tmp_path_factory.mktemp("round")
+    raw = values() | {"latencies.1": np.array(latencies)}
+    made = whole(measurements=(*whole().measurements, cell("student", None, batch=8, error=error)))
+    written = store.save_results(folder / "results.json", made, raw)
+    found, read = store.load_result(folder / "results.json")
+    assert found == written
+    assert written.model_copy(update={"seal": "", "raw": made.raw}) == made
+    assert read.keys() == raw.keys()
+    assert all((read[name] == raw[name]).all() for name in raw)
+
+
+def test_an_edited_file_is_named_with_both_hashes(sound):
+    path, text, _ = sound
+    edited = text.replace(b'"seed": 0', b'"seed": 1')
+    path.write_bytes(edited)
+    try:
+        with pytest.raises(UserError) as caught:
+            store.load_result(path)
+        path.write_bytes(text.replace(json.loads(text)["seal"].encode(), b""))
+        with pytest.raises(UserError, match="has lost its seal"):
+            store.load_result(path)
+    finally:
+        path.write_bytes(text)
+    seal = json.loads(text)["seal"][:12]
+    assert f"{path}: edited after it was written: sealed as {seal}…, its content is " in str(caught.value)
+    assert str(caught.value).endswith("restore it, or measure again")
+
+
+def test_a_newer_schema_names_the_kdbench_that_wrote_it(sound, tmp_path):
+    data = json.loads(sound[1]) | {"schema": 9, "kdbench": "3.1", "unheard": "of"}
+    (tmp_path / "x.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"x\.json: written by a newer kdbench, 3\.1 \(schema 9, .*\): upgrade"):
+        store.load_result(tmp_path / "x.json")
+
+
+def test_a_missing_npz_and_another_one_are_named(tmp_path):
+    path = saved(tmp_path / "run")
+    raw = path.with_name(store.load_record(path).raw.file)
+    raw.write_bytes(archive.npz_bytes(values(speed=3.0)))
+    with pytest.raises(UserError, match=rf"{raw.name}: not the file that results\.json was written with"):
+        store.load_result(path)
+    raw.unlink()
+    with pytest.raises(UserError, match=rf"{raw.name}: is missing beside results\.json: bring both"):
+        store.load_result(path)
+
+
+def test_files_from_before_there_were_seals_are_read_and_verified_without():
+    found = store.load_record(PUBLISHED)
+    assert (found.schema_version, found.seal, found.machine.fingerprint) == (1, "", "")
+    verified = results_verify(PUBLISHED)
+    assert verified.problems == ()
+    assert verified.remarks == (f"{PUBLISHED}: has no seal, as it is of schema 1: an edit can't be told",)
+
+
+def test_published_results_hold():
+    """The validator of the committed folder."""
+    verified = results_verify(REPOSITORY / "results")
+    assert verified.problems == ()
+    assert PUBLISHED in verified.files
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------
+
+
+def test_run_folders_files_archives_and_comparisons_are_published_once(tmp_path):
+    path, methods, said = saved(tmp_path / "run"), compared(tmp_path / "methods"), []
+    back = store.save_returned(path, tmp_path / "x.results.zip")
+    into = tmp_path / "results"
+    first, second = results_add(path.parent, methods, into=into, say=said.append)
+    assert first == into / "here" / "2026-01-02-made.json"
+    assert second.name == "2026-01-01-x-comparison.json"
+    assert said == []
+    assert results_add(path, back, methods.parent, into=into, say=said.append) == [first, first, second]
+    assert [line.partition(": is published already as ")[2] for line in said] == [str(first)] * 2 + [str(second)]
+    assert sorted(file.suffix for file in into.rglob("*.*")) == [".json", ".json", ".npz", ".npz"]
+    assert store.find_results(into) == [first]
+    assert store.find_comparisons(into) == [second]
+    assert isinstance(store.load(second)[0], Comparison)
+    assert results_verify(into).problems == ()
+
+
+def test_a_machines_name_is_chosen_and_stands_in_its_files(tmp_path):
+    (path,) = results_add(saved(tmp_path / "run"), machine="pi-5", into=tmp_path / "results")
+    assert path.parent.name == store.load_record(path).machine.name == "pi-5"
+    with pytest.raises(UserError, match=r"--machine 'My Pi': should be small letters.*try 'my-pi'"):
+        results_add(saved(tmp_path / "again", values(3.0)), machine="My Pi", into=tmp_path / "results")
+
+
+def test_no_folder_is_shared_by_machines(tmp_path):
+    into, said = tmp_path / "results", []
+    (first,) = results_add(saved(tmp_path / "a"), into=into)
+    add = {"into": into, "say": said.append}
+    (second,) = results_add(saved(tmp_path / "b", values(3.0), machine=OTHER), **add)
+    assert second.parent.name == store.load_record(second).machine.name == f"here-{OTHER.hardware[:6]}"
+    assert said == [
+        f"{first.parent} holds what another machine measured: this one's fingerprint is in its name, "
+        f"{second.parent.name}"
+    ]
+    (third,) = results_add(saved(tmp_path / "c", values(4.0), machine=OTHER), **add)
+    (fourth,) = results_add(saved(tmp_path / "d", values(5.0)), **add)
+    assert (third.parent, fourth.parent) == (second.parent, first.parent)
+    assert fourth.name == "2026-01-02-made-2.json"
+    assert results_verify(into).problems == ()
+
+
+@given(st.floats(1.2, 9.0), st.floats(1.2, 9.0))
+@settings(max_examples=6)
+def test_merged_machines_keep_their_ratios(tmp_path_factory, ours, theirs):
+    folder = tmp_path_factory.mktemp("merged")
+    alone = [
+        saved(folder / "ours", values(ours, 0.002)),
+        saved(folder / "theirs", values(theirs, 0.005), machine=OTHER),
+    ]
+    results_add(*alone, into=folder / "results")
+    merged = {table.result.machine.cpu: table.rows for table in load_ladders([folder / "results"])}
+    assert len(merged) == 2
+    for path in alone:
+        (table,) = load_ladders([path])
+        assert merged[table.result.machine.cpu] == table.rows
+
+
+def test_what_is_not_to_be_published_is_refused(tmp_path):
+    into = tmp_path / "results"
+    with pytest.raises(UserError, match=r"results\.json: its measurement was interrupted"):
+        results_add(saved(tmp_path / "cut", complete=False), into=into)
+    with pytest.raises(UserError, match=r"'date' should be a date and time, not '\.\./\.\./up'"):
+        results_add(saved(tmp_path / "up", date="../../up"), into=into)
+    with pytest.raises(UserError, match="empty: no results in it"):
+        (tmp_path / "empty").mkdir()
+        results_add(tmp_path / "empty", into=into)
+    assert not list(tmp_path.rglob("20*"))
+
+
+def test_the_same_run_twice_is_not_read_as_two(tmp_path):
+    path = saved(tmp_path / "all" / "run")
+    shutil.copytree(path.parent, tmp_path / "all" / "copy")
+    with pytest.raises(UserError, match=r"run/results\.json: the same run as .*copy/results\.json \(raw values "):
+        load_ladders([tmp_path / "all"])
+    with pytest.raises(UserError, match=r"copy/results\.json: the same run as .*run/results\.json"):
+        load_ladders([path, tmp_path / "all" / "copy"])
+    assert len(results_verify(tmp_path / "all").problems) == 1
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+
+def called(monkeypatch, capsys, *arguments):
+    """Exit status and output."""
+    monkeypatch.setattr("sys.argv", ["kdbench", "results", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr()
+    return end.value.code, printed.out, printed.err
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    return lambda *arguments: called(monkeypatch, capsys, *arguments)
+
+
+def test_the_command_adds_lists_shows_and_verifies(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    run, methods = saved(tmp_path / "runs" / "made"), compared(tmp_path / "runs" / "methods")
+    here = made_comparison()[0].machine.name
+    printed = f"results/here/2026-01-02-made.json\nresults/{here}/2026-01-01-x-comparison.json\n"
+    assert call("add", run.parent, methods) == (0, printed, "")
+    status, out, _ = call("list")
+    assert status == 0
+    assert all(f" {MACHINE.hardware}  2026-01-02  made " in line for line in out.splitlines() if "here" in line)
+    assert "x (methods)" in out
+    _, out, _ = call("list", "results/here", "--json")
+    (listed,) = json.loads(out)
+    assert (listed["rungs"], listed["backends"], listed["cells"]) == (["teacher", "student"], ["cpu"], 2)
+    assert (listed["complete"], listed["sealed"], listed["kind"]) == (True, True, "results")
+    status, out, _ = call("show", "results/here/2026-01-02-made.json")
+    assert status == 0
+    for words in (MACHINE.hardware, MACHINE.cpu, "onnxruntime 1", digest("student")[:12], "kdbench bench teacher.onnx"):
+        assert words in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert call("verify")[:2] == (0, "2 files, no problems\n")
+    Path("results/here/2026-01-02-made.npz").unlink()
+    status, out, err = call("verify")
+    assert (status, err) == (1, "")
+    assert out.startswith("results/here/2026-01-02-made.npz: is missing beside 2026-01-02-made.json: bring both\n")
+    Path("results/here/2026-01-02-made.json").write_text("{")
+    status, out, err = call("list")
+    assert status == 1
+    assert err.startswith("kdbench: results/here/2026-01-02-made.json: not valid JSON")
+    assert "x (methods)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("shwo", "unknown command 'results shwo': did you mean 'show'?"),
+        ("add", "Missing argument 'FILES...'"),
+        ("list nowhere", "nowhere: no such file or folder"),
+        ("verify nowhere", "nowhere: no such file or folder"),
+        ("verify", "results: no such file or folder"),
+        ("show .", "no results in it"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(*arguments.split())
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+# --- verifying --------------------------------------------------------------------------------------------------------
+
+
+def _cells(**changes):
+    first, second = whole().measurements
+    return {"measurements": (first, second.model_copy(update=changes))}
+
+
+def _rung(**changes):
+    first, second = whole().artifacts
+    return {"artifacts": (first, second.model_copy(update=changes))}
+
+
+NEGATIVE, INFINITE, LONG = np.full(15, -1e-3), np.full(15, np.inf), np.full(16, 1e-3)
+CAPPED = whole().settings.model_copy(update={"slice_runs": 2})
+
+
+@pytest.mark.parametrize(
+    ("changes", "raw", "problem"),
+    [
+        ({}, {"latencies.1": NEGATIVE}, "student, cpu, batch 4, threads 1 has latencies that are not positive numbers"),
+        ({}, {"latencies.1": INFINITE}, "has latencies that are not positive numbers"),
+        ({}, {"latencies.1": LONG}, "has no round for each latency"),
+        ({}, {"slices.1": ROUNDS[:4]}, "has no slice for each latency"),
+        ({}, {"rounds.1": ROUNDS + 1}, "has latencies of rounds without a process"),
+        ({}, {"slices.1": np.zeros(15, np.uint32)}, "has a slice in two rounds"),
+        ({}, {"latencies.1": np.full(15, "fast")}, "has latencies that are not positive numbers"),
+        ({}, {"wall_s.1": np.ones(7)}, "has 'wall_s' of 7 slices, and 5 slices"),
+        ({}, {"latencies.7": LONG}, "its .npz holds what no cell names: latencies.7"),
+        ({}, {"predictions.1": np.array([0, 1])}, "its answers are of different samples (predictions.0 4, "),
+        ({}, {"predictions.1": np.array([0, 1, -2, 0])}, "its 'predictions.1' has classes that can't be"),
+        ({}, {"labels": np.array([0.5, 1, 2, 0])}, "its 'labels' are no classes"),
+        ({"settings": CAPPED}, {}, "has 3 runs in a slice, more than its cap of 2"),
+        ({"baseline": "nobody"}, {}, "its baseline 'nobody' is none of its rungs"),
+        (_cells(artifact_sha256=digest("else")), {}, "a cell of 'student' on cpu is of another file"),
+        (_cells(raw=None), {"latencies.1": None, "rounds.1": None, "slices.1": None}, "has neither raw values nor an"),
+        (_rung(parent_sha256=digest("else")), {}, "'student' was made of another 'teacher' than the one listed"),
+        (_rung(sha256="1234"), {}, "the sha256 of 'student' is none"),
+        ({"machine": MACHINE.model_copy(update={"fingerprint": "1" * 12})}, {}, "its machine's fingerprint is 1111"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_told(tmp_path, changes, raw, problem):
+    kept = {name: array for name, array in (values() | raw).items() if array is not None}
+    path = saved(tmp_path / "run", kept, **changes)
+    problems = results_verify(path).problems
+    assert any(problem in line for line in problems), problems
+    assert all(line.startswith(f"{path}: ") and "\n" not in line for line in problems)
+    assert all(": " in line.removeprefix(f"{path}: ") for line in problems), "the next step"
+
+
+def test_what_is_right_has_no_problem(tmp_path):
+    assert results_verify(saved(tmp_path / "run")).problems == ()
+
+
+def test_files_in_the_folder_of_another_machine_are_told(tmp_path):
+    into = tmp_path / "results"
+    _, second = results_add(saved(tmp_path / "a"), saved(tmp_path / "b", values(3.0), machine=OTHER), into=into)
+    for part in (second, second.with_suffix(".npz")):
+        part.rename(into / "here" / part.name.replace("made", "made-2"))
+    moved = into / "here" / "2026-01-02-made-2.json"
+    record = store.load_record(moved)
+    named = sealed(record.model_copy(update={"raw": record.raw.model_copy(update={"file": f"{moved.stem}.npz"})}))
+    moved.write_text(named.to_json())
+    problems = results_verify(into).problems
+    assert len(problems) == 2, problems
+    assert "was measured on here-" in problems[0]
+    assert f"was measured on another machine ({MACHINE.hardware}) than {moved.name} beside it" in problems[1]
+
+
+def test_a_page_of_other_tables_is_told(tmp_path):
+    into = tmp_path / "results"
+    results_add(saved(tmp_path / "run"), into=into)
+    page = f"<!-- [[[cog ]]] -->\n{to_markdown(load_ladders([into]), heading='##')}<!-- [[[end]]] -->\n"
+    (into / "README.md").write_text(page)
+    assert results_verify(into).problems == ()
+    (into / "README.md").write_text(page.replace("75.0", "76.0", 1))
+    (problem,) = results_verify(into).problems
+    assert problem.startswith(f"{into / 'README.md'}: 1 lines of its tables are not those of today")
+
+
+# --- measuring again --------------------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand():
+    assert stats.holm([]) == []
+    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_equal_means_by_welch():
+    assert stats.same_mean([1.0], [1.0, 2.0]) is None
+    assert stats.same_mean([1.0, 1.0], [1.0, 1.0]) == 1.0
+    assert stats.same_mean([1.0, 1.0], [2.0, 2.0]) == 0.0
+    # t = 1 / sqrt(1/3 + 1/3) with 4 degrees of freedom
+    assert stats.same_mean([0, 1, 2], [1, 2, 3]) == pytest.approx(0.287864)
+
+
+def test_cells_agree_where_the_difference_covers_nothing():
+    first = whole(), values(2.0, 0.01)
+    again = compared_again(first, (whole(), values(2.005, 0.012)))
+    teacher, student = again.cells
+    assert again.agrees
+    assert (teacher.p, teacher.verdict, teacher.answers) == (None, "–", "the same")
+    assert student.verdict == "agrees"
+    assert student.before == "2.00× [1.98, 2.03]"
+    slower = compared_again(first, (whole(), values(1.8, 0.012)))
+    assert [cell.verdict for cell in slower.cells] == ["–", "DISAGREES"]
+    assert not slower.agrees
+
+
+def test_answers_have_to_be_the_same_through_the_same_versions():
+    first, other = (whole(), values()), values() | {"predictions.1": np.array([0, 1, 0, 3])}
+    again = compared_again(first, (whole(), other))
+    assert not again.agrees
+    assert again.cells[1].answers == "1 of 4 differ: DISAGREE"
+    newer = whole(machine=MACHINE.model_copy(update={"versions": {"onnxruntime": "2"}}))
+    again = compared_again(first, (newer, other))
+    assert again.agrees
+    assert again.remarks == ("other versions this time: onnxruntime 1 → 2",)
+    assert again.cells[1].answers.startswith("1 of 4 differ, +25.0 [")
+
+
+def test_a_cell_that_is_not_measured_this_time_does_not_agree():
+    failed = whole(measurements=(whole().measurements[0], cell("student", None, error="no such device")))
+    again = compared_again((whole(), values()), (failed, values()))
+    assert (again.agrees, again.cells[1].answers) == (False, "not measured this time")
+
+
+def test_artifacts_are_measured_again(tmp_path, call):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for rung, scale in (("teacher", 1.0), ("student", 1.5)):
+        store.save_artifact(folder, inspect(save_mlp(folder / f"{rung}.onnx", scale=scale)))
+    x = np.random.default_rng(0).random((6, 4), np.float32)
+    store.write_npz(folder / "pack.npz", {"x_test": x, "y_test": np.arange(6) % 3, "x_calibration": x + 1})
+    path = bench([folder], budget_s=0.1, batches=(2,), out=tmp_path / "bench").results
+    before = sorted(tmp_path.rglob("*"))
+    again = results_rerun(path, folder)
+    assert [cell.label for cell in again.cells] == ["teacher, cpu, batch 2", "student, cpu, batch 2"]
+    assert [cell.answers for cell in again.cells] == ["the same", "the same"]
+    assert again.cells[1].p > 1e-4
+    assert sorted(tmp_path.rglob("*")) == before
+
+    elsewhere = store.load_result(path)[0].model_copy(update={"machine": OTHER})
+    (tmp_path / "other").mkdir()
+    store.save_results(tmp_path / "other" / "results.json", elsewhere, store.load_result(path)[1])
+    status, _, err = call("verify", tmp_path / "other", "--rerun", folder)
+    assert status == 2
+    assert f"was measured on here ({OTHER.hardware}), and this is " in err
+    shutil.copy(folder / "pack.npz", tmp_path / "kept.npz")
+    store.write_npz(folder / "pack.npz", {"x_test": x + 1, "y_test": np.arange(6) % 3, "x_calibration": x})
+    with pytest.raises(UserError, match=r"pack\.npz: not the samples that .*results\.json was measured on: name the"):
+        results_rerun(path, folder)
+    shutil.copy(tmp_path / "kept.npz", folder / "pack.npz")
+    store.save_artifact(folder, inspect(save_mlp(folder / "student.onnx", scale=2.0)))
+    with pytest.raises(UserError, match=r"missing student \([0-9a-f]{12}…\): name the folder that holds them"):
+        results_rerun(path, folder)
+    with pytest.raises(UserError, match="nowhere: no such run folder"):
+        results_rerun(path, tmp_path / "nowhere")
+
+
+# --- the format -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", records(), ids=lambda kind: kind.__name__)
+def test_every_field_is_documented(kind):
+    assert kind is not Recipe
+    assert [name for name, shown, words in fields_of(kind) if not words or not shown] == []
