@@ -13,8 +13,8 @@ from kdbench.errors import UserError
 from kdbench.onnxfile import embedded_of, inspect, known_artifact
 from kdbench.records import Embedded, Measured, Origin, Preprocessing, embedded_in
 from kdbench.report.judged import judged
-from kdbench.report.text import points
 from kdbench.report.table import load_rows
+from kdbench.report.text import points
 from kdbench.stats import f1_interval, proportion
 from kdbench.store import load_artifact, load_result, save_artifact, save_results, sidecar
 from tests.conftest import kdbench, save_mlp
