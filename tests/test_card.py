@@ -34,8 +34,7 @@ def props(path):
 
 
 def front(text):
-    import yaml
-
+    yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra 'hub'")
     assert text.startswith("---\n")
     return yaml.safe_load(text.split("---\n")[1])
 
