@@ -320,7 +320,7 @@ def test_publish_and_report_of_published_results(tiny_run, tmp_path):
     assert done.stdout.count("\n") == 3
     kdbench("report", published, "--out", "page", cwd=tmp_path)
     assert {path.name for path in (tmp_path / "page").iterdir()} == {
-        "report.md", "report.csv", "accuracy-latency.svg", "accuracy-latency.png", "accuracy-size.svg",
+        "report.md", "report.html", "report.csv", "accuracy-latency.svg", "accuracy-latency.png", "accuracy-size.svg",
         "accuracy-size.png", "latency-distribution.svg", "latency-distribution.png",
     }  # fmt: skip
 

@@ -9,8 +9,9 @@ import pytest
 
 from kdbench.report.page import to_page
 from kdbench.report.plots import plots_of
-from kdbench.report.table import ladder
-from tests.test_report import ROUNDS, artifact, cell, evaluation, result
+from kdbench.report.table import ladder, load_ladders
+from tests.conftest import REPOSITORY
+from tests.test_report import MACHINE, ROUNDS, artifact, cell, evaluation, result
 
 HOSTILE = (
     "<script>document.title='pwned'</script>",
@@ -79,7 +80,7 @@ def made(tmp_path_factory):
     def write(name, *ladders, plots=False):
         path = folder / f"{name}.html"
         if not path.exists():
-            drawn = [plots_of([own]) for own in ladders] if plots else ()
+            drawn = plots_of(ladders) if plots else ()
             path.write_text(to_page(ladders, (), drawn), encoding="utf-8")
         return path
 
@@ -332,7 +333,7 @@ def test_without_scripts_it_is_a_plain_page(opened, small):
     assert not page.locator("#filters").is_visible() and page.locator("button:visible").count() == 0
     assert page.locator(".plots g > title").count() >= 8
     assert (
-        page.locator("a.note[title='of beta: mind it']").count() == 4
+        page.locator("a.note[title='of beta: mind it']").count() == 2
     )  # two tables of the ladder, two columns of marks
 
 
@@ -341,3 +342,25 @@ def test_the_command_can_be_copied(opened, small):
     page.get_by_role("button", name="Copy").first.click()
     page.get_by_role("button", name="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()").startswith("kdbench bench rung-0.onnx rung-1.onnx")
+
+
+def test_several_files_and_comparisons_have_contents_and_stand_side_by_side(opened, made):
+    first = ladder_of(("teacher", "student"), machine=MACHINE)
+    second = ladder_of(("teacher", "student", "other"), machine=MACHINE.model_copy(update={"name": "there"}))
+    page = opened(made("several", first, second))
+    assert page.title() == "2 measurements on 2 machines"
+    links = page.get_by_role("navigation").get_by_role("link").all()
+    assert len(links) == 3 and all(page.locator(link.get_attribute("href")).count() == 1 for link in links)
+    page.locator("select[name=measurement]").select_option("made, there, 2026-01-02")
+    assert "other" in column(page, table_named(page, "median latency, 1 thread, batch 32"), "rung")  # of both of them
+    assert page.locator("table:visible", has_text="1 thread, batch 32, against teacher").count() == 1
+
+
+def test_equal_results_give_an_equal_page_smaller_than_a_megabyte():
+    published = load_ladders([REPOSITORY / "results"])[:1]
+    plots = plots_of(published)
+    page = to_page(published, (), plots)
+    assert page == to_page(published, (), plots)
+    assert len(page.encode()) < 400_000
+    assert "student-int8 is the fastest rung without a proven loss of accuracy: from 3.9" in page
+    assert "<pre>kdbench run digits</pre>" in page

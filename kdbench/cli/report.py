@@ -13,7 +13,7 @@ from kdbench.errors import UserError
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["md", "csv", "json", "latex", "html", "terminal"]),
+    type=click.Choice(["md", "csv", "json", "latex", "html", "page", "terminal"]),
     default="md",
     show_default=True,
 )
@@ -37,7 +37,9 @@ from kdbench.errors import UserError
 @click.option("--backend", "backends", multiple=True, metavar="BACKEND", help="This backend alone; likewise.")
 @click.option("--batch", "batches", multiple=True, type=int, metavar="N", help="This batch alone; likewise.")
 @click.option("--threads", multiple=True, type=int, metavar="N", help="This thread count alone; likewise.")
-@click.option("--out", type=options.FILE, metavar="DIR", help="Write report.md, report.csv and plots there instead.")
+@click.option(
+    "--out", type=options.FILE, metavar="DIR", help="Write report.md, report.html, report.csv and plots there instead."
+)
 def report(
     paths: tuple[Path, ...],
     kind: str,
@@ -63,28 +65,34 @@ def report(
 
     \b
     kdbench report runs/digits
-    kdbench report runs/digits --columns rung,size_bytes,latency_p50_s,energy_j --sort -size_bytes
+    kdbench report runs/digits --columns rung,size_bytes,latency_p50_s --sort -size_bytes
     kdbench report runs/digits --baseline student --batch 1 --format latex > ladder.tex
     kdbench report runs/digits --view backends --measure speed-up
     kdbench report threads --view scaling --format terminal
     kdbench report runs/cifar10-resnet8 runs/cifar10-resnet20 --view methods
     kdbench report results --format csv > all.csv
     kdbench report runs/digits --out report
+    kdbench report results --format page > report.html       all of it as one file that needs no network
     """
-    from kdbench.report.rendering import Asked, find, rendered
+    from kdbench.report.rendering import Asked, find, page_below, rendered
     from kdbench.report.selection import Selection
     from kdbench.report.table import rows_of
+    from kdbench.store import RunFolder, find_comparisons, load_comparison
 
     names = tuple(name.strip() for name in columns.split(",") if name.strip())
-    found = find(paths, Asked(view, names, sort, baseline, measure, Selection(rungs, backends, batches, threads)))
+    asked = Asked(view, names, sort, baseline, measure, Selection(rungs, backends, batches, threads))
+    if kind == "page" and out is None:
+        click.echo(page_below(paths, asked), nl=False)
+        return
+    found = find(paths, asked)
     if out is not None:
         from kdbench.report.files import save_report
-        from kdbench.store import RunFolder
 
         if found.view != "ladder" or kind != "md" or names:
             raise UserError("--out: writes the ladder's whole report: leave out --view, --format and --columns")
+        compared = [load_comparison(file) for path in paths for file in find_comparisons(path)]
         run = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
-        for path in save_report(found.ladders, rows_of(found.ladders), out, run):
+        for path in save_report(found.ladders, rows_of(found.ladders), out, run, compared):
             click.echo(path)
     elif kind == "terminal":
         from kdbench.report.terminal import print_found

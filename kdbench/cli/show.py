@@ -115,6 +115,7 @@ def show_report(report: "Report") -> None:
 
     print_ladder(report.ladder)
     click.echo(f"\nreport   {report.report}")
+    click.echo(f"page     {report.page}")
     for path in report.plots:
         if path.suffix == ".svg":
             click.echo(f"plot     {path} and .png")

@@ -43,6 +43,7 @@ class Report:
     ladder: Ladder
     results: Path
     report: Path
+    page: Path
     csv: Path
     plots: tuple[Path, ...]
     published: Path | None = None
@@ -197,5 +198,5 @@ def _read_again(path: Path, found: ResultFile, arrays: Arrays, wanted: ResultFil
 def _report(path: Path, result: ResultFile, arrays: Arrays) -> Report:
     """Writes report, CSV and plots beside the results."""
     table = ladder(result, arrays)
-    report, *plots, csv = save_report([table], table.rows, path.parent, RunFolder(path.parent))
-    return Report(table, path, report, csv, tuple(plots))
+    report, page, *plots, csv = save_report([table], table.rows, path.parent, RunFolder(path.parent))
+    return Report(table, path, report, page, csv, tuple(plots))

@@ -11,13 +11,14 @@ HEAD = r"% \usepackage{booktabs,threeparttable}; letters beyond Latin ones need 
 SIGNS = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\symbol{34}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}",
+    "|": r"\textbar{}", '"': r"\symbol{34}", "`": r"\textasciigrave{}",
     "[": "{[}", "]": "{]}", "*": "{*}",
     "–": r"\textendash{}", "—": r"\textemdash{}", "“": r"\textquotedblleft{}", "”": r"\textquotedblright{}",
     "‘": r"\textquoteleft{}", "’": r"\textquoteright{}", "…": r"\textellipsis{}", "µ": r"\textmu{}",
     "×": r"\texttimes{}", "±": r"\textpm{}", "·": r"\textperiodcentered{}", "€": r"\texteuro{}", "°": r"\textdegree{}",
     "−": r"\ensuremath{-}", "Δ": r"\ensuremath{\Delta}", "≤": r"\ensuremath{\leq}", "≥": r"\ensuremath{\geq}",
-    "≈": r"\ensuremath{\approx}", "Σ": r"\ensuremath{\Sigma}", "√": r"\ensuremath{\surd}", "→": r"\ensuremath{\rightarrow}", "\N{REPLACEMENT CHARACTER}": r"\textquestiondown{}",
+    "≈": r"\ensuremath{\approx}", "Σ": r"\ensuremath{\Sigma}", "√": r"\ensuremath{\surd}",
+    "→": r"\ensuremath{\rightarrow}", "\N{REPLACEMENT CHARACTER}": r"\textquestiondown{}",
 }  # fmt: skip
 r"""What LaTeX would read as more than the sign itself: alone, or as a `[` after `\\`."""
 
@@ -62,5 +63,5 @@ def _cell(cell: Cell) -> str:
 def escaped(text: str) -> str:
     """Text on one line that LaTeX prints as it is."""
     line = printable(" ".join(text.split()))
-    apart = re.sub(r"(-(?=-)|,(?=,))", "\\1\0", line)  # as ligatures they would be other signs
+    apart = re.sub(r"(-(?=-)|,(?=,)|'(?='))", "\\1\0", line)  # as ligatures they would be other signs
     return re.sub(".", lambda sign: SIGNS.get(sign[0], sign[0]), apart).replace("\0", "{}")

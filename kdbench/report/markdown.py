@@ -26,8 +26,7 @@ def to_markdown(
     heading: str = "#",
     columns: Sequence[str] = (),
 ) -> str:
-    """A section for each result file, its title led by `heading`; `plots` are the images of each, address and
-    text.
+    """A section for each result file, its title led by `heading`; `plots` are the images of each, address and text.
 
     `columns` are fields of a row, in the place of the ladder's usual ones.
     """

@@ -2,10 +2,11 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import count, zip_longest
+from itertools import count
 from typing import Any
 
 import jinja2
@@ -19,10 +20,10 @@ from kdbench.report.circumstances import circumstances, circumstances_of, how_co
 from kdbench.report.comparison import comparison_table
 from kdbench.report.conclusion import conclusion_table, sentences
 from kdbench.report.ladder_tables import details_table, ladder_tables, unmeasured
-from kdbench.report.methods_view import methods_table
+from kdbench.report.methods_view import Compared, methods_table
 from kdbench.report.operators import slimming_lines
 from kdbench.report.page_tables import Block, block
-from kdbench.report.plots import Plot, hover_svg
+from kdbench.report.plots import Plot, hover_svg, of_ladder
 from kdbench.report.scaling_view import scaling_tables
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.table import Ladder
@@ -42,6 +43,13 @@ FILTERS = {
 
 
 @dataclass(frozen=True)
+class Drawing:
+    svg: str
+    width: str
+    """At which its letters are as large as those of the others."""
+
+
+@dataclass(frozen=True)
 class Part:
     """What stands under one heading."""
 
@@ -50,8 +58,7 @@ class Part:
     paragraphs: Sequence[str] = ()
     blocks: Sequence[Block] = ()
     lines: Sequence[str] = ()
-    plots: Sequence[str] = ()
-    """As SVG elements."""
+    plots: Sequence[Drawing] = ()
     facts: Sequence[tuple[str, str]] = ()
     codes: Sequence[str] = ()
     folded: Sequence[tuple[str, str]] = ()
@@ -72,19 +79,18 @@ class Section:
 
 def to_page(
     ladders: Sequence[Ladder],
-    comparisons: Sequence[tuple[Comparison, Arrays]] = (),
-    plots: Sequence[Sequence[Plot]] = (),
+    comparisons: Sequence[Compared] = (),
+    plots: Sequence[Plot] = (),
 ) -> str:
-    """A section for each result file and each comparison; `plots` are those of each result file, in the same order.
+    """A section for each result file, with those of the `plots` that are its own, and for each comparison.
 
-    No two plots share a name. Equal input gives an equal page.
+    Equal input gives an equal page.
     """
     numbers = count(1)
     several = len(ladders) + len(comparisons) > 1
     sections = [
-        _ladder_section(f"m{at}", ladder, own or (), numbers, several)
-        for at, (ladder, own) in enumerate(zip_longest(ladders, plots), 1)
-        if ladder is not None
+        _ladder_section(f"m{at}", ladder, of_ladder(plots, at), numbers, several)
+        for at, ladder in enumerate(ladders, 1)
     ]
     sections += [
         _comparison_section(f"c{at}", *comparison, numbers, several) for at, comparison in enumerate(comparisons, 1)
@@ -163,8 +169,10 @@ def _ladder_section(id: str, ladder: Ladder, plots: Sequence[Plot], numbers: Ite
         warnings.append("Measured on generated inputs: there is no accuracy.")
     concluded = conclusion_table(ladder)
     first = [*([concluded] if concluded else []), *ladder_tables(ladder), *scenario_tables(ladder)]
-    views = [table for table in backend_tables([ladder], "latency") if len(table.columns) > 2]
-    if len({(row.batch, row.threads) for row in ladder.rows}) > 1:
+    views = []
+    if len({row.backend for row in ladder.rows if not row.error}) > 1:
+        views += backend_tables([ladder], "latency")
+    if len({row.threads for row in ladder.rows}) > 1 or len({row.batch for row in ladder.rows}) > 2:
         views += scaling_tables(ladder)
 
     def blocks(tables: Sequence[TextTable]) -> list[Block]:
@@ -178,7 +186,7 @@ def _ladder_section(id: str, ladder: Ladder, plots: Sequence[Plot], numbers: Ite
             blocks=blocks(first),
             lines=[*unmeasured(ladder.rows), *unmeasured_loads(ladder)],
         ),
-        Part(f"{id}-plots", "Plots", plots=[hover_svg(plot) for plot in plots]),
+        Part(f"{id}-plots", "Plots", plots=[_drawing(plot) for plot in plots]),
         Part(f"{id}-views", "Backends, batches and threads", blocks=blocks(views)),
         Part(
             f"{id}-details",
@@ -211,9 +219,7 @@ def _recipe(made: ResultFile | Comparison) -> list[tuple[str, str]]:
     return [] if text is None else [(recipe_file(made), text)]
 
 
-def _across(
-    ladders: Sequence[Ladder], comparisons: Sequence[tuple[Comparison, Arrays]], numbers: Iterator[int]
-) -> Section | None:
+def _across(ladders: Sequence[Ladder], comparisons: Sequence[Compared], numbers: Iterator[int]) -> Section | None:
     """What stands side by side of several files, where anything does."""
     names = [(ladder.result.name, ladder.result.baseline) for ladder in ladders]
     alike = [ladder for ladder, name in zip(ladders, names, strict=True) if names.count(name) > 1]
@@ -225,6 +231,12 @@ def _across(
     blocks = [block(table, f"t{next(numbers)}", {}) for table in tables]
     part = Part("across-tables", "Measurements", blocks=blocks)
     return Section("across", "Side by side", "Each number from its own file; no ratio between files", (), (), [part])
+
+
+def _drawing(plot: Plot) -> Drawing:
+    svg = hover_svg(plot)
+    drawn = re.search(r"max-width: ([\d.]+pt)", svg)
+    return Drawing(svg, drawn[1] if drawn else "100%")
 
 
 def _has_something(part: Part) -> bool:

@@ -11,6 +11,8 @@ from kdbench.report.html import to_html
 from kdbench.report.latex import to_latex
 from kdbench.report.markdown import comparison_to_markdown, to_markdown, views_to_markdown
 from kdbench.report.methods_view import Compared
+from kdbench.report.page import to_page
+from kdbench.report.plots import plots_of
 from kdbench.report.rows import COLUMNS, Row
 from kdbench.report.scenarios import COLUMNS as SCENARIO_COLUMNS
 from kdbench.report.scenarios import ScenarioRow
@@ -19,7 +21,7 @@ from kdbench.report.structured import ladders_to_json, tables_to_json
 from kdbench.report.table import Ladder, load_ladders, rows_of, scenario_rows_of
 from kdbench.report.text import TextTable
 from kdbench.report.views import VIEWS, ladder_in_order, tables_of
-from kdbench.store import find_comparisons, load_comparison
+from kdbench.store import RunFolder, find_all, find_comparisons, load_comparison
 
 FORMATS = ("md", "csv", "json", "latex", "html")
 """What `rendered` writes; the terminal prints."""
@@ -80,6 +82,23 @@ def find(paths: Iterable[str | Path], asked: Asked) -> Found:
     if view == "ladder":
         ladders = [ladder_in_order(one, asked.columns, asked.sort) for one in ladders]
     return Found(asked, view, ladders, [])
+
+
+def page_below(paths: Iterable[str | Path], asked: Asked) -> str:
+    """All results and comparisons below the given files and folders as one page, which has every view."""
+    if asked.view or asked.columns or asked.sort:
+        raise UserError(
+            "--format page: has every view and column, and is sorted there: leave --view, --columns, --sort"
+        )
+    named = [Path(path) for path in paths]
+    files = find_all(named)
+    compared = [file for file in files if find_comparisons(file) == [file]]
+    if compared and (asked.selection or asked.baseline):
+        raise UserError(f"{compared[0]}: a comparison of methods has no cells to choose: leave it out, or the options")
+    ladders = [rebased(one, asked.baseline) for one in load_ladders([file for file in files if file not in compared])]
+    ladders = selected(ladders, asked.selection) if ladders else []
+    run = RunFolder(named[0]) if len(named) == 1 and named[0].is_dir() else None
+    return to_page(ladders, [load_comparison(file) for file in compared], plots_of(ladders, run))
 
 
 def _comparisons(path: Path) -> list[Path]:

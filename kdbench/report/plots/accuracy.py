@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from kdbench.report.plots.axes import across_for, grouped, log_axis, new_panels, where
-from kdbench.report.plots.labels import Label, name_points
+from kdbench.report.plots.labels import Bar, Label, name_points
 from kdbench.report.plots.pareto import Point, Standing, front_line, standings
 from kdbench.report.plots.plot import Plot
-from kdbench.report.plots.style import BLACK, PAPER, hover, rungs_of, shortened, sign
+from kdbench.report.plots.style import BLACK, PAPER, doubts_note, headline, hover, marked, rungs_of, shortened, sign
 from kdbench.report.plots.timing import Timed, timed
 from kdbench.report.rows import Metric, Row, place
 from kdbench.report.table import Ladder
@@ -91,10 +91,10 @@ def _plot(ladder: Ladder, name: str, cells: Sequence[Timed | Row], suffix: str) 
         return None
     if not cost.each_batch:  # the same in all batches, and with all threads, of a backend
         spots = list({(spot.row.rung, spot.row.backend): spot for spot in reversed(spots)}.values())[::-1]
-    result, metric = ladder.result, metric_of(ladder)
+    metric = metric_of(ladder)
     return Plot(
         f"accuracy-{name}{suffix}",
-        f"{result.name} on {result.machine.name}: {metric} against {cost.name}",
+        f"{headline(ladder)}: {metric} against {cost.name}",
         _alt(metric, cost, spots),
         functools.partial(_draw, ladder, cost, spots),
     )
@@ -148,46 +148,49 @@ def _draw(ladder: Ladder, cost: Cost, spots: Sequence[Spot]) -> Figure:
     metric, short, order = metric_of(ladder), shortened(rungs_of(ladder)), rungs_of(ladder)
     figure, axes = new_panels(
         [where(row, cost.each_batch, cost.each_batch) for row in rows],
-        f"{ladder.result.name} on {ladder.result.machine.name}: {metric} against {cost.name}",
-        _note(ladder, cost, [standings([spot.point for spot in panel]) for panel in panels]),
+        f"{headline(ladder)}: {metric} against {cost.name}",
+        _note(ladder, cost, panels),
         across_for([((row.backend, row.threads, row.dims), row.batch) for row in rows]),
     )
-    shown: list[tuple[Any, list[Label]]] = []
+    shown: list[tuple[Any, list[Label], list[Bar]]] = []
     signs: dict[str, Artist] = {}
     for axis, panel in zip(axes, panels, strict=False):
         held = [spot.point for spot in panel]
         log_axis(axis.xaxis, [end for p in held for end in (p.cost.low, p.cost.high)], cost.show, room=0.2)
         axis.set_xlabel(f"{cost.name} (log scale)")
-        labels = []
+        labels: list[Label] = []
+        bars: list[Bar] = []
         for spot, standing in zip(panel, standings(held), strict=True):
             handle = _spot(axis, ladder, cost, spot, standing, sign(order.index(spot.row.rung)))
             signs.setdefault(short[spot.row.rung], handle)
-            labels.append(_label(spot, short))
-        shown.append((axis, labels))
+            x, y = spot.point.cost, spot.point.gain
+            labels.append(Label(x.value, 100 * y.value, marked(short[spot.row.rung], [spot.row])))
+            bars += [(x.low, 100 * y.value, x.high, 100 * y.value), (x.value, 100 * y.low, x.value, 100 * y.high)]
+        shown.append((axis, labels, bars))
     low = min(spot.point.gain.low for spot in spots)
     high = max(spot.point.gain.high for spot in spots)
     room = max(0.15 * (high - low), 0.004)
     axes[0].set_ylim(100 * (low - room), 100 * (high + room))
-    for axis, panel in zip(axes, panels, strict=False):
+    for (axis, _, bars), panel in zip(shown, panels, strict=False):
         if axis.get_subplotspec().is_first_col():
             axis.set_ylabel(f"{metric}, %")
-        _front(axis, [spot.point for spot in panel])
+        bars += _front(axis, [spot.point for spot in panel])
     name_points(figure, shown, signs)
     return figure
 
 
-def _note(ladder: Ladder, cost: Cost, found: Sequence[Sequence[Standing]]) -> str:
-    """What bars, fills and the line mean, of those that are there."""
+def _note(ladder: Ladder, cost: Cost, panels: Sequence[Sequence[Spot]]) -> str:
+    """What bars, fills, signs and the line mean, of those that are there."""
     said = []
-    baseline = ladder.result.baseline
-    if ladder.metric != "agreement":
-        said.append(f"Vertical bars: 95 % of the difference to {baseline}.")
-    if cost.each_batch:
+    held = [spot.point for panel in panels for spot in panel]
+    if any(point.gain.high > point.gain.low for point in held):
+        said.append(f"Vertical bars: 95 % of the difference to {ladder.result.baseline}.")
+    if any(point.cost.high > point.cost.low for point in held):
         said.append("Horizontal bars: 95 % of the median, by process.")
-    kinds = {kind for panel in found for kind in panel}
+    kinds = {kind for panel in panels for kind in standings([spot.point for spot in panel])}
     fills = {"on": "filled: on it", "maybe": "half filled: may be on it", "off": "hollow: not on it"}
     said.append(f"Dashed: Pareto front; {', '.join(fills[kind] for kind in SAID if kind in kinds)}.")
-    return " ".join(said)
+    return " ".join(said) + doubts_note(spot.row for panel in panels for spot in panel)
 
 
 def _spot(axis: Any, ladder: Ladder, cost: Cost, spot: Spot, standing: Standing, look: tuple[str, str]) -> Artist:
@@ -217,20 +220,17 @@ def _spot(axis: Any, ladder: Ladder, cost: Cost, spot: Spot, standing: Standing,
     lines.append(f"{cost.name}: {cost.show(x.value)}")
     if x.high > x.low:
         lines[-1] += f" [{cost.show(x.low)}, {cost.show(x.high)}]"
-    hover(drawn.lines[0], "\n".join([*lines, SAID[standing]]))
+    hover(drawn.lines[0], "\n".join([*lines, SAID[standing], *spot.row.broken_claims]))
     marker_line: Artist = drawn.lines[0]
     return marker_line
 
 
-def _label(spot: Spot, short: dict[str, str]) -> Label:
-    x, y = spot.point.cost, spot.point.gain
-    bars = [(x.low, 100 * y.value, x.high, 100 * y.value), (x.value, 100 * y.low, x.value, 100 * y.high)]
-    return Label(x.value, 100 * y.value, short[spot.row.rung], tuple(bar for bar in bars if bar[:2] != bar[2:]))
-
-
-def _front(axis: Any, held: Sequence[Point]) -> None:
-    """What can be had at each cost, as stairs that go on beyond the panel."""
+def _front(axis: Any, held: Sequence[Point]) -> list[Bar]:
+    """What can be had at each cost, as stairs that go on beyond the panel; their steps."""
     line = front_line(held)
-    x = [line[0][0], *(cost for cost, _ in line), axis.get_xlim()[1]]
-    y = [axis.get_ylim()[0], *(100 * gain for _, gain in line), 100 * line[-1][1]]
-    axis.plot(x, y, drawstyle="steps-post", color=BLACK, linestyle=(0, (4, 3)), linewidth=0.8, zorder=1)
+    corners = [(line[0][0], axis.get_ylim()[0])]
+    for cost, gain in line:
+        corners += [(cost, corners[-1][1]), (cost, 100 * gain)]
+    corners.append((axis.get_xlim()[1], corners[-1][1]))
+    axis.plot(*zip(*corners, strict=True), color=BLACK, linestyle=(0, (4, 3)), linewidth=0.8, zorder=1)
+    return [(*start, *end) for start, end in pairwise(corners)]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdbench.report.plots.axes import across_for, grouped, log_axis, new_panels, where
 from kdbench.report.plots.plot import Plot
-from kdbench.report.plots.style import BLACK, hover, rungs_of, shortened, sign
+from kdbench.report.plots.style import BLACK, headline, hover, rungs_of, shortened, sign
 from kdbench.report.plots.timing import timed
 from kdbench.report.scenarios import load_of
 from kdbench.report.table import Ladder
@@ -44,7 +44,7 @@ class Cell:
 
 def plots(ladder: Ladder, suffix: str = "") -> list[Plot]:
     """Of calls, or of queries where scenarios were measured; of those offline there is one only."""
-    cells, result = [*_calls(ladder), *_queries(ladder)], ladder.result
+    cells = [*_calls(ladder), *_queries(ladder)]
     if not cells:
         return []
     widest = max(cells, key=lambda cell: float(np.ptp(np.log(cell.shares()[:, 2]))))
@@ -52,7 +52,7 @@ def plots(ladder: Ladder, suffix: str = "") -> list[Plot]:
     return [
         Plot(
             f"latency-distribution{suffix}",
-            f"{result.name} on {result.machine.name}: latencies by process",
+            f"{headline(ladder)}: latencies by process",
             "Bars from the 5th to the 95th percentile of each process's latencies, a row a rung. The medians of "
             f"{widest.rung}'s processes on {widest.where} differ most: from {seconds(medians.min())} to "
             f"{seconds(medians.max())}.",
@@ -96,7 +96,7 @@ def _draw(ladder: Ladder, cells: Sequence[Cell]) -> Figure:
     most = max(len(cell.processes) for cell in cells)
     figure, axes = new_panels(
         [panel[0].where for panel in panels],
-        f"{ladder.result.name} on {ladder.result.machine.name}: latencies by process",
+        f"{headline(ladder)}: latencies by process",
         "A bar a process: half of its runs lie in the thick part, nine of ten in the whole, the median at the tick."
         + (f" {MOST_PROCESSES} of up to {most} processes are shown." if most > MOST_PROCESSES else ""),
         across_for([panel[0].across for panel in panels]),

@@ -1,5 +1,6 @@
 """Which plots results and a run folder have something to show for."""
 
+import re
 from collections.abc import Sequence
 
 from kdbench.report.plots import accuracy, distribution, sensitivity, throughput, training
@@ -7,6 +8,12 @@ from kdbench.report.plots.plot import Plot
 from kdbench.report.plots.style import rungs_of
 from kdbench.report.table import Ladder
 from kdbench.store import RunFolder
+
+
+def of_ladder(plots: Sequence[Plot], number: int) -> list[Plot]:
+    """Those of a result file, by its number from 1; with the first those of the run folder."""
+    numbers = [re.search(r"-(\d+)$", plot.name) for plot in plots]
+    return [plot for plot, found in zip(plots, numbers, strict=True) if int(found[1] if found else 1) == number]
 
 
 def plots_of(ladders: Sequence[Ladder], run: RunFolder | None = None) -> list[Plot]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kdbench.report.plots.placing import lead, placed
 from kdbench.report.plots.style import BLACK, LABEL
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
+MARKER = 10.0
+"""Points that a marker takes, with what is free around it."""
+GAP = 2.0
+"""Points between a name and the next."""
 LINE = 1.25
 """Height of a line of text, in its size."""
 
@@ -21,59 +27,58 @@ class Label:
     x: float
     y: float
     text: str
-    bars: tuple[tuple[float, float, float, float], ...] = ()
-    """Lines from x, y to x, y that no label may lie on."""
 
 
-class _InData:
-    """The coordinates that are meant anyway: where they are told, the figure is not drawn once more for each panel."""
-
-    def _as_mpl_transform(self, axes: Any) -> Any:
-        return axes.transData
+Bar = tuple[float, float, float, float]
+"""A line, from x, y to x, y in data."""
 
 
 def name_points(
-    figure: Figure, panels: Sequence[tuple[Any, Sequence[Label]]], signs: Mapping[str, Artist] | None = None
+    figure: Figure,
+    panels: Sequence[tuple[Any, Sequence[Label], Sequence[Bar]]],
+    signs: Mapping[str, Artist] | None = None,
 ) -> None:
-    """Names beside the points, with a line to those that are not close.
+    """Names beside the points, with a line to those that are not close, and not on bars if it can be.
 
-    Where one of them has no room, a legend of `signs` in the place of all; without signs it is left out.
+    Where one of them has no room, a legend of `signs` in the place of all; without signs there are none.
 
     Freezes the layout of the figure, on which the places of the names depend.
     """
-    import textalloc
-
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    drawn: list[Artist] = []
-    missing = False
-    for axis, labels in panels:
-        _, _, texts, lines = textalloc.allocate(
-            axis,
-            [label.x for label in labels],
-            [label.y for label in labels],
-            [label.text for label in labels],
-            x_scatter=[label.x for label in labels],
-            y_scatter=[label.y for label in labels],
-            x_lines=[[bar[0], bar[2]] for label in labels for bar in label.bars] or None,
-            y_lines=[[bar[1], bar[3]] for label in labels for bar in label.bars] or None,
-            textsize=LABEL,
-            textcolor=BLACK,
-            linecolor=BLACK,
-            linewidth=0.5,
-            max_distance=0.4,
-            nbr_candidates=400,
-            draw_all=False,
-            transform=_InData(),
-        )
-        drawn += [artist for artist in (*texts, *lines) if artist is not None]
-        missing |= any(text is None for text in texts)
-    if missing and signs is not None:
-        for artist in drawn:
+    drawn = [_named(*panel) for panel in panels]
+    if None in drawn and signs is not None:
+        for artist in (artist for panel in drawn for artist in panel or ()):
             artist.remove()
         add_legend(figure, signs)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
+
+
+def _named(axis: Any, labels: Sequence[Label], bars: Sequence[Bar]) -> list[Artist] | None:
+    """Names and the lines to them; nothing is drawn, and None returned, where a name has no room."""
+    unit = axis.figure.dpi / 72
+    to_display, renderer = axis.transData.transform, axis.figure.canvas.get_renderer()
+    texts = [axis.text(0, 0, label.text, fontsize=LABEL, color=BLACK, transform=None) for label in labels]
+    extents = [text.get_window_extent(renderer) for text in texts]
+    points = [tuple(to_display((label.x, label.y))) for label in labels]
+    lines = [(*to_display(bar[:2]), *to_display(bar[2:])) for bar in bars]
+    sizes = [(extent.width + 2 * GAP * unit, extent.height + GAP * unit) for extent in extents]
+    boxes = placed(points, sizes, lines, axis.bbox.extents, MARKER * unit)
+    drawn: list[Artist] = []
+    for text, extent, point, box in zip(texts, extents, points, boxes, strict=True):
+        if box is None:
+            for artist in (*texts, *drawn):
+                artist.remove()
+            return None
+        x, y = axis.transAxes.inverted().transform(
+            (box[0] + GAP * unit - extent.x0, box[1] + GAP * unit / 2 - extent.y0)
+        )
+        text.set_transform(axis.transAxes)
+        text.set_position((x, y))
+        ends = axis.transAxes.inverted().transform([point, lead(point, box)])
+        drawn += axis.plot(*ends.T, transform=axis.transAxes, color=BLACK, linewidth=0.5, zorder=1.5)
+    return [*texts, *drawn]
 
 
 def name_ends(figure: Figure, panels: Sequence[tuple[Any, Sequence[Label]]], signs: Mapping[str, Artist]) -> None:
@@ -140,6 +145,9 @@ def _within(middle: float, step: float, size: int) -> float:
 
 
 def add_legend(figure: Figure, signs: Mapping[str, Artist]) -> None:
-    """Right of the panels, in the layout that it asks for."""
+    """Right of the panels, in room of its own between title and note."""
     figure.set_layout_engine("constrained")
-    figure.legend(list(signs.values()), list(signs), loc="outside right upper")
+    wide, high = figure.get_size_inches()
+    columns = math.ceil(len(signs) / (0.75 * high * 72 / (1.7 * LABEL)))
+    figure.set_size_inches(wide + 1.7 * columns, high)
+    figure.legend(list(signs.values()), list(signs), loc="outside right center", ncols=columns)

@@ -65,7 +65,7 @@ def _draw(budget: Budget, candidate: CandidateRecord) -> Figure:
     curve, bars = figure.subplots(1, 2)
     labels = _curve(curve, budget, candidate)
     _bars(bars, candidate)
-    name_points(figure, [(curve, labels)])
+    name_points(figure, [(curve, labels, [])])
     return figure
 
 

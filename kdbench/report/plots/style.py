@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from kdbench.errors import printable
+from kdbench.report.rows import Row
 from kdbench.report.table import Ladder
 
 if TYPE_CHECKING:
@@ -89,6 +90,26 @@ def sign(index: int) -> tuple[str, str]:
 def rungs_of(ladder: Ladder) -> list[str]:
     """In the order of the ladder: a rung has the sign of its place there, in all plots."""
     return list(dict.fromkeys([*(row.rung for row in ladder.rows), *(row.rung for row in ladder.scenarios)]))
+
+
+def headline(ladder: Ladder) -> str:
+    """What was measured, and where."""
+    cut = "" if ladder.result.complete else " (interrupted)"
+    return f"{ladder.result.name} on {ladder.result.machine.name}{cut}"
+
+
+DOUBTFUL = "†"
+
+
+def marked(name: str, rows: Iterable[Row]) -> str:
+    """A name as it is drawn, with a sign where a claim of one of its cells does not hold."""
+    return f"{name} {DOUBTFUL}" if any(row.broken_claims for row in rows) else name
+
+
+def doubts_note(rows: Iterable[Row]) -> str:
+    """What that sign means, where there is one."""
+    broken = any(row.broken_claims for row in rows)
+    return f" {DOUBTFUL}: a claim of the cell does not hold, see its footnotes." if broken else ""
 
 
 def plain(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdbench.report.plots.axes import across_for, count_axis, grouped, log_axis, new_panels, where
 from kdbench.report.plots.labels import Label, name_ends
 from kdbench.report.plots.plot import Plot
-from kdbench.report.plots.style import BLACK, LINES, hover, rungs_of, shortened, sign
+from kdbench.report.plots.style import BLACK, LINES, doubts_note, headline, hover, marked, rungs_of, shortened, sign
 from kdbench.report.plots.timing import Timed, timed
 from kdbench.report.table import Ladder
 from kdbench.report.text import count
@@ -38,7 +38,7 @@ BYS = {
 
 def plots(ladder: Ladder, suffix: str = "") -> list[Plot]:
     """By batch and by threads, as far as there are several of them."""
-    cells, result = timed(ladder), ladder.result
+    cells = timed(ladder)
     found = []
     for by in BYS.values():
         panels = [panel for panel in grouped(cells, by.rest).values() if len({by.of(cell) for cell in panel}) > 1]
@@ -47,7 +47,7 @@ def plots(ladder: Ladder, suffix: str = "") -> list[Plot]:
             found.append(
                 Plot(
                     f"throughput-{by.name}{suffix}",
-                    f"{result.name} on {result.machine.name}: throughput by {by.name}",
+                    f"{headline(ladder)}: throughput by {by.name}",
                     f"Line plot of samples a second by {by.name}, a line a rung. The most: {fastest.row.rung}, "
                     f"{count(fastest.throughput.value)} samples a second on {where(fastest.row)}.",
                     functools.partial(_draw, ladder, by, panels),
@@ -60,8 +60,8 @@ def _draw(ladder: Ladder, by: By, panels: Sequence[Sequence[Timed]]) -> Figure:
     rows = [panel[0].row for panel in panels]
     figure, axes = new_panels(
         [where(row, by.name != "batch", by.name != "threads") for row in rows],
-        f"{ladder.result.name} on {ladder.result.machine.name}: throughput by {by.name}",
-        "Bars: 95 %, by process.",
+        f"{headline(ladder)}: throughput by {by.name}",
+        "Bars: 95 %, by process." + doubts_note(cell.row for panel in panels for cell in panel),
         across_for([((row.backend, row.dims), row.batch if by.name == "threads" else row.threads) for row in rows]),
     )
     order = rungs_of(ladder)
@@ -73,7 +73,9 @@ def _draw(ladder: Ladder, by: By, panels: Sequence[Sequence[Timed]]) -> Figure:
         for rung, cells in grouped(panel, lambda cell: cell.row.rung).items():
             line = sorted(cells, key=by.of)
             signs.setdefault(short[rung], _line(axis, by, line, order.index(rung)))
-            ends.append(Label(by.of(line[-1]), line[-1].throughput.value, short[rung]))
+            ends.append(
+                Label(by.of(line[-1]), line[-1].throughput.value, marked(short[rung], [cell.row for cell in cells]))
+            )
         count_axis(axis.xaxis, [by.of(cell) for cell in panel])
         axis.set_xlabel(f"{by.name} (log scale)")
         shown.append((axis, ends))

@@ -74,7 +74,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _draw(name: str, losses: Curves, scores: Curves, known: Sequence[str]) -> Figure:
-    several = max(len(seeds) for seeds in losses.values())
+    several = max(len(seeds) for curves in (losses, scores) for seeds in curves.values())
     note = "Each loss is that of its own training: a student's may be a sum of several."
     if several > 1:
         note += f" Bands: lowest to highest of up to {several} seeds, around their mean."
