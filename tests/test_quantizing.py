@@ -10,7 +10,7 @@ import pytest
 from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import EvalPack, load_pack
 from kdbench.errors import UserError
-from kdbench.onnxfile import known_artifact
+from kdbench.onnxfile import inspect, known_artifact
 from kdbench.pipeline import quantizing, rungs
 from kdbench.pipeline.candidates import Candidate
 from kdbench.pipeline.judged_data import pack_for
@@ -19,13 +19,13 @@ from kdbench.pipeline.quantizing import fastest_int8, ways_of
 from kdbench.pipeline.racing import Place, raced
 from kdbench.progress import silent, unsaid
 from kdbench.quantization.sensitivity import Layer
-from kdbench.records import Quantize, parse
+from kdbench.records import Quantize, QuantizeSection, parse
 from kdbench.records.base import from_json
 from kdbench.records.budget import Budget, CandidateRecord, Estimate
 from kdbench.report import doubts, flags
 from kdbench.report.budget import candidates_table
 from kdbench.stats import Interval
-from kdbench.store import RunFolder, load_artifact, sidecar, write_npz
+from kdbench.store import RunFolder, load_artifact, save_artifact, sidecar, write_npz
 from tests import models
 from tests.conftest import kdbench, save_mlp
 from tests.test_sensitivity import features, mlp
@@ -201,6 +201,32 @@ def test_a_recipe_with_a_budget_makes_its_int8_rungs_so(sensitive, tmp_path, mon
     monkeypatch.setattr(quantizing, "attempts", lambda ground, ways: [])
     rungs.compressed(folder, impossible, None, silent, said.append)
     assert "no rung student-int8" in said[0] and not folder.onnx("student-int8").exists()
+
+
+def test_students_beside_the_ladder_are_quantized_where_all_rungs_are_asked_for(tmp_path):
+    folder, rng = RunFolder(tmp_path), np.random.default_rng(0)
+    write_npz(folder.pack, {"x_calibration": rng.standard_normal((64, 4)).astype(np.float32)})
+    for number, rung in enumerate(("student", "student-sparse", "student-low-rank")):
+        save_artifact(folder.path, inspect(save_mlp(folder.onnx(rung), scale=1 + number)))
+    section = parse(QuantizeSection, {"all_rungs": True}, "quantize")
+    rungs.compressed(folder, section, None, silent, unsaid)
+    assert [subject.artifact.rung for subject in rungs.run_subjects(folder)] == [
+        "student", "student-sparse", "student-sparse-slim", "student-sparse-int8", "student-low-rank",
+        "student-low-rank-slim", "student-low-rank-int8", "student-slim", "student-int8",
+    ]  # fmt: skip
+    made = folder.artifacts()
+    for parent in ("student", "student-sparse", "student-low-rank"):
+        assert made[f"{parent}-slim"].parent_sha256 == made[parent].sha256
+        assert (made[f"{parent}-int8"].parent, made[f"{parent}-int8"].precision) == (f"{parent}-slim", "int8")
+    times = {rung: folder.onnx(rung).stat().st_mtime_ns for rung in made}
+    rungs.compressed(folder, section, None, silent, unsaid)
+    assert {rung: folder.onnx(rung).stat().st_mtime_ns for rung in made} == times
+    folder.onnx("student-low-rank").unlink()
+    rungs.compressed(folder, section, None, silent, unsaid)
+    assert not folder.onnx("student-low-rank-int8").exists() and folder.onnx("student-sparse-int8").exists()
+    rungs.compressed(folder, parse(QuantizeSection, {}, "quantize"), None, silent, unsaid)
+    left = {path.name.removesuffix(".onnx") for path in tmp_path.glob("*.onnx")}
+    assert left == {"student", "student-sparse", "student-slim", "student-int8"}
 
 
 def test_a_race_says_what_speaks_against_its_times(sensitive, tmp_path, monkeypatch):

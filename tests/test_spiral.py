@@ -208,6 +208,20 @@ def test_a_pruning_that_removed_nothing_stops_it_by_name(again, monkeypatch):
     assert found.remarks[0].startswith("stopped: pruning removed nothing: MACs ")
 
 
+def test_the_last_model_in_int8_stands_on_the_ladder_where_all_rungs_are_asked_for(again, monkeypatch):
+    measured = []
+    monkeypatch.setattr(spirals, "_measured", lambda walk, record, rungs: measured.append(rungs))
+    spirals.spiral(recipe(**{"quantize.all_rungs": "true"}), again)
+    light, int8 = (load_artifact(again / f"spiral-{end}.artifact.json") for end in ("slim", "int8"))
+    best = load_artifact(again / "spiral-2.artifact.json")
+    assert (light.parent, light.parent_sha256) == ("spiral-2", best.sha256)
+    assert (int8.parent, int8.parent_sha256, int8.precision) == ("spiral-slim", light.sha256, "int8")
+    assert measured[0][-3:] == ["spiral-2", "spiral-slim", "spiral-int8"]
+    spirals.spiral(recipe(), again)
+    assert "spiral-int8" not in measured[1]
+    assert not (again / "spiral-int8.onnx").exists() and (again / "spiral-2.onnx").exists()
+
+
 def test_a_last_training_is_a_rung_of_its_own(again):
     fields = {"spiral.final": "{ epochs = 6, learning_rate = 0.05 }", "spiral.parameters": "0.6"}
     found = spirals.spiral(recipe(**fields), again).record

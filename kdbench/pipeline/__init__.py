@@ -48,7 +48,7 @@ def run(
         made = distilled(ground, weights, alone=True)
         # Against the first teacher; where none of them knows all classes, against the student alone.
         baseline = next(iter(made))
-        compressed(folder, recipe.quantize.static, baseline if baseline.startswith("teacher") else None, progress, say)
+        compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, progress, say)
         aware(ground, weights, "student-slim", "student-int8")
         subjects = run_subjects(folder)
         report = measured(

@@ -115,7 +115,7 @@ def check(recipe: Recipe | str, *, progress: Progress = silent, say: Callable[[s
         weights = learned(ground, alone=True)
         artifacts = made(ground, weights)
         baseline = next(iter(artifacts))
-        compressed(folder, recipe.quantize.static, baseline if baseline.startswith("teacher") else None, watch, say)
+        compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, watch, say)
         aware(ground, weights, "student-slim", "student-int8")
         if recipe.spiral:
             spiral.tried(ground)

@@ -1,7 +1,7 @@
 """The rungs of a recipe, each made once, and kept while what it was made from is the same."""
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from kdbench.errors import UserError
 from kdbench.machine import saturates_in_int8, versions
 from kdbench.onnxfile import inspect, known_artifact
 from kdbench.progress import Progress
-from kdbench.records import IMPORTED, Artifact, Quantize
+from kdbench.records import IMPORTED, Artifact, Quantize, QuantizeSection
 from kdbench.store import SIDECAR, RunFolder, fingerprint, save_artifact, sha256, sidecar
 
 PRUNED = "student-pruned"
@@ -26,7 +26,19 @@ LADDER = ("teacher", "teacher-int8", "student-alone", "student", "student-slim",
 AWARE = "student-qat-int8"
 """The student's int8 rung whose training knew of the rounding."""
 
-ORDER = (*LADDER[:4], SPARSE, LOW_RANK, PRUNED, *LADDER[4:], AWARE)
+ENDS = ("slim", "int8")
+"""Of the rungs that are made of an exported model."""
+
+SPIRAL = "spiral"
+"""Its last model in int8 is `spiral-int8`, whichever turn it is from."""
+
+ORDER = (
+    *LADDER[:4],
+    *(rung for parent in (SPARSE, LOW_RANK) for rung in (parent, *(f"{parent}-{end}" for end in ENDS))),
+    PRUNED,
+    *LADDER[4:],
+    AWARE,
+)
 """The same with those that a recipe may ask for."""
 
 RACE_S = 20.0
@@ -71,18 +83,56 @@ def forget(folder: RunFolder, rungs: Collection[str], alone: bool) -> None:
 
 
 def compressed(
-    folder: RunFolder, options: Quantize, teacher: str | None, progress: Progress, say: Callable[[str], None]
+    folder: RunFolder,
+    options: QuantizeSection | Quantize,
+    teacher: str | None,
+    progress: Progress,
+    say: Callable[[str], None],
 ) -> None:
     """The slimmed and the int8 rungs of the student, or of the pruned one, and the int8 one of `teacher`, if there is
-    such a rung.
+    such a rung; those of the students beside them, where the options ask for all rungs. Else they are removed.
 
     A teacher that came as an ONNX file goes without where it can't be quantized, and so does each of them where it
     can't be within a bound of the accuracy.
     """
+    parents = {"student": PRUNED if folder.onnx(PRUNED).is_file() else "student"}
+    for beside in (SPARSE, LOW_RANK):
+        if every_rung(options) and folder.onnx(beside).is_file():
+            parents[beside] = beside
+        else:
+            without(folder, beside)
+    in_int8(folder, options, parents, teacher, progress, say)
+
+
+def every_rung(options: Quantize) -> bool:
+    return isinstance(options, QuantizeSection) and options.all_rungs
+
+
+def without(folder: RunFolder, stem: str) -> None:
+    """Removes the slimmed and the int8 rung of a model, which an earlier recipe may have asked for."""
+    for end in ENDS:
+        _removed(folder, f"{stem}-{end}")
+
+
+def _removed(folder: RunFolder, rung: str) -> None:
+    for left in (folder.onnx(rung), sidecar(folder.onnx(rung))):
+        left.unlink(missing_ok=True)
+
+
+def in_int8(
+    folder: RunFolder,
+    section: QuantizeSection | Quantize,
+    parents: Mapping[str, str],
+    teacher: str | None,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> None:
+    """The rungs `NAME-slim` and `NAME-int8` of each rung that `parents` names, and the int8 one of `teacher`."""
     from kdbench.pipeline.quantizing import fastest_int8
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
 
+    options = section.static if isinstance(section, QuantizeSection) else section
     pack = load_pack(folder.pack)
     facts: dict[str, Any] = {
         "pack": sha256(folder.pack.read_bytes()),
@@ -104,23 +154,28 @@ def compressed(
             say(f"{rung}: the race of its candidates: {doubt}")
         return found.artifact
 
-    student = PRUNED if folder.onnx(PRUNED).is_file() else "student"
-    steps: list[tuple[str, str, str, Callable[[Path], Artifact]]] = [
-        (student, "student-slim", "slim", lambda out: slim(folder.onnx(student), out, "student-slim", pack)),
-        ("student-slim", "student-int8", "quantize", quantized("student-slim", "student-int8")),
-    ]
+    def slimmed(parent: str, rung: str) -> Callable[[Path], Artifact]:
+        return lambda out: slim(folder.onnx(parent), out, rung, pack)
+
+    steps: list[tuple[str, str, str, Callable[[Path], Artifact]]] = []
     if teacher:
-        steps.insert(0, (teacher, f"{teacher}-int8", "quantize", quantized(teacher, f"{teacher}-int8")))
+        steps.append((teacher, f"{teacher}-int8", "quantize", quantized(teacher, f"{teacher}-int8")))
+    for name, model in parents.items():
+        light, int8 = (f"{name}-{end}" for end in ENDS)
+        steps.append((model, light, "slim", slimmed(model, light)))
+        steps.append((light, int8, "quantize", quantized(light, int8)))
     for number, (parent, rung, step, make) in enumerate(steps):
         progress("slim, quantize", number, len(steps))
+        if not folder.onnx(parent).is_file():  # as has been said
+            _removed(folder, rung)
+            continue
         try:
             kept(folder, rung, make, step, parent=sha256(folder.onnx(parent).read_bytes()), **facts)
         except UserError as error:
             if known_artifact(folder.onnx(parent)).step != IMPORTED and options.max_drop is None:
                 raise
             say(f"no rung {rung}: {error}")
-            for left in (folder.onnx(rung), sidecar(folder.onnx(rung))):
-                left.unlink(missing_ok=True)
+            _removed(folder, rung)
     progress("slim, quantize", len(steps), len(steps))
 
 

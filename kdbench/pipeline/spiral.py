@@ -16,7 +16,7 @@ from kdbench.machine import versions
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.learning import Ground, prepared
 from kdbench.pipeline.measuring import Report, measured
-from kdbench.pipeline.rungs import run_subjects
+from kdbench.pipeline.rungs import ENDS, SPIRAL, every_rung, in_int8, run_subjects, without
 from kdbench.pipeline.turns import FINAL, POINT, Walk, begun, final_turn, forget, one_turn, score, trained_s
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Artifact, Recipe, SpiralSection, from_json, read_text
@@ -68,6 +68,7 @@ def spiral(
         walk = begun(prepared(folder, recipe, progress, say))
         record = _walked(walk)
         rungs = _rungs(walk, record)
+        rungs += _in_int8(walk, record)
         report = _measured(walk, record, rungs)
         if publish:
             report = replace(report, published=publish_results(report.results, say=say))
@@ -206,6 +207,17 @@ def _rungs(walk: Walk, record: SpiralRecord) -> list[str]:
         if re.fullmatch(r"spiral-(\d+|final)", rung) and rung not in rungs:
             forget(folder, rung)
     return rungs
+
+
+def _in_int8(walk: Walk, record: SpiralRecord) -> list[str]:
+    """The last model's rungs, slimmed and in int8, where the recipe asks for all; else they are removed."""
+    ground, folder = walk.ground, walk.ground.folder
+    options = ground.recipe.quantize
+    if not every_rung(options) or record.best == record.first:
+        without(folder, SPIRAL)
+        return []
+    in_int8(folder, options, {SPIRAL: record.best}, None, ground.progress, ground.say)
+    return [f"{SPIRAL}-{end}" for end in ENDS]
 
 
 def _measured(walk: Walk, record: SpiralRecord, rungs: list[str]) -> Report:

@@ -261,6 +261,8 @@ class QuantizeSection(Quantize):
 
     aware: bool = False
     """The student's int8 file is trained further under its teachers, its rounding simulated."""
+    all_rungs: bool = False
+    """The sparse and the low-rank student and the last model of the spiral are slimmed and quantized too."""
     training: Training | None = None
     """Of that; without it a tenth of the student's epochs, at a tenth of its learning rate."""
 

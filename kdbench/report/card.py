@@ -87,7 +87,8 @@ def model_card(
         size(artifact.size_bytes),
         f"ONNX opset {artifact.opset}",
     ]
-    samples = next((one.ladder.result.inputs_sha256 for one in seen if one.metrics), None)
+    packs = {one.ladder.result.inputs_sha256 for one in seen if one.metrics}
+    samples = packs.pop() if len(packs) == 1 else None
     return (
         environment.from_string(files(__package__).joinpath("card.md.j2").read_text(encoding="utf-8"))
         .render(
