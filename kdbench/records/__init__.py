@@ -24,26 +24,16 @@ from kdbench.records.base import (
 )
 from kdbench.records.compression import Factorise, Prune, Pruning, Quantize, Sparse, Sparsify, Spiral
 from kdbench.records.conversion import Convert
+from kdbench.records.learning import CommonOptions, Distill, Loss, Schedule, Temperature, Training
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
     Augment,
     Bench,
-    CommonOptions,
     Data,
-    Distill,
-    FactoriseSection,
-    Loss,
     Network,
-    PruneSection,
-    QuantizeSection,
     Recipe,
     ScenarioName,
-    Schedule,
-    SparsifySection,
-    SpiralSection,
     Teacher,
-    Temperature,
-    Training,
     recipe_from_toml,
     toml_value,
 )
@@ -62,6 +52,7 @@ from kdbench.records.results import (
     ScenarioMeasurement,
     Trial,
 )
+from kdbench.records.sections import FactoriseSection, PruneSection, QuantizeSection, SparsifySection, SpiralSection
 
 __all__ = [
     "IMPORTED",
