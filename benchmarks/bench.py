@@ -16,13 +16,10 @@ simulated ones less.
 import argparse
 import contextlib
 import functools
-import io
-import logging
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -57,29 +54,18 @@ def models(given: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def _student(name: str, shape: tuple[int, ...], folder: Path) -> Path:
-    import onnx
     import torch
 
     from kdbench.models import build
+    from kdbench.steps.export import content_of
     from kdbench.store import load_recipe
 
     student = load_recipe(name).student
     torch.manual_seed(0)
     model = build(student.model, student.options, shape, 10).eval()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model,
-            (torch.zeros(2, *shape),),
-            dynamo=True,
-            verbose=False,
-            input_names=["input"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
-    assert program is not None
-    onnx.save(program.model_proto, folder / f"{name}.onnx")
-    return folder / f"{name}.onnx"
+    path = folder / f"{name}.onnx"
+    path.write_bytes(content_of(model, np.zeros((2, *shape), np.float32)))
+    return path
 
 
 @contextlib.contextmanager

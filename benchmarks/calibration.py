@@ -46,32 +46,17 @@ Arrays = dict[str, Any]
 
 def resnet20(path: Path) -> None:
     """Writes the network with random weights, prepared as `kdbench quantize` does."""
-    import logging
-    import warnings
-
     import torch
 
     from kdbench.models import build
+    from kdbench.steps.export import content_of
 
     torch.manual_seed(0)
     model = build("resnet", {"depth": 20}, (3, 32, 32), 10)
     with torch.no_grad():
         for _ in range(8):  # normalisation learns what comes in
             model(torch.randn(64, 3, 32, 32))
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
-        torch.onnx.export(
-            model.eval(),
-            (torch.zeros(2, 3, 32, 32),),
-            path,
-            dynamo=True,
-            external_data=False,
-            opset_version=20,
-            verbose=False,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
+    path.write_bytes(content_of(model.eval(), np.zeros((2, 3, 32, 32), np.float32)))
 
 
 def prepared(model: Path, path: Path) -> Path:

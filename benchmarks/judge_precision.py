@@ -9,9 +9,6 @@ against the bands, and a Markdown table of what was told. About four minutes on 
 """
 
 import argparse
-import contextlib
-import io
-import logging
 import tempfile
 import warnings
 from collections import Counter
@@ -29,6 +26,7 @@ from kdbench.data.pack import EvalPack
 from kdbench.models import build
 from kdbench.onnxfile import inspect
 from kdbench.proofs.precision import answers, error, implied, reference
+from kdbench.steps.export import content_of
 from kdbench.steps.quantize import quantize
 from kdbench.training import weights
 
@@ -41,24 +39,6 @@ MODELS: dict[str, tuple[str, dict[str, object], tuple[int, ...]]] = {
     "vgg8": ("vgg", {"depth": 8}, (3, 32, 32)),
     "mlp": ("mlp", {}, (64,)),
 }
-
-
-def exported(model: nn.Module, x: Tensor, path: Path) -> None:
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        torch.onnx.export(
-            model,
-            (x[:2],),
-            path,
-            dynamo=True,
-            external_data=False,
-            opset_version=20,
-            verbose=False,
-            input_names=["input"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
 
 
 def shortened(x: Tensor, carry: int) -> Tensor:
@@ -98,7 +78,7 @@ BACKENDS: tuple[tuple[str, str, Callable[[nn.Module, Tensor], Tensor]], ...] = (
 
 def judge(name: str, model: nn.Module, x: Tensor, scratch: Path, told: Counter[tuple[str, str, str]]) -> None:
     path = scratch / "model.onnx"
-    exported(model, x, path)
+    path.write_bytes(content_of(model, x[:2].numpy()))
     artifact, feed = inspect(path), {"input": x.numpy()}
     expected = reference(artifact, path, feed)
     assert expected is not None

@@ -16,6 +16,7 @@ from kdbench.evaluation import answer
 from kdbench.onnxfile import inspect, known_artifact
 from kdbench.records import Artifact, Preprocessing
 from kdbench.steps import train
+from kdbench.steps.lesson import Lesson
 from kdbench.steps.slim import comparison_inputs
 from kdbench.steps.teach import at_work
 from kdbench.store import RunFolder, save_artifact
@@ -206,7 +207,7 @@ def test_teaching_otherwise_is_a_reason_to_distil_again(digits, tmp_path):
     for more, options in (("", ""), (OWN, ""), ("", 'outputs = "logits"'), ("", "")):
         read = recipe(black(more, options), tmp_path)
         path = made(black(more, options), tmp_path, digits)
-        student = train.distill(RunFolder(tmp_path / "run"), "student", [path], read, digits, "")
+        student = train.distill(RunFolder(tmp_path / "run"), "student", [path], Lesson(read, digits, ""))
         found.add(weights.load(student)[1].fingerprint)
     assert len(found) == 3
 

@@ -15,6 +15,7 @@ from kdbench.report.operators import slimming_lines
 from kdbench.report.table import ladder, load_rows
 from kdbench.report.terminal import WIDTH, print_ladder
 from kdbench.steps import train
+from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe
 from kdbench.training.metrics import Journal, duration_s
 from tests.conftest import FLAT
@@ -44,21 +45,21 @@ def test_a_training_that_was_stopped_took_the_epochs_before_the_stop_too(dataset
     recipe = load_recipe("digits", FLAT)
     folder = RunFolder(tmp_path)
     with pytest.raises(StopError):
-        train.train(folder, "student", recipe, dataset, "", stopping)
+        train.train(folder, "student", Lesson(recipe, dataset, "", stopping))
     assert folder.duration_s("student") is None  # it isn't made
     before = lines(folder)
     slow = [{**line, "duration_s": 100.0} for line in before]
     folder.metrics("student").write_text("".join(json.dumps(line) + "\n" for line in slow))
-    train.train(folder, "student", recipe, dataset, "")
+    train.train(folder, "student", Lesson(recipe, dataset, ""))
     epochs = lines(folder)
     assert len(epochs) == 3 > len(before) == 2
     assert folder.duration_s("student") == pytest.approx(sum(line["duration_s"] for line in epochs), abs=0.01)
     assert folder.duration_s("student") > 200
 
-    train.train(folder, "student", recipe, dataset, "")  # kept as it is
+    train.train(folder, "student", Lesson(recipe, dataset, ""))  # kept as it is
     assert folder.duration_s("student") > 200
     longer = recipe.model_copy(update={"seed": 1})
-    train.train(folder, "student", longer, dataset, "")  # another one in its place
+    train.train(folder, "student", Lesson(longer, dataset, ""))  # another one in its place
     assert 0 < folder.duration_s("student") < 200
 
 

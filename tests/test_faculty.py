@@ -12,7 +12,9 @@ from kdbench.pipeline import compare_methods, distill, prepared
 from kdbench.pipeline.learning import taught
 from kdbench.progress import silent, unsaid
 from kdbench.records import Data
+from kdbench.steps import check as fitting
 from kdbench.steps import teach, train
+from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_comparison, load_recipe
 from kdbench.teachers import prepare
 from kdbench.training import weights
@@ -36,12 +38,14 @@ def dataset():
 @pytest.fixture(scope="module")
 def teacher(dataset, tmp_path_factory):
     recipe = load_recipe("digits", VIEWS)
-    return teach.teach(RunFolder(tmp_path_factory.mktemp("t")), "teacher", recipe.teachers[0], recipe, dataset, "")
+    return teach.teach(
+        RunFolder(tmp_path_factory.mktemp("t")), "teacher", recipe.teachers[0], Lesson(recipe, dataset, "")
+    )
 
 
 def student(folder, recipe, dataset, teachers, *more):
     folder.mkdir(exist_ok=True)
-    return train.distill(RunFolder(folder), "student", teachers, recipe, dataset, "", *more)
+    return train.distill(RunFolder(folder), "student", teachers, Lesson(recipe, dataset, "", *more))
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def test_answers_of_another_teacher_are_never_taken(dataset, teacher, tmp_path):
     recipe, said = load_recipe("digits", VIEWS), []
     student(tmp_path, recipe, dataset, [teacher])
     other = load_recipe("digits", VIEWS | {"teacher.training.epochs": "1"})
-    second = teach.teach(RunFolder(tmp_path), "teacher", other.teachers[0], other, dataset, "")
+    second = teach.teach(RunFolder(tmp_path), "teacher", other.teachers[0], Lesson(other, dataset, ""))
     taught = student(tmp_path, recipe, dataset, [second], lambda *a: None, said.append)
     assert len(said) == 1
     assert "answered again" in said[0]
@@ -165,7 +169,7 @@ def test_teachers_of_parts_of_the_classes_teach_what_they_know_and_are_no_rungs(
     low = {str(digit): str(digit) for digit in range(5)}
     high = {str(digit): str(digit) for digit in range(5, 10)}
     plain = load_recipe("digits", TINY)
-    whole = teach.teach(RunFolder(tmp_path), "whole", plain.teachers[0], plain, data.load(plain.data), "")
+    whole = teach.teach(RunFolder(tmp_path), "whole", plain.teachers[0], Lesson(plain, data.load(plain.data), ""))
     sections = [
         [
             "model = 'resnet'",
@@ -201,29 +205,29 @@ def test_whether_answers_were_kept_is_a_part_of_what_the_training_started_from(d
 def test_features_of_several_teachers_are_refused(tmp_path, dataset):
     recipe = recipe_of(tmp_path, SMALL, SMALL, losses='{ hint = { pairs = [["stages.0", "stages.0"]] } }')
     with pytest.raises(UserError, match=r"distill.losses.hint: reads features of one teacher, and there are several"):
-        train.check(recipe, dataset)
+        fitting.check(recipe, dataset)
     parameters = recipe_of(tmp_path, SMALL, SMALL, losses="{ kd = 1.0, parameters = 1.0 }")
     with pytest.raises(UserError, match=r"distill.losses.parameters: reads parameters of one teacher, and there are"):
-        train.check(parameters, dataset)
+        fitting.check(parameters, dataset)
     started = recipe_of(tmp_path, SMALL, SMALL, more='start_from = { stem = "stem" }')
     with pytest.raises(UserError, match=r"distill.start_from: there are several teachers"):
-        train.check(started, dataset)
+        fitting.check(started, dataset)
 
 
 def test_a_mistake_in_one_of_several_teachers_says_which(tmp_path, dataset):
     recipe = recipe_of(tmp_path, SMALL, ["model = 'resnet'"])
     with pytest.raises(UserError, match=r"^teacher.2.training: is missing"):  # whose rung is teacher-2
-        train.check(recipe, dataset)
+        fitting.check(recipe, dataset)
 
 
 def test_classes_that_nobody_teaches_are_named(tmp_path, dataset):
     plain = load_recipe("digits", TINY)
-    teach.teach(RunFolder(tmp_path), "whole", plain.teachers[0], plain, dataset, "")
+    teach.teach(RunFolder(tmp_path), "whole", plain.teachers[0], Lesson(plain, dataset, ""))
     section = [*SMALL[:1], "options = { widths = [6, 12], blocks = [1, 1] }", "weights = 'whole.safetensors'"]
     recipe = recipe_of(tmp_path, [*section, "class_map = { 0 = '0', 1 = '1' }"], losses="{ kd = 1.0 }")
-    train.check(recipe, dataset)
+    fitting.check(recipe, dataset)
     with pytest.raises(UserError, match=r"no teacher knows 8 of the data's classes, such as '2'"):
-        train.check(recipe, replace(dataset, y_train=None))
+        fitting.check(recipe, replace(dataset, y_train=None))
 
 
 # --- mutual learning --------------------------------------------------------------------------------------------------
@@ -237,8 +241,8 @@ MUTUAL = TINY | {
 
 def test_student_and_teacher_learn_from_each_other(dataset, tmp_path):
     recipe = load_recipe("digits", MUTUAL)
-    train.check(recipe, dataset)
-    ours, theirs = train.mutual(RunFolder(tmp_path), ("student", "teacher"), recipe, dataset, "")
+    fitting.check(recipe, dataset)
+    ours, theirs = train.mutual(RunFolder(tmp_path), ("student", "teacher"), Lesson(recipe, dataset, ""))
     assert weights.load(ours)[1].options == {"widths": [4, 8], "blocks": [1, 1]}
     assert weights.load(theirs)[1].options == {"widths": [6, 12], "blocks": [1, 1]}
     x = torch.from_numpy(train.apply(dataset.x_test, dataset.preprocessing))
@@ -248,7 +252,7 @@ def test_student_and_teacher_learn_from_each_other(dataset, tmp_path):
         assert right > 0.6
     alone = load_recipe("digits", MUTUAL | {"distill.losses": "{ cross_entropy = 1.0 }"})
     (tmp_path / "alone").mkdir()
-    apart, other = train.mutual(RunFolder(tmp_path / "alone"), ("student", "teacher"), alone, dataset, "")
+    apart, other = train.mutual(RunFolder(tmp_path / "alone"), ("student", "teacher"), Lesson(alone, dataset, ""))
     for together, alone_path in ((ours, apart), (theirs, other)):
         first, second = weights.load(together)[0], weights.load(alone_path)[0]
         assert any(not torch.equal(first[name], second[name]) for name in first)
@@ -257,11 +261,11 @@ def test_student_and_teacher_learn_from_each_other(dataset, tmp_path):
 def test_the_teacher_of_a_mutual_training_needs_none_of_its_own(dataset, tmp_path):
     recipe = load_recipe("digits", MUTUAL | {"student.training.epochs": "2"})
     untold = recipe.model_copy(update={"teacher": recipe.teachers[0].model_copy(update={"training": None})})
-    train.check(untold, dataset)
+    fitting.check(untold, dataset)
     ends = []
     for name, chosen in (("told", recipe), ("untold", untold)):
         (tmp_path / name).mkdir()
-        student, _ = train.mutual(RunFolder(tmp_path / name), ("student", "teacher"), chosen, dataset, "")
+        student, _ = train.mutual(RunFolder(tmp_path / name), ("student", "teacher"), Lesson(chosen, dataset, ""))
         ends.append(weights.load(student)[0])
     assert all(torch.equal(tensor, ends[1][name]) for name, tensor in ends[0].items())
 
@@ -274,8 +278,10 @@ def test_a_stopped_mutual_training_ends_with_the_same_bytes(dataset, tmp_path):
         run = RunFolder(tmp_path / name)
         for stop in stops:
             with pytest.raises(StopError):
-                train.mutual(run, ("student", "teacher"), recipe, dataset, "", stop_at(stop))
-        ends.append([path.read_bytes() for path in train.mutual(run, ("student", "teacher"), recipe, dataset, "")])
+                train.mutual(run, ("student", "teacher"), Lesson(recipe, dataset, "", stop_at(stop)))
+        ends.append(
+            [path.read_bytes() for path in train.mutual(run, ("student", "teacher"), Lesson(recipe, dataset, ""))]
+        )
     assert ends[0] == ends[1]
 
 
@@ -289,7 +295,7 @@ def test_a_stopped_mutual_training_ends_with_the_same_bytes(dataset, tmp_path):
 )
 def test_what_mutual_learning_cannot_do_is_refused(dataset, fields, message):
     with pytest.raises(UserError, match=message):
-        train.check(load_recipe("digits", MUTUAL | fields), dataset)
+        fitting.check(load_recipe("digits", MUTUAL | fields), dataset)
 
 
 def test_mutual_learning_without_labels_has_nothing_to_judge_epochs_by(dataset, tmp_path):
@@ -302,7 +308,7 @@ def test_mutual_learning_without_labels_has_nothing_to_judge_epochs_by(dataset, 
     own = {"model": "own.py:net", "options": {}, "training": None}
     recipe = recipe.model_copy(update={"teacher": recipe.teachers[0].model_copy(update=own)}).placed(tmp_path)
     with pytest.raises(UserError, match=r"distill.mode: in mutual learning labels judge an epoch"):
-        train.check(recipe, unlabelled)
+        fitting.check(recipe, unlabelled)
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------

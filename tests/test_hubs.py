@@ -13,7 +13,7 @@ from kdbench.data.pack import save_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import answer
 from kdbench.records import Data, Preprocessing
-from kdbench.steps import train
+from kdbench.steps import check as fitting
 from kdbench.steps.export import export
 from kdbench.steps.teach import at_work
 from kdbench.training import weights
@@ -137,7 +137,7 @@ def test_a_text_model_of_transformers_and_a_student_on_its_tokens(transformers, 
     dataset = data.load(read.data)
     assert dataset.x_train[:2].tolist() == [[1, 6, 3, 7, 2, 0], [1, 4, 2, 0, 0, 0]]
     assert dataset.classes == ("neg", "pos")
-    train.check(read, dataset)
+    fitting.check(read, dataset)
     path = made(teacher, tmp_path, dataset)
     ids = torch.tensor([[1, 6, 3, 0, 2, 7], [1, 4, 2, 7, 7, 7]])
     expected = ours(input_ids=ids, attention_mask=(ids != 7).long()).logits.flip(1)

@@ -15,7 +15,9 @@ from kdbench.errors import UserError
 from kdbench.pipeline.checking import _one_epoch as one_epoch
 from kdbench.pruning import masks
 from kdbench.records import Data
+from kdbench.steps import check as fitting
 from kdbench.steps import lighter, train
+from kdbench.steps.lesson import Lesson
 from kdbench.steps.teach import teach
 from kdbench.store import RunFolder, load_artifact, load_recipe, sidecar
 from kdbench.training import weights
@@ -40,8 +42,8 @@ def dataset():
 def learnt(dataset, tmp_path_factory):
     """Teacher and student weights, trained without any zeros."""
     recipe, folder = load_recipe("digits", SPARSE), RunFolder(tmp_path_factory.mktemp("learnt"))
-    teacher = teach(folder, "teacher", recipe.teachers[0], recipe, dataset, "")
-    return teacher, train.distill(folder, "student", [teacher], recipe, dataset, "")
+    teacher = teach(folder, "teacher", recipe.teachers[0], Lesson(recipe, dataset, ""))
+    return teacher, train.distill(folder, "student", [teacher], Lesson(recipe, dataset, ""))
 
 
 def sparse(folder, fields, learnt, dataset, *more):
@@ -49,7 +51,7 @@ def sparse(folder, fields, learnt, dataset, *more):
     folder.mkdir(exist_ok=True)
     recipe = load_recipe("digits", fields)
     return lighter.sparse(
-        RunFolder(folder), "student-sparse", student, {"teacher": teacher}, recipe, dataset, "", *more
+        RunFolder(folder), "student-sparse", student, {"teacher": teacher}, Lesson(recipe, dataset, "", *more)
     )
 
 
@@ -83,22 +85,22 @@ def test_the_early_epoch_is_kept_and_gone_back_to(learnt, dataset, tmp_path):
     fields = SPARSE | {"sparsify.sparsity": "0.5", "sparsify.rewind_epoch": "2"}
     recipe, folder = load_recipe("digits", fields), RunFolder(tmp_path)
     with pytest.raises(StopError):
-        train.distill(folder, "student", [teacher], recipe, dataset, "", stop_at(3))
+        train.distill(folder, "student", [teacher], Lesson(recipe, dataset, "", stop_at(3)))
     early = tmp_path / "student-epoch-2.safetensors"
     kept = early.read_bytes()
     early.unlink()  # as where the section came later than the training
-    again = train.distill(folder, "student", [teacher], recipe, dataset, "")
+    again = train.distill(folder, "student", [teacher], Lesson(recipe, dataset, ""))
     assert again.read_bytes() == student.read_bytes()
     assert early.read_bytes() == kept
     (tmp_path / "other").mkdir()
     other = RunFolder(tmp_path / "other")
     with pytest.raises(StopError):
-        train.distill(other, "student", [teacher], recipe, dataset, "", stop_at(2))
+        train.distill(other, "student", [teacher], Lesson(recipe, dataset, "", stop_at(2)))
     before, after_two = weights.load(early)[0], weights.load(other.checkpoint("student"))[0]
     assert all(torch.equal(tensor, after_two[f"model.{name}"]) for name, tensor in before.items())
     still = {"sparsify.training": "{ epochs = 1, learning_rate = 1e-30, weight_decay = 0, momentum = 0 }"}
     path = lighter.sparse(
-        folder, "rewound", again, {"teacher": teacher}, load_recipe("digits", fields | still), dataset, ""
+        folder, "rewound", again, {"teacher": teacher}, Lesson(load_recipe("digits", fields | still), dataset, "")
     )
     found = weights.load(path)[0]
     for name, zero in zeros_in(path).items():
@@ -143,7 +145,7 @@ def test_mistakes_are_found_before_training(fields, message, dataset):
     recipe = load_recipe("digits", SPARSE | fields)
     with pytest.raises(UserError, match=message):
         lighter.check(recipe, dataset)
-        train.check(recipe, dataset)
+        fitting.check(recipe, dataset)
 
 
 def test_a_recipe_makes_both_rungs_and_removes_them_again(tmp_path):
@@ -191,8 +193,8 @@ def test_a_check_asks_for_what_a_few_steps_can_give(learnt, dataset, tmp_path):
     fields = {"sparsify.threshold": "10.0", "sparsify.rewind_epoch": "3", "factorise.energy": "0.999"}
     short = one_epoch(load_recipe("digits", SPARSE | fields))
     folder = RunFolder(tmp_path)
-    first = train.distill(folder, "student", [teacher], short, dataset, "")
-    lessons = ({"teacher": teacher}, short, dataset, "")
+    first = train.distill(folder, "student", [teacher], Lesson(short, dataset, ""))
+    lessons = ({"teacher": teacher}, Lesson(short, dataset, ""))
     thin = lighter.sparse(folder, "student-sparse", first, *lessons)
     assert masks.share_of(zeros_in(thin)) == pytest.approx(0.5, abs=0.01)
     low = lighter.low_rank(folder, "student-low-rank", first, *lessons)

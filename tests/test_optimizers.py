@@ -14,7 +14,9 @@ from kdbench import data
 from kdbench.errors import UserError
 from kdbench.models import build
 from kdbench.records import Data, Loss, Recipe, Training, parse
+from kdbench.steps import check as fitting
 from kdbench.steps import train
+from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe, zoo_recipes
 from kdbench.training import metrics, optimizer, weights
 from kdbench.training.optimizer import learning_rate
@@ -43,7 +45,7 @@ def dataset():
 def trained(folder, recipe, dataset, progress=None):
     folder.mkdir(exist_ok=True)
     more = (progress,) if progress else ()
-    return train.train(RunFolder(folder), "student", recipe, dataset, "", *more)
+    return train.train(RunFolder(folder), "student", Lesson(recipe, dataset, "", *more))
 
 
 def stepped_by_hand(kind, training, batches, **options):
@@ -146,7 +148,7 @@ def test_judging_epochs_needs_held_out_samples(field, value):
     recipe = recipe_with(**{field: value})
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"held_out_samples": 0})})
     with pytest.raises(UserError, match=f"student.training.{field}: .* set data.held_out_samples"):
-        train.check(recipe, data.load(recipe.data))
+        fitting.check(recipe, data.load(recipe.data))
 
 
 def test_the_documentation_names_every_option_and_its_recipe_holds():
@@ -157,7 +159,7 @@ def test_the_documentation_names_every_option_and_its_recipe_holds():
     plain = tomllib.loads(zoo_recipes()["digits"].read_text())
     student = plain["student"] | {"training": shown["student"]["training"]}
     recipe = parse(Recipe, plain | {"threads": shown["threads"], "data": shown["data"], "student": student}, "docs")
-    train.check(recipe, data.load(recipe.data))
+    fitting.check(recipe, data.load(recipe.data))
 
 
 def test_held_out_samples_are_no_training_samples():
@@ -283,7 +285,7 @@ def test_without_labels_an_epoch_is_judged_by_agreement_with_the_teacher(dataset
     teacher = trained(tmp_path, recipe, dataset)
     alike = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"losses": {"kd": Loss()}})})
     ours = replace(dataset, y_held_out=None)
-    student = train.distill(RunFolder(tmp_path), "distilled", [teacher], alike, ours, "")
+    student = train.distill(RunFolder(tmp_path), "distilled", [teacher], Lesson(alike, ours, ""))
     judged, x = weights.load(student)[1].history[-1]["held_out"], dataset.x_held_out
     with torch.no_grad():
         said = [

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kdbench import data
 from kdbench.progress import is_main
 from kdbench.steps import teach, train
+from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe
 from kdbench.training import processes, weights
 from tests.conftest import TINY, environment, overrides
@@ -60,8 +61,8 @@ def test_two_processes_train_as_one(together):
     recipe = load_recipe("digits", FIELDS)
     dataset, alone = data.load(recipe.data), RunFolder(folder / "one")
     alone.path.mkdir()
-    teacher = teach.teach(alone, "teacher", recipe.teachers[0], recipe, dataset, "")
-    student = train.distill(alone, "student", [teacher], recipe, dataset, "")
+    teacher = teach.teach(alone, "teacher", recipe.teachers[0], Lesson(recipe, dataset, ""))
+    student = train.distill(alone, "student", [teacher], Lesson(recipe, dataset, ""))
     for path in (teacher, student):
         (ours, one), (theirs, two) = weights.load(path), weights.load(folder / "two" / path.name)
         assert (one.processes, two.processes) == (1, 2)
@@ -96,6 +97,7 @@ import torch
 from kdbench import data
 from kdbench.errors import UserError
 from kdbench.steps import teach, train
+from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe
 from kdbench.training.processes import agreed, joined, rank
 from tests.conftest import TINY
@@ -109,7 +111,7 @@ found, calls = {}, []
 
 def student(folder, recipe, *progress):
     Path(folder).mkdir(exist_ok=True)
-    return train.train(RunFolder(Path(folder)), "student", recipe, dataset, "", *progress)
+    return train.train(RunFolder(Path(folder)), "student", Lesson(recipe, dataset, "", *progress))
 
 
 def mistaken():
@@ -135,7 +137,7 @@ def said(work):
 def taught(folder, teacher, answers=None):
     place = RunFolder(Path(folder))
     place.path.mkdir(exist_ok=True)
-    return train.distill(place, "student", [teacher], recipe, dataset, "", answers=answers)
+    return train.distill(place, "student", [teacher], Lesson(recipe, dataset, ""), answers=answers)
 
 
 with joined():
@@ -147,7 +149,7 @@ with joined():
         found["stopped"] = True
     found["same"] = student("parts", recipe).read_bytes() == whole.read_bytes()
     found["agreed"] = said(lambda: agreed(mistaken))
-    teacher = teach.teach(RunFolder(Path("whole")), "teacher", recipe.teachers[0], recipe, dataset, "")
+    teacher = teach.teach(RunFolder(Path("whole")), "teacher", recipe.teachers[0], Lesson(recipe, dataset, ""))
     elsewhere = Path("elsewhere.safetensors") if rank() else teacher
     found["teacher"] = said(lambda: taught("lost", elsewhere))
     full = RunFolder(Path("script.py")) if rank() else None

@@ -13,6 +13,7 @@ from kdbench.pipeline.rungs import compressed
 from kdbench.progress import silent, unsaid
 from kdbench.records import Data, Training
 from kdbench.steps import latency, prune, train
+from kdbench.steps.lesson import Lesson
 from kdbench.steps.teach import teach
 from kdbench.store import RunFolder, load_artifact, load_recipe
 from kdbench.training import weights
@@ -96,8 +97,8 @@ def padded(dataset, tmp_path_factory):
     }
     recipe = load_recipe("digits", TINY | options | {"prune.macs": "0.7", "prune.round_to": "2"})
     folder = RunFolder(tmp_path_factory.mktemp("padded"))
-    teacher = teach(folder, "teacher", recipe.teachers[0], recipe, dataset, "")
-    return recipe, teacher, train.distill(folder, "student", [teacher], recipe, dataset, "")
+    teacher = teach(folder, "teacher", recipe.teachers[0], Lesson(recipe, dataset, ""))
+    return recipe, teacher, train.distill(folder, "student", [teacher], Lesson(recipe, dataset, ""))
 
 
 def test_rewritten_shortcuts_are_not_trained_and_a_stopped_training_ends_with_the_same_bytes(padded, dataset, tmp_path):
@@ -108,8 +109,8 @@ def test_rewritten_shortcuts_are_not_trained_and_a_stopped_training_ends_with_th
     def refined(folder, progress=lambda *_: None):
         run = RunFolder(tmp_path / folder)
         run.path.mkdir(exist_ok=True)
-        taught = ({"teacher": teacher}, recipe, dataset, "", progress)
-        return train.refine(run, "student-pruned", start.path, *taught, training=training)
+        lesson = Lesson(recipe, dataset, "", progress)
+        return train.refine(run, "student-pruned", start.path, {"teacher": teacher}, lesson, training=training)
 
     whole = refined("whole")
     before, after = (weights.load(path)[0] for path in (start.path, whole))

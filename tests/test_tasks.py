@@ -21,7 +21,9 @@ from kdbench.report.ladder_tables import details_table, ladder_tables
 from kdbench.report.markdown import to_markdown
 from kdbench.report.table import ladder, load_ladders, load_rows
 from kdbench.report.terminal import print_ladder
+from kdbench.steps import check as fitting
 from kdbench.steps import teach, train
+from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe, load_result
 from kdbench.training import weights
 from tests.conftest import kdbench
@@ -95,7 +97,7 @@ def walked(tmp_path_factory):
 @pytest.mark.parametrize("loss", ["cross_entropy", "kd", "dkd", "dist", "soft_targets"])
 def test_losses_for_one_class_are_refused_for_several_labels(dataset, loss):
     with pytest.raises(UserError) as error:
-        train.check(recipe(distill__losses=f"{{ {loss} = 1.0 }}"), dataset)
+        fitting.check(recipe(distill__losses=f"{{ {loss} = 1.0 }}"), dataset)
     assert str(error.value) == (
         f"distill.losses.{loss}: is for one class a sample, this data has any number of them: "
         "take binary_cross_entropy or multi_label instead"
@@ -105,14 +107,14 @@ def test_losses_for_one_class_are_refused_for_several_labels(dataset, loss):
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "multi_label"])
 def test_losses_for_several_labels_are_refused_for_one_class(dataset, loss):
     with pytest.raises(UserError, match=f"distill.losses.{loss}: is for any number of classes a sample, this data has"):
-        train.check(recipe(distill__losses=f"{{ {loss} = 1.0 }}"), one_class(dataset))
+        fitting.check(recipe(distill__losses=f"{{ {loss} = 1.0 }}"), one_class(dataset))
 
 
 def test_losses_on_features_and_ones_own_take_every_task(dataset, tmp_path):
     (tmp_path / "own.py").write_text("def own(student, teacher, target):\n    return student.logits.square().mean()\n")
     losses = '{ hint = { pairs = [["stages.0", "stages.0"]] }, "own.py:own" = 1.0 }'
     for labels in (dataset, one_class(dataset)):
-        train.check(recipe(distill__losses=losses).placed(tmp_path), labels)
+        fitting.check(recipe(distill__losses=losses).placed(tmp_path), labels)
 
 
 def unlabelled(dataset):
@@ -121,9 +123,9 @@ def unlabelled(dataset):
 
 def test_a_teacher_that_is_trained_here_needs_labels(dataset):
     with pytest.raises(UserError, match="the training set has no labels: training a teacher needs them"):
-        train.check(recipe(distill__losses="{ multi_label = 1.0 }"), unlabelled(dataset))
+        fitting.check(recipe(distill__losses="{ multi_label = 1.0 }"), unlabelled(dataset))
     with pytest.raises(UserError, match="the training set has no labels: training student-alone needs them"):
-        train.train(RunFolder(Path()), "student-alone", recipe(), unlabelled(dataset), "")
+        train.train(RunFolder(Path()), "student-alone", Lesson(recipe(), unlabelled(dataset), ""))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +310,7 @@ def test_a_ladder_without_labels_is_judged_by_its_agreement(tmp_path):
     np.savez(tmp_path / "data.npz", x_train=x[:400], x_test=x[400:])
     options = f'{{ path = "{tmp_path / "data.npz"}", labelled = false, classes = ["no", "yes"] }}'
     found = recipe(data__options=options, distill__losses="{ kd = 1.0 }")
-    weights = teach.teach(RunFolder(tmp_path), "teacher", found.teachers[0], found, labelled, "")
+    weights = teach.teach(RunFolder(tmp_path), "teacher", found.teachers[0], Lesson(found, labelled, ""))
     taken = found.teachers[0].model_copy(update={"training": None, "weights": str(weights)})
     taken = taken.model_copy(update={"preprocessing": Preprocessing()})
     found = found.model_copy(update={"teacher": taken})
@@ -342,11 +344,11 @@ def test_a_student_of_the_teacher_alone_is_the_same_with_labels_and_without(data
     own = "def own(student, teacher, target):\n    return (student.logits - teacher.logits).abs().mean()\n"
     (tmp_path / "own.py").write_text(own)
     found = recipe(distill__losses='{ kd = 1.0, "own.py:own" = 0.1 }').placed(tmp_path)
-    teacher = teach.teach(RunFolder(tmp_path), "teacher", found.teachers[0], found, labelled, "")
+    teacher = teach.teach(RunFolder(tmp_path), "teacher", found.teachers[0], Lesson(found, labelled, ""))
     tensors = []
     for name, chosen in (("with", labelled), ("without", unlabelled(labelled))):
         (tmp_path / name).mkdir()
-        path = train.distill(RunFolder(tmp_path / name), "student", [teacher], found, chosen, "")
+        path = train.distill(RunFolder(tmp_path / name), "student", [teacher], Lesson(found, chosen, ""))
         tensors.append(weights.load(path)[0])
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
 
@@ -396,4 +398,4 @@ def test_the_zoos_yeast_recipe_fits_its_data(shared_data):
     assert load_recipe("yeast").data.options == names
     dataset = data.load(found.data)
     assert dataset.task == "multi_label"
-    train.check(found, dataset)
+    fitting.check(found, dataset)

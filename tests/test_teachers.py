@@ -18,8 +18,10 @@ from kdbench.evaluation import answer
 from kdbench.models import build
 from kdbench.onnxfile import inspect
 from kdbench.records import Preprocessing, recipe_from_toml
+from kdbench.steps import check as fitting
 from kdbench.steps import train
 from kdbench.steps.export import export
+from kdbench.steps.lesson import Lesson
 from kdbench.steps.teach import at_work, teach
 from kdbench.store import RunFolder
 from kdbench.teachers import TEACHERS, heads
@@ -57,13 +59,13 @@ def made(teacher, folder, dataset):
     """The teacher's file of a recipe."""
     read = recipe(teacher, folder)
     (folder / "run").mkdir(exist_ok=True)
-    return teach(RunFolder(folder / "run"), "teacher", read.teachers[0], read, dataset, "")
+    return teach(RunFolder(folder / "run"), "teacher", read.teachers[0], Lesson(read, dataset, ""))
 
 
 def refused(teacher, folder, dataset, text=RECIPE):
     """What is said of it before any training."""
     with pytest.raises(UserError) as caught:
-        train.check(recipe(teacher, folder, text), dataset)
+        fitting.check(recipe(teacher, folder, text), dataset)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -210,7 +212,7 @@ def test_grey_images_become_as_many_channels_as_the_teachers_preprocessing_has(d
     three = "preprocessing = { scale = 0.0625, mean = [0.4, 0.5, 0.6], std = [0.2, 0.2, 0.2] }\n"
     path = made(SMALL + TRAINING + three, tmp_path, digits)
     assert weights.load(path)[1].input_shape == (3, 8, 8)
-    train.check(recipe(SMALL + TRAINING + three, tmp_path), digits)
+    fitting.check(recipe(SMALL + TRAINING + three, tmp_path), digits)
     coloured = replace(
         digits, **{f"x_{part}": np.repeat(getattr(digits, f"x_{part}"), 4, 1) for part in ("train", "test")}
     )
@@ -257,17 +259,17 @@ def test_a_users_own_models_teach_and_learn(digits, tmp_path):
     (tmp_path / "mine.py").write_text(CODE)
     text = RECIPE.replace('model = "resnet"\noptions = { widths = [4], blocks = [1] }', 'model = "mine.py:flat"')
     read = recipe('model = "mine.py:flat"\noptions = { width = 6 }\n' + TRAINING, tmp_path, text)
-    train.check(read, digits)
+    fitting.check(read, digits)
     run = RunFolder(tmp_path)
-    teacher = teach(run, "teacher", read.teachers[0], read, digits, "")
-    student = train.distill(run, "student", [teacher], read, digits, "")
+    teacher = teach(run, "teacher", read.teachers[0], Lesson(read, digits, ""))
+    student = train.distill(run, "student", [teacher], Lesson(read, digits, ""))
     assert weights.load(student)[0]["1.weight"].shape == (4, 64)
     assert weights.load(teacher)[0]["1.weight"].shape == (6, 64)
     with pytest.raises(UserError, match=r"its model 'mine\.py:flat' is code of your own: say in which folder it lies"):
         export(student, tmp_path / "student.onnx")
     before = weights.load(student)[1].fingerprint
     (tmp_path / "mine.py").write_text(CODE + "\n# changed\n")
-    assert weights.load(train.distill(run, "student", [teacher], read, digits, ""))[1].fingerprint != before
+    assert weights.load(train.distill(run, "student", [teacher], Lesson(read, digits, "")))[1].fingerprint != before
     artifact = export(student, tmp_path / "student.onnx", code=tmp_path)
     assert artifact.outputs[0].shape == ("batch", 10)
 

@@ -10,7 +10,9 @@ from kdbench import data
 from kdbench.errors import UserError
 from kdbench.losses import LOSSES
 from kdbench.records import Augment, Data, Network, Training
+from kdbench.steps import check as fitting
 from kdbench.steps import train
+from kdbench.steps.lesson import Lesson
 from kdbench.steps.teach import teach
 from kdbench.store import RunFolder, load_recipe, zoo_recipes
 from kdbench.training import weights
@@ -32,8 +34,8 @@ def dataset():
 def trained(recipe, dataset, tmp_path_factory):
     """Teacher and student weights, trained without interruption."""
     folder = RunFolder(tmp_path_factory.mktemp("trained"))
-    teacher = teach(folder, "teacher", recipe.teachers[0], recipe, dataset, "")
-    return teacher, train.distill(folder, "student", [teacher], recipe, dataset, "")
+    teacher = teach(folder, "teacher", recipe.teachers[0], Lesson(recipe, dataset, ""))
+    return teacher, train.distill(folder, "student", [teacher], Lesson(recipe, dataset, ""))
 
 
 def test_augmentation_of_every_kind_trains_and_repeats(recipe, dataset, tmp_path):
@@ -42,7 +44,7 @@ def test_augmentation_of_every_kind_trains_and_repeats(recipe, dataset, tmp_path
     found = {}
     for name, chosen in {"first": varied, "again": varied, "plain": recipe}.items():
         (tmp_path / name).mkdir()
-        path = train.train(RunFolder(tmp_path / name), "student", chosen, dataset, "")
+        path = train.train(RunFolder(tmp_path / name), "student", Lesson(chosen, dataset, ""))
         found[name] = path.read_bytes()
     assert found["first"] == found["again"]
     assert found["first"] != found["plain"]
@@ -50,9 +52,9 @@ def test_augmentation_of_every_kind_trains_and_repeats(recipe, dataset, tmp_path
 
 def test_data_that_the_losses_cannot_learn_from_are_refused(recipe, dataset):
     with pytest.raises(UserError, match="no labels: training a teacher needs them"):
-        train.check(recipe, replace(dataset, y_train=None))
+        fitting.check(recipe, replace(dataset, y_train=None))
     with pytest.raises(UserError, match="cross_entropy: is for one class a sample, this data has any number of them"):
-        train.check(recipe, replace(dataset, y_train=np.eye(10, dtype=int)[dataset.y_train], task="multi_label"))
+        fitting.check(recipe, replace(dataset, y_train=np.eye(10, dtype=int)[dataset.y_train], task="multi_label"))
 
 
 class StopError(Exception):
@@ -72,9 +74,9 @@ def test_a_stopped_training_ends_with_the_same_bytes(trained, recipe, dataset, t
     teacher, student = trained
     folder = RunFolder(tmp_path)
     with pytest.raises(StopError):
-        train.distill(folder, "student", [teacher], recipe, dataset, "", stop_at(epoch))
+        train.distill(folder, "student", [teacher], Lesson(recipe, dataset, "", stop_at(epoch)))
     assert weights.load(folder.checkpoint("student"))[1].epoch == epoch
-    resumed = train.distill(folder, "student", [teacher], recipe, dataset, "")
+    resumed = train.distill(folder, "student", [teacher], Lesson(recipe, dataset, ""))
     assert resumed.read_bytes() == student.read_bytes()
     assert not folder.checkpoint("student").exists()
 
@@ -100,20 +102,20 @@ def test_a_stopped_training_by_a_loss_with_a_state_of_its_own_ends_with_the_same
     loss = "hint" if name == "staged" else name
     kd = "{ from_epoch = 2 }" if name == "staged" else "0.9"
     recipe = with_losses(losses=f"{{ cross_entropy = 0.1, kd = {kd}, {loss} = {FEATURES[name]} }}")
-    train.check(recipe, dataset)
+    fitting.check(recipe, dataset)
     whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
     for folder in (whole, parts):
         folder.path.mkdir()
-    finished = train.distill(whole, "student", [teacher], recipe, dataset, "")
+    finished = train.distill(whole, "student", [teacher], Lesson(recipe, dataset, ""))
     assert finished.read_bytes() != student.read_bytes()
     for epoch in (1, 2):
         torch.manual_seed(epoch)  # whatever was drawn elsewhere makes no difference
         with pytest.raises(StopError):
-            train.distill(parts, "student", [teacher], recipe, dataset, "", stop_at(epoch))
+            train.distill(parts, "student", [teacher], Lesson(recipe, dataset, "", stop_at(epoch)))
         state, record = weights.load(parts.checkpoint("student"))
         assert record.epoch == epoch
         assert any(key.startswith("loss.") for key in state)
-    assert train.distill(parts, "student", [teacher], recipe, dataset, "").read_bytes() == finished.read_bytes()
+    assert train.distill(parts, "student", [teacher], Lesson(recipe, dataset, "")).read_bytes() == finished.read_bytes()
     seen = [[key for key in entry if key.startswith("loss.")] for entry in weights.load(finished)[1].history]
     every = ["loss.cross_entropy", f"loss.{loss}", "loss.kd"]
     expected = {
@@ -131,9 +133,9 @@ def test_all_losses_together_train(trained, dataset, tmp_path):
     given |= {"crd": FEATURES["crd"], "parameters": '{ layers = [["head", "head"]] }'}
     assert sorted(given) == sorted(LOSSES.keys() - {"binary_cross_entropy", "multi_label"})
     recipe = with_losses(losses="{ " + ", ".join(f"{name} = {table}" for name, table in given.items()) + " }")
-    first, *_, last = weights.load(train.distill(RunFolder(tmp_path), "student", [teacher], recipe, dataset, ""))[
-        1
-    ].history
+    first, *_, last = weights.load(
+        train.distill(RunFolder(tmp_path), "student", [teacher], Lesson(recipe, dataset, ""))
+    )[1].history
     assert len(first) == len(given) + 2
     assert last["loss"] < first["loss"]
 
@@ -141,7 +143,7 @@ def test_all_losses_together_train(trained, dataset, tmp_path):
 def test_the_weights_file_has_the_students_tensors_alone(trained, dataset, tmp_path):
     teacher, student = trained
     recipe = with_losses(losses=f"{{ cross_entropy = 1.0, hint = {FEATURES['hint']} }}")
-    hinted = train.distill(RunFolder(tmp_path), "student", [teacher], recipe, dataset, "")
+    hinted = train.distill(RunFolder(tmp_path), "student", [teacher], Lesson(recipe, dataset, ""))
     assert weights.load(hinted)[0].keys() == weights.load(student)[0].keys()
 
 
@@ -152,8 +154,8 @@ def test_a_users_own_loss_is_a_part_of_what_the_training_started_from(trained, d
     ends = []
     for factor in (1.0, 2.0, 1.0):
         file.write_text(f"def mine(student, teacher, target):\n    return {factor} * student.logits.square().mean()\n")
-        train.check(recipe, dataset)
-        ends.append(train.distill(RunFolder(tmp_path), "student", [teacher], recipe, dataset, "").read_bytes())
+        fitting.check(recipe, dataset)
+        ends.append(train.distill(RunFolder(tmp_path), "student", [teacher], Lesson(recipe, dataset, "")).read_bytes())
     assert ends[0] != ends[1]
     assert ends[0] == ends[2]
 
@@ -173,15 +175,15 @@ def test_a_student_starts_from_layers_of_its_teacher(trained, dataset, tmp_path)
     layers = '{ stem = "stem", "stages.1" = "stages.1", "head.bias" = "head.bias" }'
     slow = {"student.training.epochs": "1", "student.training.learning_rate": "1e-12"}
     recipe = load_recipe("digits", SAME_STUDENT | slow | {"distill.start_from": layers})
-    train.check(recipe, dataset)
-    student = weights.load(train.distill(RunFolder(tmp_path), "student", [teacher], recipe, dataset, ""))[0]
+    fitting.check(recipe, dataset)
+    student = weights.load(train.distill(RunFolder(tmp_path), "student", [teacher], Lesson(recipe, dataset, "")))[0]
     theirs = weights.load(teacher)[0]
     for name in (n for n in student if n.endswith(("weight", "bias"))):
         copied = name.startswith(("stem.", "stages.1.")) or name == "head.bias"
         same = torch.allclose(student[name], theirs[name], rtol=0, atol=1e-6)
         assert same == copied or name.startswith("stages.0.0.norm"), name
     alone = train.distill(
-        RunFolder(tmp_path), "other", [teacher], load_recipe("digits", SAME_STUDENT | slow), dataset, ""
+        RunFolder(tmp_path), "other", [teacher], Lesson(load_recipe("digits", SAME_STUDENT | slow), dataset, "")
     )
     assert not torch.equal(weights.load(alone)[0]["head.bias"], student["head.bias"])
 
@@ -213,7 +215,7 @@ def test_a_student_starts_from_layers_of_its_teacher(trained, dataset, tmp_path)
 )
 def test_mistakes_are_found_before_training(fields, message, dataset):
     with pytest.raises(UserError, match=message):
-        train.check(with_losses(**fields), dataset)
+        fitting.check(with_losses(**fields), dataset)
 
 
 def test_a_checkpoint_of_another_training_is_not_continued(trained, recipe, dataset, tmp_path):
@@ -221,21 +223,21 @@ def test_a_checkpoint_of_another_training_is_not_continued(trained, recipe, data
     folder = RunFolder(tmp_path)
     other = recipe.model_copy(update={"seed": 7})
     with pytest.raises(StopError):
-        train.distill(folder, "student", [teacher], other, dataset, "", stop_at(1))
-    assert train.distill(folder, "student", [teacher], recipe, dataset, "").read_bytes() == student.read_bytes()
+        train.distill(folder, "student", [teacher], Lesson(other, dataset, "", stop_at(1)))
+    assert train.distill(folder, "student", [teacher], Lesson(recipe, dataset, "")).read_bytes() == student.read_bytes()
 
 
 def test_a_damaged_checkpoint_is_trained_again(trained, recipe, dataset, tmp_path):
     teacher, student = trained
     folder = RunFolder(tmp_path)
     folder.checkpoint("student").write_bytes(b"cut off")
-    assert train.distill(folder, "student", [teacher], recipe, dataset, "").read_bytes() == student.read_bytes()
+    assert train.distill(folder, "student", [teacher], Lesson(recipe, dataset, "")).read_bytes() == student.read_bytes()
 
 
 def test_finished_weights_are_kept(trained, recipe, dataset):
     teacher, _ = trained
     before = teacher.stat().st_mtime_ns
-    teach(RunFolder(teacher.parent), "teacher", recipe.teachers[0], recipe, dataset, "")
+    teach(RunFolder(teacher.parent), "teacher", recipe.teachers[0], Lesson(recipe, dataset, ""))
     assert teacher.stat().st_mtime_ns == before
 
 
@@ -243,8 +245,8 @@ def test_distillation_depends_on_teacher_and_temperature(trained, recipe, datase
     teacher, student = trained
     warmer = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"temperature": 1.0})})
     folder = RunFolder(tmp_path)
-    alone = train.train(folder, "alone", recipe, dataset, "")
-    other = train.distill(folder, "student", [teacher], warmer, dataset, "")
+    alone = train.train(folder, "alone", Lesson(recipe, dataset, ""))
+    other = train.distill(folder, "student", [teacher], Lesson(warmer, dataset, ""))
     tensors = [weights.load(path)[0]["head.weight"] for path in (student, alone, other)]
     assert not torch.equal(tensors[0], tensors[1])
     assert not torch.equal(tensors[0], tensors[2])
@@ -253,7 +255,7 @@ def test_distillation_depends_on_teacher_and_temperature(trained, recipe, datase
 def test_the_teacher_is_not_touched_by_teaching(trained, recipe, dataset, tmp_path):
     teacher, _ = trained
     before = teacher.read_bytes()
-    train.distill(RunFolder(tmp_path), "student", [teacher], recipe, dataset, "")
+    train.distill(RunFolder(tmp_path), "student", [teacher], Lesson(recipe, dataset, ""))
     assert teacher.read_bytes() == before
 
 
@@ -264,13 +266,13 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(recipe, d
         training=Training(epochs=2, learning_rate=1e30, warmup_share=0),
     )
     with pytest.raises(UserError, match=r"epoch 1, batch \d+: lower training.learning_rate"):
-        train.train(RunFolder(tmp_path), "student", recipe.model_copy(update={"student": broken}), dataset, "")
+        train.train(RunFolder(tmp_path), "student", Lesson(recipe.model_copy(update={"student": broken}), dataset, ""))
 
 
 def test_a_vocabulary_that_is_too_small_for_the_data_is_named(recipe, dataset):
     student = recipe.student.model_copy(update={"model": "lstm", "options": {"vocabulary": 16}})
     with pytest.raises(UserError, match=r"student.options.vocabulary: 16, but the data has token ids up to 16"):
-        train.check(recipe.model_copy(update={"student": student}), dataset)
+        fitting.check(recipe.model_copy(update={"student": student}), dataset)
 
 
 def test_learning_rate_rises_then_falls_to_zero():

@@ -34,11 +34,7 @@ def aware(ground: Ground, weights: dict[str, Path], floating: str, static: str) 
         weights[known_artifact(files[0]).parent or "student"],
         *files,
         {name: weights[name] for name in recipe.teacher_names},
-        recipe,
-        ground.dataset,
-        ground.data_sha256,
-        ground.progress,
-        ground.say,
+        ground.lesson,
         folder,
     )
     folder.note_duration(AWARE, "training", place.duration_s(AWARE))

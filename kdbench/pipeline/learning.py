@@ -16,6 +16,7 @@ from kdbench.pipeline.lighter import lighter
 from kdbench.pipeline.rungs import PRUNED, forget, kept
 from kdbench.progress import Progress, is_main
 from kdbench.records import Artifact, Distill, Recipe
+from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, fingerprint, sha256
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ class Ground:
     teachers: list["Candidate"] = field(default_factory=list)
     """As a look at them has loaded them, until they are taken to be taught."""
 
+    @property
+    def lesson(self) -> Lesson:
+        return Lesson(self.recipe, self.dataset, self.data_sha256, self.progress, self.say)
+
 
 def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callable[[str], None]) -> Ground:
     """Loads the data, checks that everything fits, and writes the pack.
@@ -55,7 +60,8 @@ def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callabl
 def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["Candidate"]]:
     """The recipe's data, of which everything in the recipe is known to fit; and its teachers as they were loaded."""
     from kdbench import data
-    from kdbench.steps import aware, prune, spiral, train
+    from kdbench.steps import aware, prune, spiral
+    from kdbench.steps import check as fitting
     from kdbench.steps import lighter as beside
 
     dataset = data.load(recipe.data)
@@ -64,7 +70,7 @@ def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["C
     prune.check(recipe, dataset)
     beside.check(recipe, dataset)
     aware.check(recipe, dataset)
-    teachers = train.check(recipe, dataset)
+    teachers = fitting.check(recipe, dataset)
     spiral.check(recipe, dataset, teachers)
     return dataset, teachers
 
@@ -142,13 +148,11 @@ def taught(ground: Ground) -> list[Path]:
     """The files of the recipe's teachers, trained where they are to be trained."""
     from kdbench.steps import teach
 
-    recipe, dataset, data_sha256 = ground.recipe, ground.dataset, ground.data_sha256
+    recipe = ground.recipe
     paths = []
     for name, section, where in zip(recipe.teacher_names, recipe.teachers, recipe.teacher_fields, strict=True):
         candidate = ground.teachers.pop(0) if ground.teachers else None  # which training changes: for one use
-        paths.append(
-            teach.teach(ground.folder, name, section, recipe, dataset, data_sha256, ground.progress, where, candidate)
-        )
+        paths.append(teach.teach(ground.folder, name, section, ground.lesson, where, candidate))
     return paths
 
 
@@ -156,7 +160,7 @@ def trained_alone(ground: Ground, folder: RunFolder, recipe: Recipe) -> Path:
     """The weights of the student without a teacher, in `folder`, with the seed of `recipe`."""
     from kdbench.steps import train
 
-    return train.train(folder, "student-alone", recipe, ground.dataset, ground.data_sha256, ground.progress)
+    return train.train(folder, "student-alone", replace(ground.lesson, recipe=recipe))
 
 
 def trained(
@@ -165,10 +169,7 @@ def trained(
     """The weights of the student distilled by `method`, in `folder`, with the seed of `recipe`."""
     from kdbench.steps import train
 
-    dataset, data_sha256 = ground.dataset, ground.data_sha256
-    return train.distill(
-        folder, rung, teachers, recipe, dataset, data_sha256, ground.progress, ground.say, method, ground.folder
-    )
+    return train.distill(folder, rung, teachers, replace(ground.lesson, recipe=recipe), method, ground.folder)
 
 
 def trained_together(
@@ -178,7 +179,7 @@ def trained_together(
     from kdbench.steps import train
 
     rungs = (rung, rung.replace("student", "teacher"))
-    student, teacher = train.mutual(folder, rungs, recipe, ground.dataset, ground.data_sha256, ground.progress, method)
+    student, teacher = train.mutual(folder, rungs, replace(ground.lesson, recipe=recipe), method)
     return student, teacher
 
 
@@ -190,13 +191,13 @@ def pruned(ground: Ground, student: Path, teachers: dict[str, Path]) -> Path:
     folder, recipe, dataset = ground.folder, ground.recipe, ground.dataset
     options = recipe.prune
     assert options is not None
-    lessons = (teachers, recipe, dataset, ground.data_sha256, ground.progress, ground.say)
+    lesson = ground.lesson
     if options.sparse:
         penalty = processes.agreed(lambda: prune.sparse_penalty(recipe, dataset, student))
         facts = {"sparse": options.sparse.model_dump()}
         training = prune.sparse_training(recipe)
         student = train.refine(
-            folder, f"{PRUNED}-sparse", student, *lessons, training=training, penalty=penalty, facts=facts
+            folder, f"{PRUNED}-sparse", student, teachers, lesson, training=training, penalty=penalty, facts=facts
         )
     if is_main():
         spent = folder.duration_s(f"{PRUNED}-sparse") if options.sparse else None
@@ -212,7 +213,7 @@ def pruned(ground: Ground, student: Path, teachers: dict[str, Path]) -> Path:
                 )
 
     processes.agreed(narrow)
-    return train.refine(folder, PRUNED, narrowed, *lessons, training=prune.fine_tuning(recipe))
+    return train.refine(folder, PRUNED, narrowed, teachers, lesson, training=prune.fine_tuning(recipe))
 
 
 def exported(ground: Ground, folder: RunFolder, rung: str, path: Path, parent: Artifact | None) -> Artifact | None:

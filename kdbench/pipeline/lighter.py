@@ -25,11 +25,10 @@ def lighter(ground: "Ground", weights: Mapping[str, Path], artifacts: Mapping[st
 
     recipe, folder = ground.recipe, ground.folder
     teachers = {name: weights[name] for name in recipe.teacher_names}
-    lessons = (teachers, recipe, ground.dataset, ground.data_sha256, ground.progress, ground.say)
     made = {}
     for rung, make in {SPARSE: steps.sparse, LOW_RANK: steps.low_rank}.items():
         if getattr(recipe, STEPS[rung]):
-            path = make(folder, rung, weights["student"], *lessons)
+            path = make(folder, rung, weights["student"], teachers, ground.lesson)
             if is_main():
                 made[rung] = _exported(ground, rung, path, artifacts["student"])
         elif is_main():  # an earlier recipe in the same folder may have asked for it

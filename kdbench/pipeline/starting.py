@@ -70,7 +70,7 @@ def init(
     from torch import nn
 
     from kdbench.pipeline import choosing
-    from kdbench.steps import train
+    from kdbench.steps import check as fitting
 
     named = sections.teacher_section(teacher, model, dict(options or {}))
     data_part, data_said = sections.data_section(str(data), data_options or {})
@@ -111,7 +111,7 @@ def init(
         "distill_said": distill_said,
     }
     draft = recipe_from_toml(written(plain, words, "", []), str(file)).placed(file.parent)
-    train.check(draft, dataset)
+    fitting.check(draft, dataset)
     expected = _expected(draft, dataset, progress)
     own = choosing.parameters(chosen, chosen_options, dataset) if ":" not in chosen else 0
     student_said = f"for {family.kind}{_share(own, size)}"

@@ -5,7 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter as now
 from typing import Any
@@ -115,10 +115,9 @@ def one_turn(walk: Walk, plan: Plan, before: list[TurnRecord]) -> TurnRecord:
     def refused(why: Refusal, said: str, **facts: Any) -> TurnRecord:
         return turn.model_copy(update={"refusal": why, "said": said, **facts})
 
-    dataset = step.seen_by(ground.dataset, source)
-    lessons = (teachers, recipe, dataset, ground.data_sha256, ground.progress)
+    lesson = replace(ground.lesson, dataset=step.seen_by(ground.dataset, source))
     try:
-        start = step.narrowed(folder, rung, parent, source, plan.keep, *lessons)
+        start = step.narrowed(folder, rung, parent, source, plan.keep, teachers, lesson)
     except UserError as error:
         return refused("unreachable", re.sub(r"^prune\.?", "pruning ", str(error)))
     whole, left = (step.costs(path, recipe.folder) for path in (source, start))
@@ -147,9 +146,8 @@ def _taught(walk: Walk, rung: str, start: Path, parent: str, plan: Plan) -> Arti
 
     ground = walk.ground
     teachers, training = walk.taught_by(plan.parent), step.turn_training(ground.recipe)
-    dataset = step.seen_by(ground.dataset, start)
-    lessons = (teachers, ground.recipe, dataset, ground.data_sha256, ground.progress, ground.say)
-    weights = train.refine(ground.folder, rung, start, *lessons, training=training)
+    lesson = replace(ground.lesson, dataset=step.seen_by(ground.dataset, start))
+    weights = train.refine(ground.folder, rung, start, teachers, lesson, training=training)
     return _exported(walk, rung, weights, parent, {"step": plan.step, "keep": plan.keep, "teachers": [*teachers]})
 
 
@@ -165,9 +163,8 @@ def final_turn(walk: Walk, best: TurnRecord, known: TurnRecord | None) -> TurnRe
     if known and known.mark == mark and known.refusal:
         return known
     teachers = walk.taught_by(best.parent)
-    dataset = step.seen_by(ground.dataset, source)
-    lessons = (teachers, ground.recipe, dataset, ground.data_sha256, ground.progress, ground.say)
-    weights = train.refine(folder, FINAL, source, *lessons, training=training)
+    lesson = replace(ground.lesson, dataset=step.seen_by(ground.dataset, source))
+    weights = train.refine(folder, FINAL, source, teachers, lesson, training=training)
     artifact = _exported(walk, FINAL, weights, walk.rung(best.number), {"final": True, "teachers": [*teachers]})
     turn = TurnRecord(number=0, parent=best.number, step=0.0, keep=1.0, share=best.share, mark=mark)
     turn = turn.model_copy(update={**_facts(artifact), **_judged(walk, artifact), "speedup": best.speedup})

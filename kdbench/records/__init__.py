@@ -25,26 +25,16 @@ from kdbench.records.base import (
 from kdbench.records.compression import Factorise, Prune, Pruning, Quantize, Sparse, Sparsify, Spiral
 from kdbench.records.conversion import Convert
 from kdbench.records.embedded import PREFIX, Embedded, Measured, Origin, embedded_in
+from kdbench.records.learning import CommonOptions, Distill, Loss, Schedule, Temperature, Training
 from kdbench.records.packed import PackedFile, PackedRun
 from kdbench.records.recipe import (
     Augment,
     Bench,
-    CommonOptions,
     Data,
-    Distill,
-    FactoriseSection,
-    Loss,
     Network,
-    PruneSection,
-    QuantizeSection,
     Recipe,
     ScenarioName,
-    Schedule,
-    SparsifySection,
-    SpiralSection,
     Teacher,
-    Temperature,
-    Training,
     recipe_from_toml,
     toml_value,
 )
@@ -64,6 +54,7 @@ from kdbench.records.results import (
     Trial,
 )
 from kdbench.records.sealed import RESULTS_SCHEMA, Sealed, sealed
+from kdbench.records.sections import FactoriseSection, PruneSection, QuantizeSection, SparsifySection, SpiralSection
 
 __all__ = [
     "IMPORTED",

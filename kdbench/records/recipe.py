@@ -6,26 +6,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    ConfigDict,
     Discriminator,
     Field,
     PrivateAttr,
     Tag,
-    ValidationInfo,
     field_validator,
-    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from kdbench.errors import UserError
 from kdbench.records.artifacts import Preprocessing
 from kdbench.records.base import Count, Name, NotNegative, Positive, Record, Versioned, parse
-from kdbench.records.compression import Factorise, Prune, Quantize, Sparse, Sparsify, Spiral
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+from kdbench.records.learning import Distill, Training
+from kdbench.records.sections import FactoriseSection, PruneSection, QuantizeSection, SparsifySection, SpiralSection
 
 
 class Augment(Record):
@@ -58,51 +51,6 @@ class Data(Record):
     held_out_samples: Annotated[int, Field(ge=0)] = 0
     """Training samples that are set aside, on which each epoch is judged: for the best epoch and early stopping."""
     augment: Augment = Augment()
-
-
-class Training(Record):
-    epochs: Count
-    learning_rate: Positive
-    """The highest of the schedule."""
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    """At least two: batch norm learns nothing from a single sample. Of all processes together."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """`sgd` with Nesterov's momentum; Adam's second beta is 0.999."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD; Adam's first beta."""
-    weight_decay: NotNegative = 5e-4
-    """Added to the gradient as L2 penalty; by `adamw` decoupled from it."""
-    decay_norms: bool = True
-    """Whether weight decay is also for the weights of norms and for biases."""
-    schedule: Literal["cosine", "step", "one_cycle", "constant"] = "cosine"
-    """Of the learning rate, after the warm-up."""
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of the steps in which the learning rate rises: linearly, in `one_cycle` along a cosine."""
-    step_epochs: Annotated[tuple[Count, ...], Field(validate_default=True)] = ()
-    """Of the schedule `step`: epochs after which the learning rate is multiplied by `step_factor`."""
-    step_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    clip_norm: Positive | None = None
-    """Gradients whose norm, over all parameters together, is larger are shortened to it."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Of an exponential moving average of the weights, which is then what is judged, kept and exported."""
-    patience_epochs: Count | None = None
-    """Training ends after as many epochs without a better one on the held-out samples."""
-    keep: Literal["last", "best"] = "last"
-    """Which epoch goes on along the ladder: the last, or the best on the held-out samples."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """`bf16`: autocast, with images channels-last. `auto`: what a few steps of both show to be faster."""
-
-    @field_validator("step_epochs")
-    @classmethod
-    def _within(cls, epochs: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
-        total, stepped = info.data.get("epochs"), info.data.get("schedule") == "step"
-        if stepped and not epochs:
-            raise PydanticCustomError("missing_steps", "epochs after which the learning rate falls, such as [10, 20]")
-        if epochs and not stepped:
-            raise PydanticCustomError("unused_steps", "left out where schedule is not 'step'")
-        if total is not None and any(epoch >= total for epoch in epochs):
-            raise PydanticCustomError("late_steps", f"epochs before the last one, {total}")
-        return epochs
 
 
 class Network(Record):
@@ -143,166 +91,6 @@ OneOrSeveral = Annotated[
 ]
 """`[teacher]`, or several as `[[teacher]]`."""
 
-
-class Schedule(Record):
-    """From `start` to `end` in `epochs` epochs, and `end` from then on; a plain number stays what it is."""
-
-    start: NotNegative
-    end: NotNegative
-    shape: Literal["linear", "cosine"] = "linear"
-    epochs: Count = 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _constant(cls, value: Any) -> Any:
-        return {"start": value, "end": value} if _is_number(value) else value
-
-
-def _positive(schedule: Schedule) -> Schedule:
-    if not schedule.start or not schedule.end:
-        raise PydanticCustomError("positive", "greater than 0")
-    return schedule
-
-
-Temperature = Annotated[Schedule, AfterValidator(_positive)]
-
-
-class CommonOptions(Record):
-    """What every loss of a recipe takes. Epochs are counted from 1."""
-
-    weight: Schedule = Schedule(start=1.0, end=1.0)
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    """The weight rises linearly in as many epochs."""
-    from_epoch: Count = 1
-    """The loss's first epoch; warm-up and schedules are counted from it."""
-    until_epoch: Count | None = None
-    """The loss's last epoch."""
-    stop_below: Positive | None = None
-    """The loss ends for good after an epoch in which its mean, without weight, is below this."""
-
-
-class Loss(CommonOptions):
-    """A loss of a recipe, or its weight alone; its own options are checked where it is built."""
-
-    model_config = ConfigDict(extra="allow")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _weight_alone(cls, value: Any) -> Any:
-        return {"weight": value} if _is_number(value) else value
-
-
-class Distill(Record):
-    mode: Literal["offline", "mutual"] = "offline"
-    """`mutual`: student and teacher learn together, each from the other; the teacher's own training is left out."""
-    losses: Annotated[dict[str, Loss], Field(min_length=1)]
-    """By name, or as `module.py:function`: a table of options, or the weight alone."""
-    temperature: Positive = 4.0
-    """Of every loss that has one and names no other."""
-    start_from: dict[str, str] = {}
-    """Submodules of the student that start with the weights of one of the teacher's, of the same shapes."""
-    cache: bool = True
-    """Keep the teachers' answers where views of a sample come again and no loss reads features: see data.augment.views.
-    """
-
-
-class PruneSection(Prune):
-    """With the trainings around it, both of the student under its teachers."""
-
-    sparse: Sparse | None = None
-    """Before pruning."""
-    training: Training | None = None
-    """After it; without one half of the student's epochs, at a fifth of its learning rate."""
-
-
-class SparsifySection(Sparsify):
-    """Of the student: when its weights become zero, and how it learns with the others, under its teachers."""
-
-    begin_epoch: Annotated[int, Field(ge=0)] = 0
-    """Of a gradual schedule: the last epoch before the first zeros."""
-    end_epoch: Annotated[Count | None, Field(validate_default=True)] = None
-    """The first epoch with all of them. Without it they are set at once, before the first epoch."""
-    rewind_epoch: Count | None = None
-    """All that is not zero goes back to what it was after that epoch of the student's training."""
-    training: Training | None = None
-    """Without one half of the student's epochs, at a fifth of its learning rate; after rewinding the student's own."""
-
-    @field_validator("end_epoch")
-    @classmethod
-    def _gradual(cls, end: int | None, info: ValidationInfo) -> int | None:
-        begin = info.data.get("begin_epoch", 0)
-        if end is None and begin:
-            raise PydanticCustomError("no_end", "given where begin_epoch is")
-        if end is not None and end <= begin:
-            raise PydanticCustomError("early_end", "after begin_epoch, {begin}", {"begin": begin})
-        if end is not None and info.data.get("threshold") is not None:
-            raise PydanticCustomError("gradual_threshold", "left out with a threshold: a schedule is of a sparsity")
-        return end
-
-    @field_validator("rewind_epoch")
-    @classmethod
-    def _at_once(cls, epoch: int | None, info: ValidationInfo) -> int | None:
-        if epoch is not None and info.data.get("end_epoch") is not None:
-            raise PydanticCustomError(
-                "gradual_rewind", "left out where end_epoch is given: it is for zeros set at once"
-            )
-        return epoch
-
-
-class FactoriseSection(Factorise):
-    """Of the student, which then learns again under its teachers."""
-
-    training: Training | None = None
-    """Without one half of the student's epochs, at a fifth of its learning rate."""
-
-
-class QuantizeSection(Quantize):
-    """With the training of the rung whose training knows that it will be quantized."""
-
-    aware: bool = False
-    """The student's int8 file is trained further under its teachers, its rounding simulated."""
-    all_rungs: bool = False
-    """The sparse and the low-rank student and the last model of the spiral are slimmed and quantized too."""
-    training: Training | None = None
-    """Of that; without it a tenth of the student's epochs, at a tenth of its learning rate."""
-
-    @field_validator("training")
-    @classmethod
-    def _in_float(cls, training: Training | None, info: ValidationInfo) -> Training | None:
-        if training is not None and not info.data.get("aware"):
-            raise PydanticCustomError("unused_training", "left out where aware is not true")
-        if training is not None and training.precision != "fp32":
-            raise PydanticCustomError("rounded_twice", "in fp32, in which the rounding to int8 is simulated")
-        return training
-
-    @property
-    def static(self) -> Quantize:
-        """What makes the int8 file without a training."""
-        return Quantize(**self.model_dump(include=self.model_fields_set & Quantize.model_fields.keys()))
-
-    def training_after(self, student: Training) -> Training:
-        """That of the rung, after the student's own."""
-        return self.training or Training(
-            epochs=max(1, round(student.epochs * AWARE_SHARE)),
-            learning_rate=student.learning_rate * AWARE_SHARE,
-            **student.model_dump(include={"batch_size", "optimizer", "momentum", "weight_decay", "decay_norms"}),
-            clip_norm=student.clip_norm,
-        )
-
-
-class SpiralSection(Spiral):
-    """With its trainings, all by `distill`."""
-
-    sparse: Sparse | None = None
-    """Of each turn, before pruning."""
-    training: Training | None = None
-    """Of each turn, after pruning; without one a quarter of the student's epochs, at a fifth of its learning rate."""
-    final: Training | None = None
-    """Of the last accepted model, once more; without one there is no rung of it."""
-
-
-AWARE_SHARE = 0.1
-"""Of the student's epochs and learning rate: what a training with simulated rounding takes where nothing is said."""
 
 ScenarioName = Literal["single_stream", "multi_stream", "server", "offline"]
 

@@ -1,6 +1,6 @@
 """Quantization-aware training: the student's static int8 file, trained further under its teachers with its rounding."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,9 @@ from kdbench.errors import UserError, first_line
 from kdbench.evaluation import answer, compare, parity_on
 from kdbench.losses.weighted import terms as terms_of
 from kdbench.onnxfile import inspect, known_artifact, load_model, portable
-from kdbench.progress import Progress, silent, unsaid
 from kdbench.quantization.targets import targeted
 from kdbench.records import Artifact, Loss, Recipe, parse
+from kdbench.steps.lesson import Lesson
 from kdbench.steps.quantize import LEAST_AGREEMENT
 from kdbench.steps.slim import comparison_inputs
 from kdbench.steps.train import initial, refine
@@ -52,24 +52,22 @@ def train_aware(
     floating: Path,
     static: Path,
     teachers: Mapping[str, Path],
-    recipe: Recipe,
-    dataset: Dataset,
-    data_sha256: str,
-    progress: Progress = silent,
-    say: Callable[[str], None] = unsaid,
+    lesson: Lesson,
     answers: RunFolder | None = None,
 ) -> Path:
     """Trains what the int8 file `static` computes, under teachers by name; the weights file of `rung` in `run`, with
     the tensors of `kdbench.training.fake_quantization.Graph`.
 
     `student` is the weights file that it comes from, `floating` its fp32 ONNX file. It learns by those of the recipe's
-    losses that are left in the student's last epoch, with the weights that they have there; `say` is told of others.
-    Otherwise as `refine`.
+    losses that are left in the student's last epoch, with the weights that they have there; `lesson.say` is told of
+    others. Otherwise as `refine`.
     """
+    recipe = lesson.recipe
     training = recipe.quantize.training_after(recipe.student.training)
     losses = at_end(recipe.distill.losses, recipe.student.training.epochs)
     for name in sorted(recipe.distill.losses.keys() - losses.keys()):
-        say(f"{rung} learns without the loss {name}, which is over at the student's end, or reads its parameters")
+        why = "which is over at the student's end, or reads its parameters"
+        lesson.say(f"{rung} learns without the loss {name}, {why}")
     method = recipe.distill.model_copy(update={"losses": losses})
     terms = terms_of(losses, method.temperature, recipe.folder, training.epochs, "distill")
 
@@ -77,7 +75,7 @@ def train_aware(
         graph = simulated(load_model(static), load_model(floating), static)
         ours = layers(terms)[0]
         if ours:
-            x = torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))
+            x = torch.from_numpy(apply(lesson.dataset.x_train[:2], lesson.dataset.preprocessing))
             show(graph, load_model(floating), weights.model_of(student, recipe.folder)[0], ours, x)
         return graph
 
@@ -86,11 +84,7 @@ def train_aware(
         rung,
         student,
         teachers,
-        recipe,
-        dataset,
-        data_sha256,
-        progress,
-        say,
+        lesson,
         method=method,
         training=training,
         answers=answers,

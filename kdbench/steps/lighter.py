@@ -1,18 +1,19 @@
 """The student of a recipe with zeros among its weights, and of low rank, each taught again."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 
 from kdbench.data.dataset import Dataset
 from kdbench.errors import UserError
 from kdbench.losses.weighted import terms
-from kdbench.progress import Progress, is_main, silent, unsaid
+from kdbench.progress import is_main
 from kdbench.pruning import low_rank as ranks
 from kdbench.pruning import masks
 from kdbench.pruning.masks import Masks
 from kdbench.records import Recipe, Training
 from kdbench.steps.factorise import factorise, mark
+from kdbench.steps.lesson import Lesson
 from kdbench.steps.prune import shorter
 from kdbench.steps.train import initial, refine
 from kdbench.store import RunFolder, sha256
@@ -61,13 +62,10 @@ def sparse(
     rung: str,
     student: Path,
     teachers: Mapping[str, Path],
-    recipe: Recipe,
-    dataset: Dataset,
-    data_sha256: str,
-    progress: Progress = silent,
-    say: Callable[[str], None] = unsaid,
+    lesson: Lesson,
 ) -> Path:
     """Trains the student of a weights file on with the zeros of the recipe's `sparsify`; the weights file of `rung`."""
+    recipe = lesson.recipe
     section = recipe.sparsify
     assert section is not None
     facts: dict[str, object] = {"sparsify": section.model_dump(exclude={"training"})}
@@ -82,8 +80,7 @@ def sparse(
         rewound, _ = weights.load(early)
         facts["rewound"] = sha256(early.read_bytes())
     held = Masks(section, recipe.seed, rewound)
-    lessons = (teachers, recipe, dataset, data_sha256, progress, say)
-    return refine(run, rung, student, *lessons, training=training(recipe, "sparsify"), masks=held, facts=facts)
+    return refine(run, rung, student, teachers, lesson, training=training(recipe, "sparsify"), masks=held, facts=facts)
 
 
 def low_rank(
@@ -91,14 +88,11 @@ def low_rank(
     rung: str,
     student: Path,
     teachers: Mapping[str, Path],
-    recipe: Recipe,
-    dataset: Dataset,
-    data_sha256: str,
-    progress: Progress = silent,
-    say: Callable[[str], None] = unsaid,
+    lesson: Lesson,
 ) -> Path:
     """Factorises the student of a weights file as the recipe's `factorise` has it, and trains it on; the weights file
-    of `rung`. `say` is told which layers were left alone, and why."""
+    of `rung`. The lesson's `say` is told which layers were left alone, and why."""
+    recipe = lesson.recipe
     section = recipe.factorise
     assert section is not None
     start = run.weights(f"{rung}-start")
@@ -107,8 +101,7 @@ def low_rank(
         if is_main() and not weights.load_matching(start, mark(student, section)):
             with run.timed(rung, "factorising"):
                 remark = factorise(student, start, section, recipe.folder, "factorise")
-            say(f"{rung}: {remark}")
+            lesson.say(f"{rung}: {remark}")
 
     processes.agreed(factorised)
-    lessons = (teachers, recipe, dataset, data_sha256, progress, say)
-    return refine(run, rung, start, *lessons, training=training(recipe, "factorise"))
+    return refine(run, rung, start, teachers, lesson, training=training(recipe, "factorise"))

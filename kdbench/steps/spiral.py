@@ -15,11 +15,12 @@ from kdbench.data.dataset import Dataset
 from kdbench.data.preprocess import apply
 from kdbench.errors import UserError
 from kdbench.losses.weighted import terms
-from kdbench.progress import Progress, silent
+from kdbench.progress import unsaid
 from kdbench.pruning import structured
 from kdbench.pruning.targets import Cost, cost
 from kdbench.records import Preprocessing, PruneSection, Pruning, Recipe, SpiralSection, Training
 from kdbench.steps import prune
+from kdbench.steps.lesson import Lesson
 from kdbench.steps.train import initial, refine
 from kdbench.store import RunFolder, fingerprint
 from kdbench.teachers import Candidate
@@ -113,29 +114,28 @@ def narrowed(
     source: Path,
     keep: float,
     teachers: Mapping[str, Path],
-    recipe: Recipe,
-    dataset: Dataset,
-    data_sha256: str,
-    progress: Progress = silent,
+    lesson: Lesson,
 ) -> Path:
     """The weights file of `rung` before it learns: that of its `parent`, of which `keep` is left.
 
     Kept where it is already there. Raises UserError where so much can't be taken away.
     """
-    section = recipe.spiral
+    dataset, section = lesson.dataset, lesson.recipe.spiral
     assert section is not None
     options = _options(section, direction(section), keep)
-    recipe = recipe.model_copy(update={"prune": options})
+    recipe = lesson.recipe.model_copy(update={"prune": options})
     if options.sparse:
         penalty = prune.sparse_penalty(recipe, dataset, source)
         facts: dict[str, object] = {"sparse": options.sparse.model_dump()}
         training = sparse_training(recipe)
-        lessons = (teachers, recipe, dataset, data_sha256, progress)
-        source = refine(run, f"{parent}-sparse", source, *lessons, training=training, penalty=penalty, facts=facts)
+        unheard = replace(lesson, recipe=recipe, say=unsaid)  # what there is to say is said when it is taught again
+        source = refine(
+            run, f"{parent}-sparse", source, teachers, unheard, training=training, penalty=penalty, facts=facts
+        )
     out = run.weights(f"{rung}-start")
     if not weights.load_matching(out, prune.mark(source, options, recipe.seed)):
         samples = prune.training_samples(recipe, dataset)
-        prune.prune(source, out, options, samples, recipe.folder, seed=recipe.seed, progress=progress)
+        prune.prune(source, out, options, samples, recipe.folder, seed=recipe.seed, progress=lesson.progress)
     return out
 
 

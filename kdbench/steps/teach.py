@@ -13,8 +13,8 @@ from kdbench.data.dataset import Dataset
 from kdbench.losses.weighted import terms as terms_of
 from kdbench.machine import versions
 from kdbench.onnxfile import inspect, known_artifact, load_model, portable
-from kdbench.progress import Progress, silent
 from kdbench.records import IMPORTED, Loss, Recipe, Task, Teacher
+from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, fingerprint, save_artifact, sha256, sidecar, write_atomic
 from kdbench.teachers import Candidate, prepare, weights_file
 from kdbench.teachers.black_box import BlackBox, Options
@@ -41,10 +41,7 @@ def teach(
     run: RunFolder,
     rung: str,
     section: Teacher,
-    recipe: Recipe,
-    dataset: Dataset,
-    data_sha256: str,
-    progress: Progress = silent,
+    lesson: Lesson,
     field: str = "teacher",
     candidate: Candidate | None = None,
 ) -> Path:
@@ -54,6 +51,7 @@ def teach(
     A black box is its ONNX file, with its class map if it has one; any other ends as a weights file, trained or not.
     Only the main process writes; all wait for it.
     """
+    recipe, dataset = lesson.recipe, lesson.dataset
     if section.training is not None:
         dataset.train_labels(f"training {rung}")
     candidate = candidate or processes.agreed(lambda: prepared(section, recipe, dataset, field))
@@ -70,7 +68,7 @@ def teach(
         "seed": recipe.seed,
         "threads": recipe.threads,
         "augment": recipe.data.augment.model_dump() if trained else None,
-        "data": data_sha256,
+        "data": lesson.data_sha256,
         "preprocessing": candidate.preprocessing and candidate.preprocessing.to_json(),
         "kdbench": __version__,
         "versions": versions(("torch", "numpy", *LIBRARIES.get(section.source, ()))),
@@ -95,7 +93,7 @@ def teach(
         terms = terms_of(ALONE[dataset.task], 1.0, recipe.folder, section.training.epochs)
         augmentation, seed, threads = recipe.data.augment, recipe.seed, recipe.threads
         course = Course(seen, section.training, terms, augmentation=augmentation, seed=seed, threads=threads)
-    return weights_files(run, [Part(rung, started)], lambda: model, course, progress)[0]
+    return weights_files(run, [Part(rung, started)], lambda: model, course, lesson.progress)[0]
 
 
 def digest(path: Path) -> str:

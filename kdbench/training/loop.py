@@ -80,34 +80,16 @@ def fit(
     of metrics as JSON lines, `curves` the folder of TensorBoard's, `early` the file for the course's early epoch.
     Raises UserError where the loss stops being finite; the last good checkpoint stays.
     """
-    dataset, training, faculty, seed = course.dataset, course.training, course.faculty, course.seed
+    training = course.training
     with deterministic(course.threads):
         state, started = _begun(model, course, started, checkpoint)
         history = list(started.history)
         journal = metrics.Journal(history, lines, curves) if is_main() else None
-        for epoch in range(len(history), training.epochs):
-            if metrics.stale(history, training.patience_epochs):
-                break
+        while len(history) < training.epochs and not metrics.stale(history, training.patience_epochs):
             start = time.perf_counter()
-            if faculty and faculty.cached(course.terms, course.augmentation):
-                faculty.begin(dataset, course.augmentation, seed, epoch)
-            state.loss.begin(epoch + 1, history)
-            if state.masks:
-                with seeded(seed, epoch + 1):
-                    state.masks.begin_epoch(epoch + 1, partial(_gradients, state, course, epoch), *state.networks)
-            begun = time.perf_counter()
-            with seeded(seed, epoch + 1, *([processes.rank()] if processes.rank() else [])):
-                means = _epoch(state, course, epoch, label, progress)
-            samples_per_s = len(dataset.x_train) / (time.perf_counter() - begun)
-            processes.share_buffers(model, state.loss, *([state.average] if state.average else []))
-            history.append({**means, "learning_rate": state.optimizer.param_groups[0]["lr"]})
-            if state.masks:
-                history[-1]["sparsity"] = state.masks.sparsity
-            if dataset.x_held_out is not None and (state.masks is None or state.masks.settled(epoch + 1)):
-                judged = processes.agreed(lambda: _held_out(state, course) if is_main() else 0.0)
-                history[-1]["held_out"] = processes.of_main(judged)
-                if metrics.best_epoch(history) == len(history):
-                    state.best = copied(state.result.state_dict())
+            line, samples_per_s = _learnt(state, course, history, label, progress)
+            history.append(line)
+            _judge(state, course, history)
             found_so_far = {"epoch": len(history), "history": tuple(history), "processes": processes.count()}
             started = started.model_copy(update=found_so_far)
             if journal:
@@ -145,6 +127,41 @@ def _begun(model: nn.Module, course: Course, started: Trained, checkpoint: Path)
     if found:
         state.restore(found[0])
     return state, started
+
+
+def _learnt(
+    state: State, course: Course, history: list[dict[str, float]], label: str, progress: Progress
+) -> tuple[dict[str, float], float]:
+    """The next epoch: its line of metrics, and how many samples a second went through it."""
+    epoch, seed, faculty = len(history), course.seed, course.faculty
+    if faculty and faculty.cached(course.terms, course.augmentation):
+        faculty.begin(course.dataset, course.augmentation, seed, epoch)
+    state.loss.begin(epoch + 1, history)
+    if state.masks:
+        with seeded(seed, epoch + 1):
+            state.masks.begin_epoch(epoch + 1, partial(_gradients, state, course, epoch), *state.networks)
+    begun = time.perf_counter()
+    with seeded(seed, epoch + 1, *([processes.rank()] if processes.rank() else [])):
+        means = _epoch(state, course, epoch, label, progress)
+    samples_per_s = len(course.dataset.x_train) / (time.perf_counter() - begun)
+    processes.share_buffers(state.model, state.loss, *([state.average] if state.average else []))
+    line = {**means, "learning_rate": state.optimizer.param_groups[0]["lr"]}
+    if state.masks:
+        line["sparsity"] = state.masks.sparsity
+    return line, samples_per_s
+
+
+def _judge(state: State, course: Course, history: list[dict[str, float]]) -> None:
+    """Adds to the last epoch's line how good the model is on held-out samples; keeps its weights if none were better.
+
+    Where there are no such samples, or not all zeros of the course's masks are chosen yet, there is nothing to judge.
+    """
+    if course.dataset.x_held_out is None or not (state.masks is None or state.masks.settled(len(history))):
+        return
+    judged = processes.agreed(lambda: _held_out(state, course) if is_main() else 0.0)
+    history[-1]["held_out"] = processes.of_main(judged)
+    if metrics.best_epoch(history) == len(history):
+        state.best = copied(state.result.state_dict())
 
 
 def _ends(state: State, started: Trained) -> Ends:
