@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 
 from kdbench import stats
+from kdbench.records.budget import Budget, CandidateRecord, CurvePoint, Estimate, LayerNoise
 from kdbench.report.files import save_report
 from kdbench.report.plots import hover_svg, plots_of, png, svg
 from kdbench.report.plots.labels import spread
 from kdbench.report.plots.pareto import Point, front_line, standings
 from kdbench.report.plots.style import shortened, styled
 from kdbench.report.plots.timing import timed
+from kdbench.report.selection import Selection, selected
 from kdbench.report.table import ladder, load_ladders
+from kdbench.report.text import seconds
 from kdbench.stats import Interval
 from kdbench.store import RunFolder
 from tests.conftest import REPOSITORY
@@ -119,6 +122,18 @@ def test_what_is_drawn_depends_on_what_there_is():
     assert plots_of([ladder(result(measurements=failed, evaluations=()), {})]) == []
 
 
+def test_chosen_cells_are_drawn_alone_and_in_the_colours_of_all():
+    def colours(found):
+        with styled():
+            marks = plots_of([found])[0].draw().findobj(lambda artist: artist.get_gid() == "hover")
+        return {mark.get_label().splitlines()[0]: mark.get_color() for mark in marks}
+
+    whole = made(4, (1, 8))
+    (some,) = selected([whole], Selection(rungs=("student", "student-slim"), batches=(8,)))
+    assert colours(some) == {rung: colours(whole)[rung] for rung in ("student", "student-slim")}
+    assert [plot.name for plot in plots_of([some])] == ["accuracy-latency", "accuracy-size", "latency-distribution"]
+
+
 def test_networks_of_three_sizes_are_drawn_against_their_work_too():
     found = made(3)
     grown = tuple(a.model_copy(update={"macs": 1000 * 4**n}) for n, a in enumerate(found.result.artifacts))
@@ -192,21 +207,21 @@ def test_equal_results_give_equal_bytes_whatever_the_users_settings():
 
 
 def test_a_page_shows_values_on_hover_in_its_own_colours():
-    plots = plots_of([made(6, (1, 8)), made(6)])[:5]
+    plots = plots_of([made(6), made(6)])[::3]
     page = "".join(hover_svg(plot) for plot in plots)
     root = ElementTree.fromstring(f"<body>{page}</body>")  # noqa: S314
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert len(ids) == len(set(ids))
     targets = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
     assert {one or other for one, other in targets} <= set(ids)
-    assert not re.search(r"#000000|#ffffff|#b0b0b0|<style|<\?xml|<!DOCTYPE|http", page.replace(SVG_NAMESPACE, ""))
+    assert not re.search(r"#000000|#ffffff|<style|<\?xml|<!DOCTYPE|http", page.replace(SVG_NAMESPACE, ""))
     for plot, image in zip(plots, root, strict=True):
         assert image.get("role") == "img"
         title, desc = (image.find(name) for name in ("title", "desc"))
         assert (title.text, desc.text) == (plot.title, plot.alt.replace("\x07", "\N{REPLACEMENT CHARACTER}"))
         assert image.get("aria-labelledby").split() == [title.get("id"), desc.get("id")]
     hovers = [title.text for title in root[0].iter("title")][1:]
-    assert len(hovers) == 12
+    assert len(hovers) == 6
     assert hovers[0].startswith("teacher\naccuracy: 98.3 %\nlatency") or hovers[0].startswith(
         "teacher\naccuracy: 98.3 %"
     )
@@ -229,6 +244,36 @@ def test_a_broken_claim_is_marked_in_the_plot():
     assert any("(interrupted)" in text for text in assert_readable(plots_of([cut])[0]))
 
 
+def test_the_sensitivity_curve_is_readable_and_lies_among_the_plots_of_its_run(tmp_path):
+    def point(left, drop):
+        reach = Estimate(value=drop, low=drop - 0.02, high=drop + 0.02)
+        return CurvePoint(left_in_float=left, drop=reach, int8_macs=1 - len(left) / 40)
+
+    names = [f"backbone/stage.{number}/a-layer-with-a-long-name/convolution" for number in range(30)]
+    candidate = CandidateRecord(
+        name="per-channel", options={}, left_in_float=tuple(names[:4]),
+        curve=tuple(point(tuple(names[:count]), 0.3 / (1 + count)) for count in range(12)),
+        layers=tuple(
+            LayerNoise(layer=n, nodes=(n,), operator="Conv", macs=9, noise=0.5**k, left_in_float=k < 4)
+            for k, n in enumerate(names)
+        ),
+    )  # fmt: skip
+    budget = Budget(
+        model="student.onnx", model_sha256="", backend="cpu", threads=1, batch=1, metric="accuracy", fp32=0.9,
+        max_drop=0.05, calibration_samples=9, judged_samples=9, evaluations=9, candidates=(candidate,),
+        chosen="per-channel",
+    )  # fmt: skip
+    (tmp_path / "student-int8.budget.json").write_text(budget.to_json())
+    (plot,) = plots_of([], RunFolder(tmp_path))
+    assert plot.name == "student-int8-budget"
+    said = assert_readable(plot)
+    assert "left in float: hatched; 10 quieter layers not shown" in said
+    assert any("dashed: the budget" in text for text in said)
+    page = hover_svg(plot)
+    assert "layers in float: 4\ndrop of accuracy: 6.00 [4.00, 8.00] points" in page
+    assert f"{names[0]} (Conv, 9 multiply-accumulates)\nnoise: 0.0 dB\nfloat" in page
+
+
 def write(path, entries):
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(entries))
@@ -249,11 +294,11 @@ def test_training_curves_of_several_seeds(tmp_path):
     assert plots_of([], RunFolder(tmp_path / "nothing")) == []
 
 
-def test_a_runs_report_shows_its_plots_and_removes_those_of_an_earlier_one(tiny_run, tmp_path):
-    (found,) = load_ladders([tiny_run])
-    for stale in ("throughput-batch.svg", "accuracy-latency-2.png", "mine.svg"):
+def test_a_runs_report_shows_its_plots_and_removes_those_of_an_earlier_one(tmp_path):
+    found = load_ladders([REPOSITORY / "results"])[0]
+    for stale in ("throughput-threads.svg", "accuracy-latency-2.png", "mine.svg"):
         (tmp_path / stale).write_text("")
-    paths = save_report([found], found.rows, tmp_path, RunFolder(tiny_run))
+    paths = save_report([found], found.rows, tmp_path, RunFolder(tmp_path))
     drawn = {path.name for path in tmp_path.iterdir() if path.suffix in (".svg", ".png")}
     assert drawn == {path.name for path in paths if path.suffix in (".svg", ".png")} | {"mine.svg"}
     assert {"accuracy-latency.svg", "accuracy-size.png", "latency-distribution.svg"} <= drawn
@@ -262,11 +307,11 @@ def test_a_runs_report_shows_its_plots_and_removes_those_of_an_earlier_one(tiny_
     assert shown[0][0].startswith("Scatter plot of accuracy against median latency")
 
 
-def test_latencies_are_told_apart_by_process(tiny_run):
-    (found,) = load_ladders([tiny_run])
+def test_latencies_are_told_apart_by_process():
+    found = load_ladders([REPOSITORY / "results"])[0]
     (plot,) = [plot for plot in plots_of([found]) if plot.name == "latency-distribution"]
     hovers = re.findall(r"<title>([^<]*, process \d+ of \d+[^<]*)</title>", hover_svg(plot))
     assert len(hovers) == sum(len(cell.processes) for cell in timed(found))
     own = next(iter(timed(found)[0].processes.values()))
     assert f"half of its {len(own):,} runs" in hovers[0]
-    assert stats.percentile(own, 50.0) is None or hovers[0].startswith(f"{found.rows[0].rung}, process 1 of ")
+    assert hovers[0].startswith(f"teacher, process 1 of 5\nmedian {seconds(stats.percentile(own, 50.0))}\n")

@@ -74,8 +74,10 @@ def _calls(ladder: Ladder) -> list[Cell]:
 
 
 def _queries(ladder: Ladder) -> list[Cell]:
+    measurements = {(m.rung, *load_of(m)): m for m in ladder.result.scenarios}
     found = []
-    for row, m in zip(ladder.scenarios, ladder.result.scenarios, strict=True):
+    for row in ladder.scenarios:
+        m = measurements[row.rung, *load_of(row)]
         if m.raw is None or m.error is not None or m.scenario == "offline":
             continue
         latencies = ladder.arrays[f"scenarios.{m.raw}"].astype(np.float64)

@@ -12,10 +12,9 @@ SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 INHERITED = {
     "#000000": "currentColor",
-    "#b0b0b0": "currentColor",
     "#ffffff": "var(--plot-paper, Canvas)",
 }
-"""What matplotlib draws text, axes, grid and paper with, and the page's colours in their place."""
+"""What text, axes and paper are drawn in, and the page's colours in their place. The grid's grey is for both modes."""
 
 
 DEFAULTS = "fill: currentColor; stroke-linejoin: round; stroke-linecap: butt"
@@ -25,7 +24,7 @@ DEFAULTS = "fill: currentColor; stroke-linejoin: round; stroke-linecap: butt"
 def hover_svg(plot: Plot) -> str:
     """An `<svg>` element without XML header, whose data points have `<title>`s, and whose ids begin with its name.
 
-    Text, axes and grid take the colour of the page's text, and the paper is transparent; what lies on data to keep text
+    Text and axes take the colour of the page's text, and the paper is transparent; what lies on data to keep text
     readable is `--plot-paper`, or the page's canvas.
     """
     text, _, texts = drawn(plot)

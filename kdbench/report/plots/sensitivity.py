@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdbench.records.base import from_json, read_text
 from kdbench.records.budget import Budget, CandidateRecord, CurvePoint, LayerNoise
-from kdbench.report.plots.labels import Label, name_points
+from kdbench.report.plots.labels import Bar, Label, name_points
 from kdbench.report.plots.plot import Plot
 from kdbench.report.plots.style import BLACK, hover, new_figure, plain, shortened
 from kdbench.report.text import count
@@ -60,17 +60,21 @@ def _draw(budget: Budget, candidate: CandidateRecord) -> Figure:
         10.0,
         max(3.9, 1.6 + 0.22 * len(layers)),
         f"{Path(budget.model).stem} in int8 on {budget.backend}: {candidate.name}",
-        "Left: bars 95 %; numbers: layers in float.",
+        "Left: bars 95 %; numbers: layers in float; square: chosen"
+        + ("." if budget.max_drop is None else "; dashed: the budget."),
     )
     curve, bars = figure.subplots(1, 2)
-    labels = _curve(curve, budget, candidate)
+    labels, reaches = _curve(curve, budget, candidate)
     _bars(bars, candidate)
-    name_points(figure, [(curve, labels, [])])
+    name_points(figure, [(curve, labels, reaches)])
     return figure
 
 
-def _curve(axis: Any, budget: Budget, candidate: CandidateRecord) -> list[Label]:
-    """Drop against the share of multiply-accumulates in int8, or against the layers in float where that isn't known."""
+def _curve(axis: Any, budget: Budget, candidate: CandidateRecord) -> tuple[list[Label], list[Bar]]:
+    """Drop against the share of multiply-accumulates in int8, or against the layers in float where that isn't known.
+
+    Returns the numbers at the points, and the lines that they keep away from.
+    """
     held = sorted(candidate.curve, key=lambda point: len(point.left_in_float))
     shares = all(point.int8_macs is not None for point in held)
     what = "samples answered otherwise" if budget.metric == "agreement" else f"drop of {budget.metric}"
@@ -84,21 +88,24 @@ def _curve(axis: Any, budget: Budget, candidate: CandidateRecord) -> list[Label]
         in_int8 = "" if point.int8_macs is None else f"\n{100 * point.int8_macs:.0f} % of multiply-accumulates in int8"
         hover(
             drawn.lines[0],
-            f"{len(point.left_in_float)} layers in float\n"
+            f"layers in float: {len(point.left_in_float)}\n"
             f"{what}: {value:.2f} [{value - below:.2f}, {value + above:.2f}] {unit}{in_int8}",
         )
         if set(point.left_in_float) == set(candidate.left_in_float):
-            axis.plot(place, value, "s", markersize=12, fillstyle="none", color=FLOAT, label="chosen")
+            axis.plot(place, value, "s", markersize=12, fillstyle="none", color=FLOAT)
     if budget.max_drop is not None:
-        axis.axhline(100 * budget.max_drop, linestyle="--", color=BLACK, linewidth=1, label="budget")
+        axis.axhline(100 * budget.max_drop, linestyle="--", color=BLACK, linewidth=1)
     axis.margins(0.08, 0.12)
     axis.set_xlabel("multiply-accumulates in int8, %" if shares else "layers in float")
     axis.set_ylabel(f"{what}, {unit}")
     axis.set_title(f"on {budget.judged_samples:,} held-out calibration samples")
-    axis.legend()
     axis.grid(True)
-    heights = [_reach(point)[0] for point in held]
-    return [Label(x[number], heights[number], str(len(held[number].left_in_float))) for number in labelled(x, heights)]
+    reaches = [_reach(point) for point in held]
+    shown = labelled(x, [value for value, _, _ in reaches])
+    bars = [(x[n], value - below, x[n], value + above) for n, (value, below, above) in enumerate(reaches)]
+    if budget.max_drop is not None:
+        bars.append((axis.get_xlim()[0], 100 * budget.max_drop, axis.get_xlim()[1], 100 * budget.max_drop))
+    return [Label(x[n], reaches[n][0], str(len(held[n].left_in_float))) for n in shown], bars
 
 
 def _reach(point: CurvePoint) -> tuple[float, float, float]:

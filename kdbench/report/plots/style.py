@@ -88,8 +88,8 @@ def sign(index: int) -> tuple[str, str]:
 
 
 def rungs_of(ladder: Ladder) -> list[str]:
-    """In the order of the ladder: a rung has the sign of its place there, in all plots."""
-    return list(dict.fromkeys([*(row.rung for row in ladder.rows), *(row.rung for row in ladder.scenarios)]))
+    """In the order of the file: a rung has the sign of its place there, in all plots and however few are chosen."""
+    return list(dict.fromkeys(m.rung for m in (*ladder.result.measurements, *ladder.result.scenarios)))
 
 
 def headline(ladder: Ladder) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import stats
-from kdbench.report.rows import Row
+from kdbench.data.sizes import written
+from kdbench.report.rows import Row, place
 from kdbench.report.table import Ladder
 from kdbench.stats import Interval
 
@@ -27,8 +28,10 @@ class Timed:
 def timed(ladder: Ladder) -> list[Timed]:
     """The cells that were measured, in their order."""
     level = stats.LEVEL if ladder.result.settings.precision is None else stats.STOPPED_LEVEL
+    measurements = {(m.rung, m.backend, m.threads, m.batch, written(m.dims)): m for m in ladder.result.measurements}
     found = []
-    for row, m in zip(ladder.rows, ladder.result.measurements, strict=True):
+    for row in ladder.rows:
+        m = measurements[row.rung, *place(row)]
         if row.latency_p50_s is None or row.throughput_per_s is None:
             continue
         latencies = ladder.arrays[f"latencies.{m.raw}"].astype(np.float64)
