@@ -15,6 +15,7 @@ from kdbench.progress import is_main
 from kdbench.records import Artifact, Comparison, Distill, RawFile, Recipe, Trial
 from kdbench.report.comparison import ALONE, DISTILLED, comparison_table
 from kdbench.report.markdown import comparison_to_markdown
+from kdbench.report.plots import plots_of, save_plots
 from kdbench.report.text import TextTable
 from kdbench.store import COMPARISON_FILE, Arrays, RunFolder, prepare_folder, save_results, write_atomic
 
@@ -117,7 +118,9 @@ def _judged(ground: Ground, found: list[tuple[str, int, Path]]) -> Compared:
     )
     comparison = save_results(path, comparison, arrays)
     report = path.with_suffix(".md")
-    write_atomic(report, comparison_to_markdown(comparison, arrays))
+    plots = plots_of([], ground.folder)
+    save_plots(plots, path.parent)
+    write_atomic(report, comparison_to_markdown(comparison, arrays, [(f"{plot.name}.svg", plot.alt) for plot in plots]))
     return Compared(comparison_table(comparison, arrays), path, report)
 
 

@@ -68,8 +68,8 @@ def views_to_markdown(tables: Sequence[TextTable]) -> str:
     return template.render(tables=tables).strip() + "\n"
 
 
-def comparison_to_markdown(comparison: Comparison, arrays: Arrays) -> str:
-    """The comparison of methods, and how it was made."""
+def comparison_to_markdown(comparison: Comparison, arrays: Arrays, images: Sequence[tuple[str, str]] = ()) -> str:
+    """The comparison of methods, and how it was made; `images` have an address and a text each."""
     template = template_environment().from_string(
         files(__package__).joinpath("comparison.md.j2").read_text(encoding="utf-8")
     )
@@ -78,6 +78,7 @@ def comparison_to_markdown(comparison: Comparison, arrays: Arrays) -> str:
         template.render(
             c=comparison,
             table_=table,
+            images=images,
             recipe=comparison.recipe,
             compared=how_compared(comparison, _cell),
             circumstances=circumstances_of(comparison),

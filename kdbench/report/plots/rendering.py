@@ -52,7 +52,7 @@ def png(plot: Plot) -> bytes:
     return drawn(plot)[1]
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=128)
 def drawn(plot: Plot) -> tuple[str, bytes, tuple[str, ...]]:
     """SVG and PNG of one drawing, and its hover texts: that of `hover-0` in the SVG first."""
     from matplotlib.text import Text
