@@ -4,6 +4,7 @@
     python benchmarks/bench.py aa-simulated    the same on simulated processes
     python benchmarks/bench.py power           copies made slower by twice the smallest difference that was stated
     python benchmarks/bench.py coverage        intervals on simulated processes, drift and neighbours
+    python benchmarks/bench.py reruns          two simulated measurements of one ratio, and whether they agree
     python benchmarks/bench.py loop            medians and overhead against a bare loop of session.run
     python benchmarks/bench.py start           the command line and a worker against bare interpreters
 
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from simulations import PRECISION, aa_simulated, coverage
+from simulations import PRECISION, aa_simulated, coverage, reruns
 
 from kdbench import stats
 from kdbench.backends.client import Worker
@@ -310,6 +311,7 @@ def _paired_start(name: str, other: str, repeat: int, ours: Callable[[], object]
 SIMULATED: Mapping[str, tuple[Callable[[int], None], int]] = {
     "aa-simulated": (aa_simulated, 2000),
     "coverage": (coverage, 4000),
+    "reruns": (reruns, 300),
 }
 REAL: Mapping[str, tuple[Callable[[int, Sequence[Path]], None], int]] = {
     "aa": (aa, 100),

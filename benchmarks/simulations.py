@@ -47,6 +47,16 @@ def simulated(
     The medians of processes are log-normal around those of their round, or follow Student's t with 4 degrees of freedom
     if `heavy`; `ratio` is the true speed-up.
     """
+    slow, fast = _stopped(generator, ratio, spread, disturbance, heavy)
+    found = stats.speedup(slow, fast, stats.STOPPED_LEVEL)
+    assert found is not None
+    return found, len(slow)
+
+
+def _stopped(
+    generator: np.random.Generator, ratio: float, spread: float, disturbance: Disturbance, heavy: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The medians of both, by round."""
     common = disturbance(generator, MOST_ROUNDS)
     noise = generator.standard_t(4, (2, MOST_ROUNDS)) / 2**0.5 if heavy else generator.normal(size=(2, MOST_ROUNDS))
     struck = common * (1 + UNEVEN * generator.normal(size=(2, MOST_ROUNDS)))
@@ -54,9 +64,7 @@ def simulated(
     for rounds in range(5, MOST_ROUNDS + 1):
         if rounds == MOST_ROUNDS or stats.enough(slow[:rounds], fast[:rounds], PRECISION):
             break
-    found = stats.speedup(slow[:rounds], fast[:rounds], stats.STOPPED_LEVEL)
-    assert found is not None
-    return found, rounds
+    return slow[:rounds], fast[:rounds]
 
 
 def scenarios() -> list[tuple[str, float, Disturbance, bool]]:
@@ -91,3 +99,31 @@ def coverage(repeat: int) -> None:
     for neighbour, what in ((False, "Under these"), (True, "Beside a neighbour")):
         own = shares[neighbour]
         print(f"{what}: from {min(own):.1f} to {max(own):.1f} %, on average {np.mean(own):.1f} %.")
+
+
+CELLS = 12
+"""Of a measurement that is made again: what Holm's correction is for."""
+
+
+def reruns(repeat: int) -> None:
+    """How often two measurements of one ratio are told apart: alone, and any of `CELLS` after Holm's correction."""
+    generator, bound = np.random.default_rng(2), 1 - stats.STOPPED_TWICE_LEVEL
+    print("| spread of processes, disturbance | told apart alone | any of a dozen |\n|:---|---:|---:|")
+    alone, together = [], []
+    for name, spread, disturbance, heavy in scenarios():
+        apart = families = 0
+        for _ in range(repeat):
+            found = []
+            for _ in range(CELLS):
+                pair = [_stopped(generator, 1.1, spread, disturbance, heavy) for _ in range(2)]
+                p = stats.same_mean(*(np.log(slow) - np.log(fast) for slow, fast in pair))
+                assert p is not None
+                found.append(p)
+            apart += sum(p < bound for p in found)
+            families += min(stats.holm(found)) < bound
+        alone.append(100 * apart / (CELLS * repeat))
+        together.append(100 * families / repeat)
+        print(f"| {name} | {alone[-1]:.1f} % | {together[-1]:.1f} % |", flush=True)
+    print(f"\nNominal {100 * bound:.0f} %.")
+    for what, shares in (("Alone", alone), (f"Any of {CELLS}", together)):
+        print(f"{what}: up to {max(shares):.1f} %, on average {np.mean(shares):.1f} %.")

@@ -22,6 +22,13 @@ that costs up to 3 points of coverage, with this one the simulated coverage lies
 `python benchmarks/bench.py coverage`.
 """
 
+STOPPED_TWICE_LEVEL = 0.98
+"""Of a comparison of two ratios, both of rounds that went on until they seemed to be known well enough (`same_mean`).
+
+Both spreads are then underestimated more often, and the smaller the p-value, the more so: of ratios that are one and
+the same, up to 5 % are told apart at this level, instead of 2 (`python benchmarks/bench.py reruns`).
+"""
+
 POWER = 0.9
 """With which the smallest difference that a comparison could have found would have been found."""
 

@@ -26,6 +26,8 @@ from kdbench.store import Arrays, RunFolder, load_result, sha256_of_file
 
 RUNS = Path("runs")
 
+DISAGREES = "DISAGREES"
+
 SHOWN = 4
 """Names in a sentence, at most."""
 
@@ -44,6 +46,8 @@ class RerunCell:
     """Whether the answers are the same, and what follows from it."""
     same_answers: bool
     """Or no others than chance would give, through other versions."""
+    level: float
+    """With 1 − `level` for the p-value below which the speed-ups disagree."""
 
     @property
     def p_shown(self) -> str:
@@ -51,11 +55,11 @@ class RerunCell:
 
     @property
     def agrees(self) -> bool:
-        return (self.p is None or self.p > 1 - stats.LEVEL) and self.same_answers
+        return self.verdict != DISAGREES and self.same_answers
 
     @property
     def verdict(self) -> str:
-        return "–" if self.p is None else "agrees" if self.p > 1 - stats.LEVEL else "DISAGREES"
+        return "–" if self.p is None else "agrees" if self.p >= 1 - self.level else DISAGREES
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,8 @@ def compared_again(before: tuple[ResultFile, Arrays], after: tuple[ResultFile, A
     """Two measurements of the same artifacts, cell by cell: those that gave a number the first time."""
     (old, old_arrays), (new, new_arrays) = before, after
     changed = _changed(old, new)
+    stopped = any(result.settings.precision is not None for result in (old, new))
+    level = stats.STOPPED_TWICE_LEVEL if stopped else stats.LEVEL
     remarks = [f"other versions this time: {', '.join(changed)}"] if changed else []
     twins = {_place(m): m for m in new.measurements if m.error is None}
     pairs = [(m, twins.get(_place(m))) for m in old.measurements if m.error is None]
@@ -184,7 +190,7 @@ def compared_again(before: tuple[ResultFile, Arrays], after: tuple[ResultFile, A
             remarks.append(f"{_label(m)}: ran with other provider options than before")
         same, words = _answers(m, before, after, bool(changed)) if twin else (False, "not measured this time")
         holm = None if p is None else next(corrected)
-        cells.append(RerunCell(_label(m), _shown(was), _shown(now), holm, words, same))
+        cells.append(RerunCell(_label(m), _shown(was), _shown(now), holm, words, same, level))
     return Rerun(tuple(cells), tuple(remarks))
 
 
