@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdbench.backends import client
 from tests.hatched import MESSAGE, REPOSITORY, Nursery, locked
+from tests.hatched import environment as environment
 
 if TYPE_CHECKING:
     from kdbench.data.dataset import Dataset
