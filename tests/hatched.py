@@ -37,7 +37,6 @@ class Nursery:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._line: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
 
     def line(self) -> socket.socket:
         """The nursery is started by the first who needs it, and ends when nobody is connected."""
@@ -57,11 +56,11 @@ class Nursery:
     def _started(self) -> socket.socket:
         self.path.unlink(missing_ok=True)
         command = [sys.executable, "-m", "tests.nursery", str(self.path)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment()
-        )
+        streams = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1)]
+        # Not by subprocess, which wants to see the end of what it has started: the nursery may outlive this process.
+        process = os.posix_spawn(sys.executable, command, environment(), file_actions=streams)
         while (line := self._called()) is None:
-            assert self._process.poll() is None, "the nursery has not come up"
+            assert os.waitpid(process, os.WNOHANG)[0] == 0, "the nursery has not come up"
             time.sleep(0.05)
         return line
 
