@@ -1,28 +1,29 @@
 """What the tests share: real runs of the ladder, made once, and the data that may lie beside the checkout."""
 
-import atexit
-import fcntl
 import functools
 import gc
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import onnx
 import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
+
+from kdbench.backends import client
+from tests.hatched import MESSAGE, REPOSITORY, Nursery, locked
+from tests.hatched import environment as environment
 
 if TYPE_CHECKING:
     from kdbench.data.dataset import Dataset
@@ -35,7 +36,6 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile("repeatable")
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("KDBENCH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 
 TINY = {
@@ -88,7 +88,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if "torch" in sys.modules:
         read_operators_once()
     keep_imported()
-    longest = ["readme", "run", "models", "faculty", "cli", "backends", "convert", "tasks", "processes", "quantizing"]
+    longest = [
+        "readme",
+        "run",
+        "models",
+        "faculty",
+        "cli",
+        "backends",
+        "convert",
+        "tasks",
+        "processes",
+        "quantizing",
+        "init",
+    ]
     order = {f"test_{name}": index for index, name in enumerate(longest)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
@@ -99,43 +111,28 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone with what the file at `path` stands for, among all processes."""
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 @pytest.fixture(scope="session", autouse=True)
-def nursery_at(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Where the nursery is found that all workers of pytest share."""
-    global _nursery_at
-    _nursery_at = shared_folder(tmp_path_factory) / "nursery"
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """The one that all workers of pytest share. It forks also the workers of what is tested in pytest's own process."""
+    global _nursery
+    _nursery = Nursery(shared_folder(tmp_path_factory) / "nursery")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "subprocess", SimpleNamespace(Popen=_nursery.worker, PIPE=subprocess.PIPE))
+        yield _nursery
 
 
-_nursery_at = Path()
+_nursery: Nursery
+
+STARTED = {"test_affinity", "test_backends", "test_bad_packs", "test_cost", "test_worker"}
+"""Files whose tests are of how a worker is started, and of its memory."""
 
 
-@functools.cache
-def _nursery() -> TextIO:
-    """A line to the nursery, which is started by the first who needs it and ends when nobody is connected."""
-    line = socket.socket(socket.AF_UNIX)
-    atexit.register(line.close)
-    with locked(_nursery_at.with_suffix(".lock")):
-        if line.connect_ex(str(_nursery_at)):
-            _nursery_at.unlink(missing_ok=True)
-            started = _started_nursery()
-            while line.connect_ex(str(_nursery_at)):
-                assert started.poll() is None, "the nursery has not come up"
-                time.sleep(0.05)
-        return line.makefile("rw")
-
-
-@functools.cache  # also because a process that is forgotten while it runs is warned of
-def _started_nursery() -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.nursery", str(_nursery_at)]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment())
+@pytest.fixture(scope="module", autouse=True)
+def workers_as_users_have_them(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem in STARTED:
+            patch.setattr(client, "subprocess", subprocess)
+        yield
 
 
 @dataclass(frozen=True)
@@ -156,14 +153,13 @@ def called(*arguments: str | Path, cwd: Path) -> Iterator[Call]:
 
     What is still running in the end is killed.
     """
-    nursery = _nursery()
+    line = _nursery.line()
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as waiting:
         out, err = Path(scratch, "out"), Path(scratch, "err")
         request = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "stdout": str(out), "stderr": str(err)}
-        nursery.write(json.dumps(request) + "\n")
-        nursery.flush()
-        child = json.loads(nursery.readline())["child"]
-        ended = waiting.submit(lambda: json.loads(nursery.readline())["status"])
+        line.send(json.dumps(request).encode())
+        child = json.loads(line.recv(MESSAGE))["child"]
+        ended = waiting.submit(lambda: json.loads(line.recv(MESSAGE))["status"])
         try:
             yield Call(child, ended, out, err)
         finally:
@@ -228,13 +224,18 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits() -> "Dataset":
-    """A part of the digits, so that an epoch takes no time."""
+def dataset() -> "Dataset":
+    """All of the digits."""
     from kdbench import data
     from kdbench.records import Data
 
-    found = data.load(Data(source="digits"))
-    return replace(found, x_train=found.x_train[:256], y_train=found.y_train[:256])
+    return data.load(Data(source="digits"))
+
+
+@pytest.fixture(scope="session")
+def digits(dataset: "Dataset") -> "Dataset":
+    """A part of them, so that an epoch takes no time."""
+    return replace(dataset, x_train=dataset.x_train[:256], y_train=dataset.y_train[:256])
 
 
 @pytest.fixture
@@ -268,7 +269,3 @@ def save_mlp(path: Path, batch: str | int = "batch", scale: float = 1.0) -> Path
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
     onnx.save(model, path)
     return path
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}

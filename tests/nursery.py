@@ -1,8 +1,8 @@
 """A process that has imported what takes long, also what a first export imports, and forks for each call of kdbench.
 
-`python -m tests.nursery SOCKET` serves whoever connects until nobody is connected any more. It reads one request a
-line, `{"arguments", "cwd", "stdout", "stderr"}`, and answers with the number of the process that serves it, then with
-its exit status.
+`python -m tests.nursery SOCKET` serves whoever connects, until nobody is connected any more. A request is
+`{"arguments", "cwd", "stdout", "stderr"}` for a call of kdbench, or `{"worker", "env", "cwd"}` with the open files of
+its standard streams for a worker; the answers are the number of the process, then its exit status.
 """
 
 import contextlib
@@ -19,15 +19,17 @@ import sys
 import traceback
 import types
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch.onnx
 import tqdm
 
 import kdbench.cli
 from kdbench.backends import client
-from tests.conftest import keep_imported, locked, read_operators_once
+from tests.conftest import keep_imported, read_operators_once
+from tests.hatched import MESSAGE, locked
 
 SLOW = (
     "kdbench.pipeline", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "matplotlib.figure",
@@ -40,24 +42,12 @@ SLOW = (
 class Forked:
     """Stands for a worker's process in which onnxruntime runs: the same code, without the time to import numpy."""
 
-    def __init__(self, command: list[str], stderr: Any, env: dict[str, str], **how: Any) -> None:
+    def __init__(self, command: list[str], stderr: Any, env: Mapping[str, str], **how: Any) -> None:
         (theirs_in, ours_in), (ours_out, theirs_out) = os.pipe(), os.pipe()
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:
-            for number, opened in enumerate((theirs_in, theirs_out, stderr.fileno())):
-                os.dup2(opened, number)
-            os.closerange(3, 4096)
-            os.setsid()
-            os.environ.clear()
-            os.environ.update(env)
-            sys.argv, sys.stdin = command[1:], os.fdopen(0)
-            try:
-                runpy.run_path(command[1], run_name="__main__")
-            except BaseException:
-                os.write(2, traceback.format_exc().encode())
-                os._exit(1)
-            os._exit(0)
+            work(command, env, (theirs_in, theirs_out, stderr.fileno()))
         os.close(theirs_in)
         os.close(theirs_out)
         self.stdin, self.stdout = os.fdopen(ours_in, "wb", 0), os.fdopen(ours_out, "rb", 0)
@@ -70,6 +60,23 @@ class Forked:
     def kill(self) -> None:
         if self.returncode is None:
             os.kill(self.pid, signal.SIGKILL)
+
+
+def work(command: list[str], env: Mapping[str, str], files: Sequence[int]) -> NoReturn:
+    """Becomes the worker of a command, with these files as its standard streams."""
+    for number, opened in enumerate(files):
+        os.dup2(opened, number)
+    os.closerange(3, 4096)
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv, sys.stdin = command[1:], os.fdopen(0)
+    try:
+        runpy.run_path(command[1], run_name="__main__")
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+        os._exit(1)
+    os._exit(0)
 
 
 def start(command: list[str], **how: Any) -> Any:
@@ -116,17 +123,25 @@ def serve(request: dict[str, Any]) -> None:
 
 def attend(line: socket.socket) -> None:
     """Serves one who has connected, until the line is closed."""
-    with line.makefile("rw") as opened:
 
-        def say(**fields: int) -> None:
-            opened.write(json.dumps(fields) + "\n")
-            opened.flush()
+    def say(**fields: int) -> None:
+        line.send(json.dumps(fields).encode())
 
-        for request in opened:
-            child = os.fork()
-            if child == 0:
-                line.close()
-                serve(json.loads(request))
+    while True:
+        message, files, *_ = socket.recv_fds(line, MESSAGE, 3)
+        if not message:
+            return
+        request = json.loads(message)
+        child = os.fork()
+        if child == 0:
+            line.close()
+            if "worker" in request:
+                os.chdir(request["cwd"])
+                work(request["worker"], request["env"], files)
+            serve(request)
+        for opened in files:
+            os.close(opened)
+        with contextlib.suppress(BrokenPipeError):  # whoever asked may be gone
             say(child=child)
             say(status=os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
@@ -134,7 +149,7 @@ def attend(line: socket.socket) -> None:
 def main(path: Path) -> None:
     prepare()
     attending: set[int] = set()
-    with socket.socket(socket.AF_UNIX) as listening:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(str(path))
         listening.listen()
         while True:

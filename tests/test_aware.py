@@ -25,12 +25,9 @@ from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe
 from kdbench.training.fake_quantization import simulated
 from tests.conftest import FLAT, TINY, kdbench, overrides
+from tests.test_training import StopError
 
 AWARE = TINY | {"quantize.aware": "true", "quantize.training": "{ epochs = 2, learning_rate = 0.01 }"}
-
-
-class StopError(Exception):
-    """Stands for the end of the process between two epochs."""
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +35,13 @@ def dataset():
     return data.load(load_recipe("digits", TINY).data)
 
 
-def trained_in(folder, run, dataset, fields=AWARE, **options):
+def trained_in(folder, run, dataset, fields=AWARE, progress=silent):
     """The weights file of a training in int8 of the student of a finished run."""
     files = [run / "student.safetensors", run / "student-slim.onnx", run / "student-int8.onnx"]
     recipe = load_recipe("digits", fields)
     teachers = {"teacher": run / "teacher.safetensors"}
-    return train_aware(RunFolder(folder), "qat", *files, teachers, Lesson(recipe, dataset, ""), **options)
+    lesson = Lesson(recipe, dataset, "", progress)
+    return train_aware(RunFolder(folder), "qat", *files, teachers, lesson)
 
 
 def written_in(folder, run, weights):

@@ -9,7 +9,8 @@ import pytest
 
 from kdbench.cli import COMMANDS, main
 from kdbench.store import write_npz
-from tests.conftest import FLAT, environment, kdbench, overrides, save_mlp
+from tests.conftest import FLAT, kdbench, overrides, save_mlp
+from tests.hatched import environment
 
 BLOCKED = """
 import contextlib, io, json, sys

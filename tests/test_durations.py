@@ -20,10 +20,7 @@ from kdbench.store import RunFolder, load_recipe
 from kdbench.training.metrics import Journal, duration_s
 from tests.conftest import FLAT
 from tests.test_report import arrays, artifact, cell, evaluation, result
-
-
-class StopError(Exception):
-    """Stands for the end of the process between two epochs."""
+from tests.test_training import StopError
 
 
 def stopping(label, done, total):

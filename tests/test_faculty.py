@@ -11,7 +11,6 @@ from kdbench.errors import UserError
 from kdbench.pipeline import compare_methods, distill, prepared
 from kdbench.pipeline.learning import taught
 from kdbench.progress import silent, unsaid
-from kdbench.records import Data
 from kdbench.steps import check as fitting
 from kdbench.steps import teach, train
 from kdbench.steps.lesson import Lesson
@@ -28,11 +27,6 @@ SMALL = [
     "options = { widths = [4, 6], blocks = [1, 1] }",
     "training = { epochs = 2, learning_rate = 0.02 }",
 ]
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return data.load(Data(source="digits"))
 
 
 @pytest.fixture(scope="module")

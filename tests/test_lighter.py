@@ -10,11 +10,10 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from kdbench import data, pipeline
+from kdbench import pipeline
 from kdbench.errors import UserError
 from kdbench.pipeline.checking import _one_epoch as one_epoch
 from kdbench.pruning import masks
-from kdbench.records import Data
 from kdbench.steps import check as fitting
 from kdbench.steps import lighter, train
 from kdbench.steps.lesson import Lesson
@@ -31,11 +30,6 @@ GRADUAL = SPARSE | {
     "sparsify.end_epoch": "3",
     "sparsify.training": "{ epochs = 4, learning_rate = 0.01 }",
 }
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return data.load(Data(source="digits"))
 
 
 @pytest.fixture(scope="module")

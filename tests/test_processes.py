@@ -16,7 +16,8 @@ from kdbench.steps import teach, train
 from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe
 from kdbench.training import processes, weights
-from tests.conftest import TINY, environment, overrides
+from tests.conftest import TINY, overrides
+from tests.hatched import environment
 
 FIELDS = {
     **TINY,

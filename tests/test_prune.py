@@ -7,17 +7,18 @@ import shutil
 import pytest
 import torch
 
-from kdbench import data, pipeline
+from kdbench import pipeline
 from kdbench.errors import UserError
 from kdbench.pipeline.rungs import compressed
 from kdbench.progress import silent, unsaid
-from kdbench.records import Data, Training
+from kdbench.records import Training
 from kdbench.steps import latency, prune, train
 from kdbench.steps.lesson import Lesson
 from kdbench.steps.teach import teach
 from kdbench.store import RunFolder, load_artifact, load_recipe
 from kdbench.training import weights
 from tests.conftest import FLAT, TINY, kdbench, overrides
+from tests.test_training import StopError, stop_at
 
 PRUNE = FLAT | {
     "student.options": "{ widths = [32] }",
@@ -25,11 +26,6 @@ PRUNE = FLAT | {
     "prune.round_to": "4",
     "prune.sparse": '{ kind = "group", strength = 1e-3, epochs = 1 }',
 }
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return data.load(Data(source="digits"))
 
 
 @pytest.fixture(scope="module")
@@ -118,15 +114,8 @@ def test_rewritten_shortcuts_are_not_trained_and_a_stopped_training_ends_with_th
     assert "stages.1.0.shortcut.weight" not in moved
     assert {"stem.0.weight", "stages.1.0.conv1.weight"} <= moved
 
-    class StopError(Exception):
-        pass
-
-    def stop(label, done, total):
-        if done == 1:
-            raise StopError
-
     with pytest.raises(StopError):
-        refined("parts", stop)
+        refined("parts", stop_at(1))
     assert refined("parts").read_bytes() == whole.read_bytes()
 
 

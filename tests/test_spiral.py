@@ -14,6 +14,7 @@ from kdbench.steps import spiral as steps
 from kdbench.store import load_artifact, load_recipe, load_result
 from kdbench.training import weights
 from tests.conftest import FLAT, kdbench, overrides
+from tests.test_training import StopError
 
 SPIRAL = FLAT | {
     "data.held_out_samples": "200",
@@ -104,10 +105,6 @@ def test_a_spiral_that_has_ended_is_kept_as_it_is_but_for_a_file_that_is_gone(re
     found = spirals.spiral(recipe(), again)
     assert found.record.limit == "target"
     assert {path: path.read_bytes() for path in files} == files
-
-
-class StopError(Exception):
-    """A kill in the middle."""
 
 
 @pytest.mark.parametrize("moment", ["in training", "before the journal"])

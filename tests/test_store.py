@@ -12,7 +12,7 @@ import pytest
 from kdbench import archive, store
 from kdbench.errors import UserError
 from kdbench.records import recipe_from_toml
-from tests.conftest import environment
+from tests.hatched import environment
 from tests.test_report import arrays, artifact, cell, result
 
 

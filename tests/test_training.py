@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdbench import data
 from kdbench.errors import UserError
 from kdbench.losses import LOSSES
-from kdbench.records import Augment, Data, Network, Training
+from kdbench.records import Augment, Network, Training
 from kdbench.steps import check as fitting
 from kdbench.steps import train
 from kdbench.steps.lesson import Lesson
@@ -23,11 +22,6 @@ from tests.conftest import TINY
 @pytest.fixture(scope="module")
 def recipe():
     return load_recipe("digits", TINY)
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return data.load(Data(source="digits"))
 
 
 @pytest.fixture(scope="module")

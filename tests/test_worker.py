@@ -17,7 +17,7 @@ from kdbench.backends import BACKENDS, pick_backend
 from kdbench.backends.available import why_unavailable
 from kdbench.backends.client import SLICE_FACTS, WORKER, Worker, WorkerError
 from kdbench.errors import UserError
-from tests.conftest import environment
+from tests.hatched import environment
 
 X = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 
