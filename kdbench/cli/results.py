@@ -97,16 +97,16 @@ def list_(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([asdict(one) for one in found], indent=1, default=str))
     else:
-        header = ("machine", "fingerprint", "date", "recipe", "rungs", "backends", "cells", "complete", "sealed")
+        header = ("machine", "fingerprint", "date", "recipe", "rungs", "cells", "backends", "but")
         _print(header, [_line(one) for one in found])
     ctx.exit(int(damaged))
 
 
 def _line(one: "Listed") -> tuple[str, ...]:
     recipe = one.recipe if one.kind == "results" else f"{one.recipe} (methods)"
-    marks = ("yes" if one.complete else "no", "yes" if one.sealed else "no")
-    counts = str(len(one.rungs)), ", ".join(one.backends), str(one.cells)
-    return one.machine, one.fingerprint, one.date[:10], recipe, *counts, *marks
+    but = ", ".join(["interrupted"] * (not one.complete) + ["no seal"] * (not one.sealed))
+    counts = str(len(one.rungs)), str(one.cells), ", ".join(one.backends)
+    return one.machine, one.fingerprint, one.date[:10], recipe, *counts, but
 
 
 @results.command(short_help="What is in a result file.")
@@ -197,7 +197,7 @@ def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_header=any(header))
     for name in header:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name in ("machine", "fingerprint", "date"))
     for row in rows:
         table.add_row(*map(printable, row))
     Console(width=WIDTH, highlight=False, markup=False).print(table)
