@@ -123,7 +123,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 _nursery: Nursery
 
-STARTED = {"test_affinity", "test_backends", "test_bad_packs", "test_cost", "test_worker"}
+STARTED = {"test_affinity", "test_backends", "test_bad_packs", "test_cost", "test_scenarios", "test_worker"}
 """Files whose tests are of how a worker is started, and of its memory."""
 
 

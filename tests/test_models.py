@@ -224,29 +224,34 @@ SHALLOW = [
 as the network is deep. Each kind of block is there."""
 
 
+def export_untrained(name, options, shape, folder, stem="model"):
+    """A model of four classes with random weights, its ONNX file, and the record of that."""
+    torch.manual_seed(0)
+    model = build(name, options, shape, 4).eval()
+    trained = weights.Trained(
+        model=name,
+        options=options,
+        input_shape=shape,
+        input_dtype="int64" if "vocabulary" in options else "float32",
+        classes=tuple("abcd"),
+        preprocessing=Preprocessing(),
+        fingerprint="",
+        epoch=0,
+    )
+    source, out = (folder / f"{stem}.{suffix}" for suffix in ("safetensors", "onnx"))
+    weights.save(source, model.state_dict(), trained)
+    return model, out, export(source, out)
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Of a row of TINY: the model of four classes with random weights, its ONNX file, and the record of that; once."""
+    """What `export_untrained` gives of a row of TINY, once."""
     folder = tmp_path_factory.mktemp("models")
 
     @functools.cache
     def export_of(row):
         name, options, shape, _ = TINY[row]
-        torch.manual_seed(0)
-        model = build(name, options, shape, 4).eval()
-        trained = weights.Trained(
-            model=name,
-            options=options,
-            input_shape=shape,
-            input_dtype="int64" if "vocabulary" in options else "float32",
-            classes=tuple("abcd"),
-            preprocessing=Preprocessing(),
-            fingerprint="",
-            epoch=0,
-        )
-        source, out = (folder / f"{row}.{suffix}" for suffix in ("safetensors", "onnx"))
-        weights.save(source, model.state_dict(), trained)
-        return model, out, export(source, out)
+        return export_untrained(name, options, shape, folder, str(row))
 
     with pytest.MonkeyPatch.context() as patch:
         for module, name, blocks in SHALLOW:

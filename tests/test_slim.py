@@ -17,7 +17,7 @@ from kdbench.steps.passes import by_onnxruntime
 from kdbench.store import load_artifact, sidecar
 from tests.conftest import save_mlp
 from tests.models import cnn, int8, save
-from tests.test_models import exported
+from tests.test_models import export_untrained
 
 
 def normalized(path, dead=False, kind=np.float32):
@@ -266,9 +266,8 @@ def test_versions_come_within_what_onnxruntime_reads(tmp_path):
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bert")
-    exported("bert", {"vocabulary": 120, "layers": 1, "heads": 2, "width": 16}, (8,), folder)
-    return folder / "model.onnx"
+    options = {"vocabulary": 120, "layers": 1, "heads": 2, "width": 16}
+    return export_untrained("bert", options, (8,), tmp_path_factory.mktemp("bert"))[1]
 
 
 def test_transformers_are_fused_when_asked_for(bert, tmp_path):

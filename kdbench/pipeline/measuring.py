@@ -169,7 +169,7 @@ def _saying(kept: Callable[[], str]) -> Iterator[None]:
 
 
 def _schedule(
-    cells: list[Cell], settings: BenchSettings, pack: EvalPack | None, baseline: str, enough: Enough | None
+    cells: list[Cell], settings: BenchSettings, pack: EvalPack | None, baseline: str, enough: Enough | None = None
 ) -> Schedule:
     feeds = {(cell.subject.artifact.rung, cell.slot): inputs(cell, pack) for cell in cells if not cell.error}
     return Schedule(
