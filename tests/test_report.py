@@ -253,8 +253,8 @@ def test_two_files_keep_their_rungs_apart(tmp_path):
     ("change", "message"),
     [
         (lambda content: content[: len(content) // 2], "was it cut off"),
-        (lambda content: content.replace('"schema": 1', '"schema": 99', 1), "newer kdbench (schema 99"),
-        (lambda content: content.replace('"complete"', '"compleet"'), "did you mean 'complete'"),
+        (lambda content: content.replace('"schema": 2', '"schema": 99', 1), "(schema 99, this one reads up to 2)"),
+        (lambda content: content.replace('"complete"', '"compleet"'), "edited after it was written"),
         (lambda content: "[]", "expected a JSON object"),
     ],
 )
