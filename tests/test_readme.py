@@ -48,8 +48,11 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     for number, command in enumerate(commands()):
         less = [argument for start, found in SHORTENED.items() if command.startswith(start) for argument in found]
-        done = kdbench(*shlex.split(command)[1:], *less, cwd=folder)
+        written, _, into = command.partition(" > ")
+        done = kdbench(*shlex.split(written)[1:], *less, cwd=folder)
         assert done.stdout.strip(), command
+        if into:
+            (folder / into).write_text(done.stdout)
         if number == 0:
             (folder / "printed.txt").write_text(done.stdout)
             shutil.copy(folder / "runs" / "digits" / "student.onnx", folder / "model.onnx")
@@ -65,6 +68,8 @@ def digits(place):
 def test_the_console_blocks_run(place):
     assert (place / "mine" / "report.md").is_file()
     assert (place / "threads" / "results.json").is_file()
+    assert (place / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert (place / "card" / "model.onnx").is_file()
 
 
 def test_the_python_blocks_run(place):
