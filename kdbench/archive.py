@@ -170,4 +170,5 @@ def arrays_of(file: IO[bytes], where: str) -> dict[str, NDArray[Any]]:
     except MemoryError:
         raise UserError(f"{where}: not a readable .npz archive: its arrays claim more memory than there is") from None
     except (OSError, KeyError, *DAMAGED) as error:
-        raise UserError(f"{where}: not a readable .npz archive ({first_line(error, 100)})") from None
+        why = "not one, cut off, or with pickled objects" if "pickle" in str(error) else first_line(error, 100)
+        raise UserError(f"{where}: not a readable .npz archive ({why})") from None

@@ -1,7 +1,7 @@
 """Percentiles, intervals and tests: pure functions on numbers."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,8 +288,6 @@ def f1_difference(predicted: NDArray[Any], baseline: NDArray[Any], labels: NDArr
     right: else the interval would shrink to a point where the two never disagree, as it does not in Bonett and Price's
     for accuracies. The draws are the same in every call.
     """
-    from scipy import stats
-
     if not predicted.shape == baseline.shape == labels.shape or not labels.size:
         raise ValueError("both need answers to the same samples")
     sums = [term.sum(axis=1) for answers in (predicted, baseline) for term in _f1_terms(answers, labels)]
@@ -300,24 +298,11 @@ def f1_difference(predicted: NDArray[Any], baseline: NDArray[Any], labels: NDArr
         totals = [part.sum(axis=axis) for part in drawn]
         return _ratio(totals[0], totals[1]) - _ratio(totals[2], totals[3])
 
-    found = stats.bootstrap(
-        added,
-        difference,
-        n_resamples=RESAMPLES,
-        batch=max(1, 4_000_000 // len(labels)),
-        vectorized=True,
-        paired=True,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Interval(value, float(found.low), float(found.high))
+    return _percentile(added, difference, value)
 
 
 def f1_interval(predicted: NDArray[Any], labels: NDArray[Any]) -> Interval:
     """Micro F1 of answers [N, C] with a percentile bootstrap interval over samples; the draws are always the same."""
-    from scipy import stats
-
     sums = [term.sum(axis=1) for term in _f1_terms(predicted, labels)]
     value = float(_ratio(sums[0].sum(), sums[1].sum()))
     if len(labels) < 2:
@@ -326,11 +311,18 @@ def f1_interval(predicted: NDArray[Any], labels: NDArray[Any]) -> Interval:
     def micro(right: NDArray[np.int64], asked: NDArray[np.int64], axis: int) -> NDArray[np.float64]:
         return _ratio(right.sum(axis=axis), asked.sum(axis=axis))
 
+    return _percentile(sums, micro, value)
+
+
+def _percentile(parts: Sequence[NDArray[Any]], statistic: Callable[..., NDArray[np.float64]], value: float) -> Interval:
+    """`value` with the percentile bootstrap interval of a statistic of sums over samples, the parts [N]."""
+    from scipy import stats
+
     found = stats.bootstrap(
-        sums,
-        micro,
+        parts,
+        statistic,
         n_resamples=RESAMPLES,
-        batch=max(1, 4_000_000 // len(labels)),
+        batch=max(1, 4_000_000 // len(parts[0])),
         vectorized=True,
         paired=True,
         confidence_level=LEVEL,

@@ -65,6 +65,8 @@ def digits(place):
 def test_the_console_blocks_run(place):
     assert (place / "mine" / "report.md").is_file()
     assert (place / "threads" / "results.json").is_file()
+    assert (place / "report" / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert (place / "card" / "model.onnx").is_file()
 
 
 def test_the_python_blocks_run(place):

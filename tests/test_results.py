@@ -3,6 +3,7 @@
 import functools
 import json
 import platform
+import re
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -314,7 +315,7 @@ def test_the_command_adds_lists_shows_and_verifies(tmp_path, monkeypatch, call):
     status, out, _ = call("list")
     assert status == 0
     assert all(f" {MACHINE.hardware}  2026-01-02  made " in line for line in out.splitlines() if "here" in line)
-    assert "x (methods)" in out
+    assert re.search(" x .* methods ", out)
     _, out, _ = call("list", "results/here", "--json")
     (listed,) = json.loads(out)
     assert (listed["rungs"], listed["backends"], listed["cells"]) == (["teacher", "student"], ["cpu"], 2)
@@ -333,7 +334,32 @@ def test_the_command_adds_lists_shows_and_verifies(tmp_path, monkeypatch, call):
     status, out, err = call("list")
     assert status == 1
     assert err.startswith("kdbench: results/here/2026-01-02-made.json: not valid JSON")
-    assert "x (methods)" in out
+    assert re.search(" x .* methods ", out)
+
+
+def test_a_list_breaks_no_usual_name_and_has_no_empty_table(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(PUBLISHED.parents[1], "results")
+    file = compared(tmp_path / "runs" / "cifar10-resnet8")
+    record, raw = store.load(file)
+    named = record.model_copy(update={"name": "cifar10-shufflenetv2", "machine": store.load(PUBLISHED)[0].machine})
+    store.save_results(file, named, raw)
+    assert call("add", file)[0] == 0
+    _, out, _ = call("list")
+    assert "amd-epyc-2-core" in out
+    assert re.search(" cifar10-shufflenetv2 .* methods ", out)
+    assert re.search(" digits .* no seal", out)
+    for left in Path("results").glob("*/*.json"):
+        left.write_text("{")
+    assert call("list")[:2] == (1, "")
+
+
+def test_raw_values_that_are_no_archive_are_never_to_be_unpickled(tmp_path):
+    file = saved(tmp_path / "run")
+    (raw,) = file.parent.glob("*.npz")
+    raw.write_bytes(b"\x00 something else")
+    with pytest.raises(UserError, match=r"not a readable \.npz archive \(not one, cut off, or with pickled objects\)"):
+        store.load(file)
 
 
 @pytest.mark.parametrize(
@@ -422,6 +448,21 @@ def test_files_in_the_folder_of_another_machine_are_told(tmp_path):
     assert len(problems) == 2, problems
     assert "was measured on here-" in problems[0]
     assert f"was measured on another machine ({MACHINE.hardware}) than {moved.name} beside it" in problems[1]
+
+
+def test_what_is_left_of_a_published_file_is_told(tmp_path):
+    add = functools.partial(results_add, into=tmp_path / "results")
+    (file,) = add(saved(tmp_path / "run"))
+    lost = file.with_name("2026-11-20-lost.npz")
+    shutil.copy(file.with_suffix(".npz"), lost)
+    emptied = file.with_name("2026-11-20-emptied.json")
+    emptied.write_text("[]")
+    shutil.copy(lost, emptied.with_suffix(".npz"))
+    (file.parent / "notes.json").write_text("{}")  # somebody's own
+    assert results_verify(tmp_path / "results").problems == (
+        f"{emptied}: neither results nor a comparison: restore it, or remove it",
+        f"{lost}: 2026-11-20-lost.json is missing beside it: restore it, or remove this one",
+    )
 
 
 def test_a_page_of_other_tables_is_told(tmp_path):

@@ -23,12 +23,12 @@ from kdbench.report.backends_view import MEASURES
 from kdbench.report.comma import tables_to_csv
 from kdbench.report.html import to_html
 from kdbench.report.latex import SIGNS, to_latex
-from kdbench.report.markdown import views_to_markdown
+from kdbench.report.markdown import to_markdown, views_to_markdown
 from kdbench.report.rendering import FORMATS
 from kdbench.report.rows import COLUMNS
 from kdbench.report.selection import Selection, in_order, rebased, selected
 from kdbench.report.structured import tables_to_json
-from kdbench.report.table import ladder
+from kdbench.report.table import ladder, load_ladders
 from kdbench.report.terminal import WIDTH, print_table
 from kdbench.report.text import Cell, Column, TextTable
 from kdbench.report.views import VIEWS, renumbered, tables_of
@@ -486,8 +486,23 @@ def test_mistakes_are_named(tmp_path):
     assert "--columns: no column 'speedupp': did you mean 'speedup'?" in said(PUBLISHED, "--columns", "speedupp")
     assert "--threads 7: no cell of that: known: 1" in said(PUBLISHED, "--threads", 7)
     assert "no comparison of methods" in said(PUBLISHED, "--view", "methods")
+    assert "--columns: names none" in said(PUBLISHED, "--columns", " ,")
+    assert "--measure accuracy: is for --view backends" in said(PUBLISHED, "--measure", "accuracy")
     assert "--out: writes the ladder's whole report" in said(PUBLISHED, "--out", tmp_path, "--format", "json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_of_chosen_columns_has_no_others():
+    (whole,) = load_ladders([PUBLISHED])
+    chosen = to_markdown([whole], columns=("rung", "size_bytes"))
+    assert "McNemar p" in to_markdown([whole])
+    assert "## Details" not in chosen
+    assert {line for line in chosen.splitlines() if line.startswith("| rung")} == {"| rung | size |  |"}
+
+
+def test_headings_of_a_report_stand_apart():
+    lines = to_markdown(load_ladders([PUBLISHED])).splitlines()
+    assert all(not lines[at - 1] for at, line in enumerate(lines) if at and line.startswith("#"))
 
 
 def test_data_frames_are_what_the_csv_has(capsys):

@@ -92,9 +92,9 @@ def compare(
     from kdbench.report.gate.tables import gate_to_markdown
     from kdbench.store import output_file, write_atomic
 
-    for file in (summary, json_file):
+    for option, file in (("--summary", summary), ("--json", json_file)):
         if file is not None:
-            output_file(file, old, new)
+            output_file(file, old, new, option=option)
     with bars() as progress:
         gate = gate_of(
             old,

@@ -26,11 +26,9 @@ from kdbench.errors import UserError
 @click.option(
     "--measure",
     type=click.Choice(["latency", "throughput", "speed-up", "accuracy"]),
-    default="latency",
-    show_default=True,
-    help="What --view backends shows.",
+    help="What --view backends shows.  [default: latency]",
 )
-@click.option("--columns", metavar="A,B,...", default="", help="These columns alone, by their names in the CSV.")
+@click.option("--columns", metavar="A,B,...", help="These columns alone, by their names in the CSV.")
 @click.option("--sort", metavar="COLUMN", help="Rows by a column; -COLUMN for the largest first.")
 @click.option("--baseline", metavar="RUNG", help="Differences and ratios against another rung of the same file.")
 @click.option("--rung", "rungs", multiple=True, metavar="RUNG", help="This rung alone; may be given again.")
@@ -44,8 +42,8 @@ def report(
     paths: tuple[Path, ...],
     kind: str,
     view: str | None,
-    measure: str,
-    columns: str,
+    measure: str | None,
+    columns: str | None,
     sort: str | None,
     baseline: str | None,
     rungs: tuple[str, ...],
@@ -79,8 +77,12 @@ def report(
     from kdbench.report.table import rows_of
     from kdbench.store import RunFolder, find_comparisons, load_comparison
 
-    names = tuple(name.strip() for name in columns.split(",") if name.strip())
-    asked = Asked(view, names, sort, baseline, measure, Selection(rungs, backends, batches, threads))
+    names = tuple(dict.fromkeys(name.strip() for name in (columns or "").split(",") if name.strip()))
+    if columns is not None and not names:
+        raise UserError("--columns: names none: give some, as in --columns rung,size_bytes")
+    if measure and view != "backends":
+        raise UserError(f"--measure {measure}: is for --view backends, the only one of a single measure")
+    asked = Asked(view, names, sort, baseline, measure or "latency", Selection(rungs, backends, batches, threads))
     if kind == "page" and out is None:
         click.echo(page_below(paths, asked), nl=False)
         return

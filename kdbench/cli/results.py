@@ -50,7 +50,7 @@ def results() -> None:
 @results.command(short_help="Publish measurements and comparisons.")
 @click.argument("files", type=options.FILE, nargs=-1, required=True, metavar="FILES...")
 @click.option("--machine", metavar="NAME", help="A readable name for the machine.  [default: by CPU and cores]")
-@click.option("--into", type=options.FILE, default=DEFAULT, show_default=True, metavar="DIR")
+@click.option("--into", type=options.FILE, default=DEFAULT, show_default=True, metavar="DIR", help="The folder of all.")
 def add(files: tuple[Path, ...], machine: str | None, into: Path) -> None:
     """Publish FILES: run folders, a results.json, what came back from another machine, a comparison.json.
 
@@ -96,17 +96,17 @@ def list_(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
             damaged = True
     if as_json:
         click.echo(json.dumps([asdict(one) for one in found], indent=1, default=str))
-    else:
-        header = ("machine", "fingerprint", "date", "recipe", "rungs", "cells", "backends", "but")
+    elif found:
+        header = ("machine", "fingerprint", "date", "recipe", "cells", "backends", "")
         _print(header, [_line(one) for one in found])
     ctx.exit(int(damaged))
 
 
 def _line(one: "Listed") -> tuple[str, ...]:
-    recipe = one.recipe if one.kind == "results" else f"{one.recipe} (methods)"
-    but = ", ".join(["interrupted"] * (not one.complete) + ["no seal"] * (not one.sealed))
-    counts = str(len(one.rungs)), str(one.cells), ", ".join(one.backends)
-    return one.machine, one.fingerprint, one.date[:10], recipe, *counts, but
+    known = {"methods": one.kind == "comparison", "interrupted": not one.complete, "no seal": not one.sealed}
+    remarks = ", ".join(name for name, true in known.items() if true)
+    cells, backends = str(one.cells), ", ".join(one.backends)
+    return one.machine, one.fingerprint, one.date[:10], one.recipe, cells, backends, remarks
 
 
 @results.command(short_help="What is in a result file.")

@@ -30,6 +30,11 @@ BUDGET_S = 60.0
 MAX_SLOWDOWN = 0.05
 MAX_DROP = 0.5
 """In points."""
+OPTIONS = {
+    "backends": "--backend", "options": "--option", "batches": "--batch", "budget_s": "--budget", "dims": "--dim",
+    "inputs": "--input",
+}  # fmt: skip
+"""Of the command, where they have another name."""
 BATCH = 32
 """Generated samples that both answer, where their batch is free."""
 
@@ -96,9 +101,10 @@ def compare(
         notes = _measured(old, new, bounds, options, opened, dims or {}, inputs or {}, place, seed, progress)
         one, two = sides.sides_of(*load_result(RunFolder(place).path / "results.json"))
     else:
-        extra = [*given, *(name for name, value in (("pack", pack), ("dims", dims), ("inputs", inputs)) if value)]
-        if extra or out is not None:
-            named = ", ".join([*extra, *(["out"] if out is not None else [])])
+        rest = {"pack": pack, "dims": dims, "inputs": inputs, "out": out}
+        extra = [*given, *(name for name, value in rest.items() if value)]
+        if extra:
+            named = ", ".join(OPTIONS.get(name, f"--{name}") for name in extra)
             raise UserError(f"{named}: for two ONNX files, which are measured: results are compared as they are")
         one, two = (sides.side(name, *load_result(_one(path))) for name, path in ((OLD, old), (NEW, new)))
         notes = sides.remarks(one, two)

@@ -28,7 +28,7 @@ def to_markdown(
 ) -> str:
     """A section for each result file, its title led by `heading`; `plots` are the images of each, address and text.
 
-    `columns` are fields of a row, in the place of the ladder's usual ones.
+    `columns` are fields of a row, in the place of the ladder's usual ones and its details.
     """
     template = template_environment().from_string(
         files(__package__).joinpath("report.md.j2").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def to_markdown(
         {
             "result": ladder.result,
             "tables": [*ladder_tables(ladder, columns=columns), *scenario_tables(ladder, columns)],
-            "details": details_table(ladder),
+            "details": None if columns or all(row.error for row in ladder.rows) else details_table(ladder),
             "slimmed": slimming_lines(ladder.result.artifacts),
             "unmeasured": [*unmeasured(ladder.rows), *unmeasured_loads(ladder)],
             "plots": images or (),

@@ -1,5 +1,6 @@
 """Whether published measurements are what they say: hashes, raw values, statistics and tables, computed again."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from kdbench.report.table import Ladder, ladder
 from kdbench.store import PARTIAL_FILE, RESULTS, RESULTS_FILE, RETURNED, Arrays, find_all, load, refuse_twice
 
 README = "README.md"
+
+PUBLISHED = re.compile(r"\d{4}-\d\d-\d\d-.+\.(json|npz)")
+"""Names of the files that are published: DATE-RECIPE."""
 
 COMPUTING = (KeyError, ValueError, IndexError, ZeroDivisionError, TypeError, FloatingPointError, OverflowError)
 """What statistics raise for raw values that can't be."""
@@ -56,10 +60,26 @@ def results_verify(*paths: str | Path) -> Verified:
         if table:
             ladders[file] = table
     problems += _together([(file, record) for file, (record, _) in read.items()])
+    known = {*files, *(file.with_name(record.raw.file) for file, (record, _) in read.items())}
+    problems += [line for place in places if place.is_dir() for line in _strays(place, known)]
     for place in places:
         if place.is_dir() and not (problems or place.joinpath(RESULTS_FILE).is_file()):
             problems += _outdated(place / README, [table for file, table in ladders.items() if place in file.parents])
     return Verified(tuple(files), tuple(problems), tuple(remarks))
+
+
+def _strays(place: Path, known: set[Path]) -> list[str]:
+    """What has the name of a published file and belongs to none: a record that was overwritten, or lost its JSON."""
+    problems = []
+    for file in sorted(place.glob("**/*")):
+        if file in known or not PUBLISHED.fullmatch(file.name):
+            continue
+        record = file.with_suffix(".json")
+        if file == record:
+            problems.append(f"{file}: neither results nor a comparison: restore it, or remove it")
+        elif not record.is_file():
+            problems.append(f"{file}: {record.name} is missing beside it: restore it, or remove this one")
+    return problems
 
 
 def _found(record: ResultFile | Comparison, arrays: Arrays) -> tuple[list[str], Ladder | None]:

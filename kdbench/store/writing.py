@@ -88,13 +88,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def output_file(out: str | Path, *sources: Path) -> Path:
-    """`out` as a file that can be written; raises UserError where it can't, or is one of the `sources`."""
+def output_file(out: str | Path, *sources: Path, option: str = "--out") -> Path:
+    """`out`, which `option` named, as a file that can be written; raises UserError where it can't, or is one of the
+    `sources`."""
     out = Path(out)
     if out.is_dir():
-        raise UserError(f"{out}: a folder: give --out a file name")
+        raise UserError(f"{out}: a folder: give {option} a file name")
     if any(out.resolve() == source.resolve() for source in sources):
-        raise UserError(f"{out}: is the input itself: choose another --out")
+        raise UserError(f"{out}: is the input itself: choose another {option}")
     prepare_folder(out.parent)
     return out
 

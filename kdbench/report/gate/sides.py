@@ -123,6 +123,8 @@ def remarks(old: Side, new: Side) -> tuple[str, ...]:
             "models in one job: kdbench compare OLD.onnx NEW.onnx"
         )
     said = []
+    if old.result.name != new.result.name:
+        said.append(f"two recipes: OLD is {old.result.name}, NEW is {new.result.name}")
     versions = [{"Python": machine.python, **machine.versions} for machine in (one, two)]
     changed = [
         f"{name} {versions[0].get(name, DASH)} → {versions[1].get(name, DASH)}"
