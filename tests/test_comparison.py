@@ -111,6 +111,8 @@ def test_a_comparison_is_rendered_again_and_damage_to_it_is_named(tmp_path, caps
     record = save_results(path, record, arrays)
     cli(["report", str(path)], standalone_mode=False)
     assert capsys.readouterr().out == comparison_to_markdown(record, arrays)
+    cli(["report", str(tmp_path)], standalone_mode=False)
+    assert capsys.readouterr().out == comparison_to_markdown(record, arrays)
 
     def said(*arguments):
         with pytest.raises(UserError) as caught:
@@ -118,7 +120,8 @@ def test_a_comparison_is_rendered_again_and_damage_to_it_is_named(tmp_path, caps
         return str(caught.value)
 
     assert said(path, "--view", "ladder") == f"{path}: a comparison of methods: show it by itself, or by --view methods"
-    assert said(tmp_path) == f"{tmp_path}: no result files in it, but a comparison: name {path}"
+    refusal = f"{tmp_path}: no result files in it, but a comparison of methods: show it by --view methods"
+    assert said(tmp_path, "--view", "ladder") == refusal
     whole = path.read_text()
     path.write_text(whole[:300])
     assert f"{path}: not valid JSON" in said(path)

@@ -273,7 +273,7 @@ def test_what_is_not_to_be_published_is_refused(tmp_path):
         results_add(saved(tmp_path / "cut", complete=False), into=into)
     with pytest.raises(UserError, match=r"'date' should be a date and time, not '\.\./\.\./up'"):
         results_add(saved(tmp_path / "up", date="../../up"), into=into)
-    with pytest.raises(UserError, match="empty: no results in it"):
+    with pytest.raises(UserError, match="empty: no result files in it"):
         (tmp_path / "empty").mkdir()
         results_add(tmp_path / "empty", into=into)
     assert not list(tmp_path.rglob("20*"))
@@ -370,7 +370,7 @@ def test_raw_values_that_are_no_archive_are_never_to_be_unpickled(tmp_path):
         ("list nowhere", "nowhere: no such file or folder"),
         ("verify nowhere", "nowhere: no such file or folder"),
         ("verify", "results: no such file or folder"),
-        ("show .", "no results in it"),
+        ("show .", "no result files in it"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, call):

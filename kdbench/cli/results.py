@@ -197,7 +197,8 @@ def _print(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_header=any(header))
     for name in header:
-        table.add_column(name, overflow="fold", no_wrap=name in ("machine", "fingerprint", "date"))
+        whole = name in ("machine", "fingerprint", "date")
+        table.add_column(name, overflow="fold", no_wrap=whole, min_width=20 if name == "recipe" else None)
     for row in rows:
         table.add_row(*map(printable, row))
     Console(width=WIDTH, highlight=False, markup=False).print(table)

@@ -116,9 +116,11 @@ def compare(
 
 def _is_model(path: Path) -> bool:
     """Raises UserError for what is neither a model nor a measurement."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
     if path.suffix.lower() == ".onnx":
         return True
-    if path.is_dir() or path.suffix in (".json", ".zip") or not path.exists():
+    if path.is_dir() or path.suffix in (".json", ".zip"):
         return False
     raise UserError(f"{path}: neither an ONNX file (.onnx) nor results (results.json, .results.zip, a run folder)")
 

@@ -70,7 +70,8 @@ def find(paths: Iterable[str | Path], asked: Asked) -> Found:
     """
     named = [Path(path) for path in paths]
     compared = [path for path in named if find_comparisons(path) == [path]]
-    view = asked.view or ("methods" if compared == named else "ladder")
+    alone = all(find_comparisons(file) == [file] for file in find_all(named))
+    view = asked.view or ("methods" if alone else "ladder")
     pick(dict.fromkeys(VIEWS), view, "view")
     if view == "methods":
         if asked.selection:

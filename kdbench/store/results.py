@@ -131,13 +131,16 @@ def raw_content(path: Path, named: RawFile) -> bytes:
     return content
 
 
+NO_RESULTS = "{}: no result files in it: 'kdbench bench' makes some, 'kdbench results add' publishes them"
+
+
 def find_results(path: Path) -> list[Path]:
     """Result files in a run folder, a results folder, or the file itself."""
     found = _results_of(path)
-    if not found and (compared := find_comparisons(path)):
-        raise UserError(f"{path}: no result files in it, but a comparison: name {compared[0]}")
+    if not found and find_comparisons(path):
+        raise UserError(f"{path}: no result files in it, but a comparison of methods: show it by --view methods")
     if not found:
-        raise UserError(f"{path}: no result files in it: run 'kdbench bench' first")
+        raise UserError(NO_RESULTS.format(path))
     refuse_twice([(file, digest) for file in found if (digest := _raw_hash(file))])
     return found
 
@@ -172,7 +175,7 @@ def find_all(paths: Sequence[Path]) -> list[Path]:
         compared = find_comparisons(path)
         results = [] if compared == [path] else _results_of(path)
         if not results and not compared:
-            raise UserError(f"{path}: no results in it: run 'kdbench bench' first")
+            raise UserError(NO_RESULTS.format(path))
         found += [*results, *compared]
     return list(dict.fromkeys(found))
 
