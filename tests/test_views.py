@@ -24,7 +24,7 @@ from kdbench.report.comma import tables_to_csv
 from kdbench.report.html import to_html
 from kdbench.report.latex import SIGNS, to_latex
 from kdbench.report.markdown import to_markdown, views_to_markdown
-from kdbench.report.rendering import FORMATS
+from kdbench.report.rendering import FORMATS, Asked, find, rendered
 from kdbench.report.rows import COLUMNS
 from kdbench.report.selection import Selection, in_order, rebased, selected
 from kdbench.report.structured import tables_to_json
@@ -127,6 +127,13 @@ def read_latex(escaped):
         place = token.end()
     assert not re.search("--|,,|''", escaped)
     return "".join(read)
+
+
+def test_latex_of_a_ladder_has_the_tables_that_fit_a_page():
+    text = rendered(find([PUBLISHED], Asked()), "latex")
+    assert r"\caption{cpu, 1 thread, batch 32, against teacher}" in text
+    assert max(line.count(" & ") for line in text.splitlines()) < 9
+    assert "Details" in rendered(find([PUBLISHED], Asked()), "html")
 
 
 @any_name

@@ -49,7 +49,7 @@ class Found:
     ladders: list[Ladder]
     comparisons: list[Compared]
 
-    def tables(self, brief: bool = False) -> list[TextTable]:
+    def tables(self, brief: bool = False, details: bool = True) -> list[TextTable]:
         asked = self.asked
         return tables_of(
             self.ladders,
@@ -60,6 +60,7 @@ class Found:
             baseline=asked.baseline,
             measure=asked.measure,
             brief=brief,
+            details=details,
         )
 
 
@@ -121,7 +122,7 @@ def rendered(found: Found, kind: str) -> str:
         case "json":
             return ladders_to_json(found.ladders, columns) if ladder else tables_to_json(found.tables(), found.view)
         case "latex":
-            return to_latex(found.tables())
+            return to_latex(found.tables(details=False))
         case "html":
             return to_html(found.tables())
         case _:

@@ -33,13 +33,14 @@ def tables_of(
     baseline: str | None = None,
     measure: str = "latency",
     brief: bool = False,
+    details: bool = True,
 ) -> list[TextTable]:
     """The tables of a view, each led by machine and result where there are several.
 
     `columns` are keys of the view's columns, for the ladder any field of a row; `sort` is one of them, `-` before it
     for the largest first; `baseline` is the rung that others are compared with. Of backends one `measure` is shown.
-    A brief ladder is one for a terminal. Raises UserError for a name that is none of the known, and for results without
-    anything to show.
+    A brief ladder is one for a terminal; one without `details` fits a page. Raises UserError for a name that is none of
+    the known, and for results without anything to show.
     """
     pick(dict.fromkeys(VIEWS), view, "view")
     if view == "methods":
@@ -50,7 +51,11 @@ def tables_of(
         return [_arranged(methods_table(comparisons), columns, sort)]
     ladders = [rebased(one, baseline) for one in results]
     if view == "ladder":
-        tables = [table for one in ladders for table in _ladder(one, columns, sort, brief, len(ladders) > 1)]
+        tables = [
+            _led(table, one, len(ladders) > 1)
+            for one in ladders
+            for table in _ladder(one, columns, sort, brief, details and not brief and not columns)
+        ]
         return _minded(tables, ladders)
     if view == "backends":
         pick(MEASURES, measure, "measure")
@@ -76,17 +81,17 @@ def _minded(tables: Sequence[TextTable], ladders: Sequence[Ladder]) -> list[Text
     return [replace(table, legend=" ".join(filter(None, (table.legend, *said)))) for table in tables]
 
 
-def _ladder(one: Ladder, columns: Sequence[str], sort: str | None, brief: bool, several: bool) -> list[TextTable]:
+def _ladder(one: Ladder, columns: Sequence[str], sort: str | None, brief: bool, details: bool) -> list[TextTable]:
     """Tables of a result file, what each rung is in detail, and last what could not be measured."""
     ordered = ladder_in_order(one, columns, sort)
     tables = [*ladder_tables(ordered, brief, columns), *scenario_tables(ordered, columns)]
-    if not brief and not columns and any(not row.error for row in one.rows):
+    if details and any(not row.error for row in one.rows):
         tables.append(details_table(ordered))
     reasons = [*unmeasured(one.rows), *unmeasured_loads(one)]
     if reasons:
         rows = tuple((name_cell(reason.removeprefix("not measured: ")),) for reason in reasons)
         tables.append(TextTable("Not measured", (Column("reason", "reason", left=True),), rows))
-    return [_led(table, one, several) for table in tables]
+    return tables
 
 
 def ladder_in_order(one: Ladder, columns: Sequence[str] = (), sort: str | None = None) -> Ladder:
