@@ -36,6 +36,8 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.register_profile("search", max_examples=2000, deadline=None)
 settings.load_profile("repeatable")
 
+PUBLISHED = REPOSITORY / "results" / "amd-epyc-2-core" / "2026-11-21-digits.json"
+"""The digits' ladder that the README shows, of the first schema."""
 SHARED = Path(os.environ.get("KDBENCH_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 
 TINY = {

@@ -11,7 +11,7 @@ from kdbench.records import BenchSettings
 from kdbench.report.page import to_page
 from kdbench.report.plots import plots_of
 from kdbench.report.table import ladder, load_ladders
-from tests.conftest import REPOSITORY
+from tests.conftest import PUBLISHED
 from tests.test_report import MACHINE, ROUNDS, artifact, cell, evaluation, result
 
 HOSTILE = (
@@ -358,7 +358,7 @@ def test_several_files_and_comparisons_have_contents_and_stand_side_by_side(open
 
 
 def test_equal_results_give_an_equal_page_smaller_than_a_megabyte():
-    published = load_ladders([REPOSITORY / "results"])[:1]
+    published = load_ladders([PUBLISHED])[:1]
     plots = plots_of(published)
     page = to_page(published, (), plots)
     assert page == to_page(published, (), plots)

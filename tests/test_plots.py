@@ -25,7 +25,7 @@ from kdbench.report.table import ladder, load_ladders
 from kdbench.report.text import seconds
 from kdbench.stats import Interval
 from kdbench.store import RunFolder
-from tests.conftest import REPOSITORY
+from tests.conftest import PUBLISHED
 from tests.test_report import ROUNDS, artifact, cell, evaluation, result
 
 LONG = "student-with-a-name-that-goes-on-and-on-$x$-"
@@ -97,7 +97,7 @@ def test_no_text_lies_on_another(rungs, equal, batches):
 
 
 def test_published_plots_are_readable():
-    for plot in plots_of(load_ladders([REPOSITORY / "results"])[:1]):
+    for plot in plots_of(load_ladders([PUBLISHED])[:1]):
         assert_readable(plot)
 
 
@@ -295,7 +295,7 @@ def test_training_curves_of_several_seeds(tmp_path):
 
 
 def test_a_runs_report_shows_its_plots_and_removes_those_of_an_earlier_one(tmp_path):
-    found = load_ladders([REPOSITORY / "results"])[0]
+    found = load_ladders([PUBLISHED])[0]
     for stale in ("throughput-threads.svg", "accuracy-latency-2.png", "mine.svg"):
         (tmp_path / stale).write_text("")
     paths = save_report([found], found.rows, tmp_path, RunFolder(tmp_path))
@@ -308,7 +308,7 @@ def test_a_runs_report_shows_its_plots_and_removes_those_of_an_earlier_one(tmp_p
 
 
 def test_latencies_are_told_apart_by_process():
-    found = load_ladders([REPOSITORY / "results"])[0]
+    found = load_ladders([PUBLISHED])[0]
     (plot,) = [plot for plot in plots_of([found]) if plot.name == "latency-distribution"]
     hovers = re.findall(r"<title>([^<]*, process \d+ of \d+[^<]*)</title>", hover_svg(plot))
     assert len(hovers) == sum(len(cell.processes) for cell in timed(found))

@@ -35,11 +35,9 @@ from kdbench.report.views import VIEWS, renumbered, tables_of
 from kdbench.stats import Interval
 from kdbench.store import load_result, save_results
 from tests import notebook
-from tests.conftest import REPOSITORY
+from tests.conftest import PUBLISHED, REPOSITORY
 from tests.test_comparison import answers, compared
 from tests.test_report import MACHINE, ROUNDS, artifact, cell, evaluation, result
-
-PUBLISHED = REPOSITORY / "results" / "amd-epyc-2-core" / "2026-11-21-digits.json"
 
 # --- digits -----------------------------------------------------------------------------------------------------------
 
