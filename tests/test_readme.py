@@ -159,4 +159,6 @@ def test_the_readmes_plot_is_of_the_published_results(tmp_path):
 def test_published_results_are_sound():
     for ladder in load_ladders([REPOSITORY / RESULTS]):
         assert ladder.result.complete
-        assert {row.rung for row in ladder.rows} == set(LADDER)
+        turns = {"teacher", "spiral-1", "spiral-2", "spiral-3", "spiral-final"}
+        wanted = turns if ladder.result.name.endswith("-spiral") else set(LADDER)
+        assert {row.rung for row in ladder.rows} == wanted
