@@ -14,7 +14,7 @@ from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.aware import aware
 from kdbench.pipeline.comparing import Compared, compared
 from kdbench.pipeline.learning import distilled, learned, needs_torch, prepared
-from kdbench.pipeline.measuring import Report, measured
+from kdbench.pipeline.measuring import Report, measured, measured_run
 from kdbench.pipeline.packing import bench_packed, is_packed
 from kdbench.pipeline.rungs import compressed, run_subjects
 from kdbench.progress import Progress, is_main, silent, unsaid
@@ -50,20 +50,7 @@ def run(
         baseline = next(iter(made))
         compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, progress, say)
         aware(ground, weights, "student-slim", "student-int8")
-        subjects = run_subjects(folder)
-        report = measured(
-            subjects,
-            baseline,
-            recipe.bench,
-            load_pack(folder.pack),
-            folder.path,
-            name=recipe.name,
-            recipe=recipe,
-            seed=recipe.seed,
-            keep=not fresh,
-            progress=progress,
-            say=say,
-        )
+        report = measured_run(ground, run_subjects(folder), baseline, keep=not fresh)
         if publish:
             report = replace(report, published=publish_results(report.results, say=say))
     return report

@@ -14,12 +14,13 @@ from kdbench.benchmark.loads import Load, library, plan_loads
 from kdbench.benchmark.scenarios import Loads
 from kdbench.benchmark.schedule import Schedule, settings_of
 from kdbench.data.generated import described, hint
-from kdbench.data.pack import EvalPack
+from kdbench.data.pack import EvalPack, load_pack
 from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
 from kdbench.machine import describe
 from kdbench.pipeline.judging import judged
 from kdbench.pipeline.keeping import same_results
+from kdbench.pipeline.learning import Ground
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Bench, BenchSettings, RawFile, Recipe, ResultFile
 from kdbench.report.files import save_report
@@ -52,6 +53,24 @@ class Report:
     published: Path | None = None
     returned: Path | None = None
     """Results in one file, to be brought back from the machine that measured a packed run."""
+
+
+def measured_run(ground: Ground, subjects: Sequence[Subject], baseline: str, *, keep: bool) -> Report:
+    """Those of a recipe's run, as its `bench` has it, on the run's evaluation samples; reported in its folder."""
+    folder, recipe = ground.folder, ground.recipe
+    return measured(
+        subjects,
+        baseline,
+        recipe.bench,
+        load_pack(folder.pack),
+        folder.path,
+        name=recipe.name,
+        recipe=recipe,
+        seed=recipe.seed,
+        keep=keep,
+        progress=ground.progress,
+        say=ground.say,
+    )
 
 
 def measured(

@@ -10,12 +10,11 @@ from time import perf_counter as now
 
 from kdbench import __version__
 from kdbench.benchmark.cells import check_backends
-from kdbench.data.pack import load_pack
 from kdbench.errors import UserError
 from kdbench.machine import versions
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.learning import Ground, prepared
-from kdbench.pipeline.measuring import Report, measured
+from kdbench.pipeline.measuring import Report, measured_run
 from kdbench.pipeline.rungs import ENDS, SPIRAL, every_rung, in_int8, run_subjects, without
 from kdbench.pipeline.turns import FINAL, POINT, Walk, begun, final_turn, forget, one_turn, score, trained_s
 from kdbench.progress import Progress, silent, unsaid
@@ -222,23 +221,11 @@ def _in_int8(walk: Walk, record: SpiralRecord) -> list[str]:
 
 def _measured(walk: Walk, record: SpiralRecord, rungs: list[str]) -> Report:
     """The ladder on the evaluation samples, against the first model."""
-    folder, recipe, ground = walk.ground.folder, walk.ground.recipe, walk.ground
+    ground = walk.ground
     wanted = [*(name for name in walk.teachers if name != record.first), *rungs]
-    found = {subject.artifact.rung: subject for subject in run_subjects(folder)}
+    found = {subject.artifact.rung: subject for subject in run_subjects(ground.folder)}
     subjects = [found[rung] for rung in wanted if rung in found]
-    return measured(
-        subjects,
-        record.first,
-        recipe.bench,
-        load_pack(folder.pack),
-        folder.path,
-        name=recipe.name,
-        recipe=recipe,
-        seed=recipe.seed,
-        keep=True,
-        progress=ground.progress,
-        say=ground.say,
-    )
+    return measured_run(ground, subjects, record.first, keep=True)
 
 
 def _remarks(walk: Walk, record: SpiralRecord) -> list[str]:
