@@ -237,6 +237,21 @@ def test_the_block_that_does_least_goes_first(tmp_path):
         assert torch.equal(skipped(x), model(x))
 
 
+class Adds(nn.Module):
+    def __init__(self, *features):
+        super().__init__()
+        self.features = nn.Parameter(torch.tensor(features))
+
+    def forward(self, x):
+        return x + self.features
+
+
+def test_of_two_blocks_that_do_the_same_one_stays():
+    """Either of the first two can go and nothing is lost, for the outputs end at 1; without both much is."""
+    model = nn.Sequential(Adds(1.0, 0.0), Adds(1.0, 0.0), Adds(0.0, 0.1), nn.Hardtanh(-1, 1))
+    assert list(blocks.removal_order(model, ["0", "1", "2"], torch.zeros(4, 2))) == ["0", "2", "1"]
+
+
 def test_blocks_alone_reach_a_target_that_fits_them():
     model, x = small("resnet"), samples(IMAGE)
     whole = cost(model, x).macs

@@ -1,12 +1,13 @@
-"""Whole residual blocks: which ones can go, what each of them does for the outputs, and their removal."""
+"""Whole residual blocks: which ones can go, in what order, and their removal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kdbench.progress import Progress, silent
 from kdbench.pruning.shortcuts import put
 
 
@@ -33,19 +34,41 @@ def removable(model: nn.Module, x: Tensor, ignore: Sequence[str] = ()) -> list[s
     return [name for name in inner if not any(_within(name, kept) or _within(kept, name) for kept in ignore)]
 
 
-def effects(model: nn.Module, blocks: Sequence[str], x: Tensor) -> dict[str, float]:
-    """What skipping each block changes in the outputs for samples `x`: the mean squared difference, as a share of the
-    mean squared output."""
-    model = deepcopy(model).eval()
-    found = {}
+def removal_order(model: nn.Module, blocks: Sequence[str], x: Tensor, progress: Progress = silent) -> Iterator[str]:
+    """The blocks in the order in which they go: next is the one whose skipping, beside those gone before, changes the
+    outputs for samples `x` least (mean squared difference to those of the whole network).
+
+    Blocks that do the same job are thus told apart: when one has gone, the other is missed. What a block did before
+    others went is taken for the least that it does now, so that few are judged again (lazy greedy, Minoux 1978).
+    """
+    left = deepcopy(model).eval()
+
+    def effect(name: str) -> float:
+        block = left.get_submodule(name)
+        put(left, name, nn.Identity())
+        found = float((left(x) - whole).square().mean())
+        put(left, name, block)
+        return found
+
     with torch.no_grad():
-        whole = model(x)
-        for name in blocks:
-            block = model.get_submodule(name)
-            put(model, name, nn.Identity())
-            found[name] = float((model(x) - whole).square().mean() / whole.square().mean())
-            put(model, name, block)
-    return found
+        whole = left(x)
+        effects = {}
+        for done, name in enumerate(blocks):
+            progress("judge blocks", done, len(blocks))
+            effects[name] = effect(name)
+    progress("judge blocks", len(blocks), len(blocks))
+    judged = set(blocks)
+    while effects:
+        name = min(effects, key=lambda name: (effects[name], name))
+        if name in judged:
+            put(left, name, nn.Identity())
+            del effects[name]
+            judged = set()
+            yield name
+        else:
+            with torch.no_grad():
+                effects[name] = effect(name)
+            judged.add(name)
 
 
 def redo(model: nn.Module, example: Tensor, options: Mapping[str, Any]) -> None:

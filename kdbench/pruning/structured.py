@@ -1,9 +1,10 @@
 """Structured pruning: the least important channels and blocks go, until a share of the cost is left."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def prune(
     made: list[Change] = []
     current, share = whole, 1.0
     if options.blocks:
-        current, share, made = _without_blocks(whole, options, x, share_of, seed)
+        current, share, made = _without_blocks(whole, options, x, share_of, seed, progress)
     left: Mapping[str, str] = {}
     if share > target:
         rewritten = shortcuts.rewritable(current)
@@ -112,22 +113,29 @@ def _share(price: Callable[[nn.Module], float], full: float, model: nn.Module) -
 
 
 def _without_blocks(
-    model: nn.Module, options: Prune, x: Tensor, share_of: Callable[[nn.Module], float], seed: int
+    model: nn.Module,
+    options: Prune,
+    x: Tensor,
+    share_of: Callable[[nn.Module], float],
+    seed: int,
+    progress: Progress,
 ) -> tuple[nn.Module, float, list[Change]]:
     """Without as many blocks as can go before the target is missed; the share that is left, and the change."""
     what, target = options.target
     names = blocks.removable(model, x[:PROOF], options.ignore)
+    order: Iterator[str]
     if options.importance == "random":
         generator = torch.Generator().manual_seed(seed)
-        order = [names[place] for place in torch.randperm(len(names), generator=generator).tolist()]
+        order = (names[place] for place in torch.randperm(len(names), generator=generator).tolist())
     else:
-        effects = blocks.effects(model, names, x)
-        order = sorted(names, key=lambda name: (effects[name], name))
+        order = blocks.removal_order(model, names, x, progress)
+    gone: list[str] = []
     shares = {0: 1.0}
 
     def without(number: int) -> nn.Module:
+        gone.extend(islice(order, max(0, number - len(gone))))
         tried = deepcopy(model)
-        blocks.redo(tried, x, {"blocks": order[:number]})
+        blocks.redo(tried, x, {"blocks": gone[:number]})
         return tried
 
     def share(number: int) -> float:
@@ -135,12 +143,18 @@ def _without_blocks(
             shares[number] = share_of(without(number))
         return shares[number]
 
-    tries = MEASUREMENTS if what == "latency" else None
-    reached = least(len(order), share, target, tries) if order else 0
-    number = len(order) if reached is None else reached if share(reached) == target else max(0, reached - 1)
+    if what == "latency":
+        reached = least(len(names), share, target, MEASUREMENTS) if names else 0
+    else:  # one after the other, for the order is what takes time
+        reached = None
+        while reached is None and len(gone) < len(names):
+            left = share(len(gone) + 1)
+            progress("choose blocks", min(1 - left, 1 - target), 1 - target)
+            reached = len(gone) if left <= target else None
+    number = len(names) if reached is None else reached if share(reached) == target else max(0, reached - 1)
     if not number:
         return model, 1.0, []
-    return without(number), share(number), [Change(kind="blocks", options={"blocks": sorted(order[:number])})]
+    return without(number), share(number), [Change(kind="blocks", options={"blocks": sorted(gone[:number])})]
 
 
 def _narrowed(
