@@ -11,7 +11,8 @@ from torch import nn
 
 from kdbench.errors import UserError
 from kdbench.models import build
-from kdbench.onnxfile import count_macs, load_model
+from kdbench.onnxfile import load_model
+from kdbench.onnxgraph import count_macs
 from kdbench.pruning import low_rank, masks
 from kdbench.pruning.targets import cost
 from kdbench.records import Factorise, FactoriseSection, Preprocessing, Sparsify, parse

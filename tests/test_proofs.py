@@ -12,7 +12,8 @@ from kdbench import bench
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
 from kdbench.data.generated import generate, shared_inputs
-from kdbench.onnxfile import count_macs, inspect
+from kdbench.onnxfile import inspect
+from kdbench.onnxgraph import count_macs
 from kdbench.proofs.precision import Error, Reference, answers, error, samples_of
 from kdbench.proofs.prove import Sized, compared_inputs, prove
 from kdbench.proofs.rounding import PRECISIONS

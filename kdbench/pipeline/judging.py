@@ -7,7 +7,8 @@ from kdbench.benchmark.cells import Cell, Subject
 from kdbench.data.pack import EvalPack
 from kdbench.data.sizes import Sizes, written
 from kdbench.evaluation import judge
-from kdbench.onnxfile import count_macs, load_model
+from kdbench.onnxfile import load_model
+from kdbench.onnxgraph import count_macs
 from kdbench.progress import Progress
 from kdbench.proofs.precision import reference
 from kdbench.proofs.prove import Sized, compared_inputs, prove

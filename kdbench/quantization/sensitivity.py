@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdbench.onnxfile import macs_by_node
+from kdbench.onnxgraph import macs_by_node
 from kdbench.progress import Progress, silent
 
 if TYPE_CHECKING:

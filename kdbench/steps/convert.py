@@ -11,7 +11,8 @@ from kdbench.data.generated import described, hint
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, pick
 from kdbench.evaluation import parity_on
-from kdbench.onnxfile import count_macs, count_parameters, load_model, portable
+from kdbench.onnxfile import load_model, portable
+from kdbench.onnxgraph import count_macs, count_parameters
 from kdbench.proofs.widening import widened
 from kdbench.quantization.formats import FORMATS, Converted, converted
 from kdbench.quantization.halves import overflowing

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.errors import UserError, first_line
-from kdbench.onnxfile import nodes_of, opset_of
+from kdbench.onnxfile import opset_of
+from kdbench.onnxgraph import nodes_of
 
 if TYPE_CHECKING:
     import onnx

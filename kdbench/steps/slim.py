@@ -16,7 +16,8 @@ from kdbench.data.generated import batch_size, generate
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, first_line
 from kdbench.evaluation import Parity, answer, compare
-from kdbench.onnxfile import MAX_IR, MAX_OPSET, inspect, known_artifact, load_model, nodes_of, portable
+from kdbench.onnxfile import MAX_IR, MAX_OPSET, inspect, known_artifact, load_model, portable
+from kdbench.onnxgraph import nodes_of
 from kdbench.records import Artifact, Task
 from kdbench.steps.passes import (
     ATTENTION,
