@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,12 +21,15 @@ import pytest
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
+from kdbench import card
 from kdbench.backends import client
+from kdbench.cli import main
 from tests.hatched import MESSAGE, REPOSITORY, Nursery, locked
 from tests.hatched import environment as environment
 
 if TYPE_CHECKING:
     from kdbench.data.dataset import Dataset
+    from kdbench.pipeline.carding import Card
 
 # As `needs_torch` has it: threads of torch that wait busily slow down tests that share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -184,6 +187,44 @@ def kdbench(
     return done
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a call of the command line within the test's own process ended with, and printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """The command line as its arguments have it, within this process: quick, and with what the test has changed."""
+
+    def call(*arguments: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", ["kdbench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capfd.readouterr()
+        return Said(int(end.value.code or 0), printed.out, printed.err)
+
+    return call
+
+
+@pytest.fixture
+def mistake(typed: Callable[..., Said]) -> Callable[[str], str]:
+    """What the command line says of a mistake: one line, exit status 2 and nothing else."""
+
+    def call(command: str) -> str:
+        said = typed(*command.split())
+        assert said.status == 2, said
+        assert said.out == ""
+        assert said.err.startswith("kdbench: "), said.err
+        assert said.err.count("\n") == 1, said.err
+        return said.err
+
+    return call
+
+
 def overrides(fields: Mapping[str, str] = TINY) -> list[str]:
     return [argument for field, value in fields.items() for argument in ("--set", f"{field}={value}")]
 
@@ -197,6 +238,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             kdbench("run", "digits", *overrides(), "--out", "tiny", cwd=folder)
             (folder / "tiny" / "finished").touch()
     return folder / "tiny"
+
+
+@pytest.fixture(scope="session")
+def carded(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> "Card":
+    """The card and the file of its int8 student. Not to be written to."""
+    out = tmp_path_factory.mktemp("carded") / "digits"
+    return card(f"{tiny_run}:student-int8", license="apache-2.0", out=out, url="https://example.org/results")
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from kdbench.report.markdown import to_markdown
 from kdbench.report.table import ladder
 from tests.test_report import arrays, result
 from tests.test_schedule import subject
-from tests.test_sizes import refused
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system pins no processes")
 
@@ -46,9 +45,9 @@ def test_ranges_of_cpus_are_read(ranges):
 
 
 @pytest.mark.parametrize("text", ["3-1", "a", "", "1,", "-1", "1-2-3", "0-9999999999"])
-def test_what_names_no_cpus_is_refused(text, tmp_path, monkeypatch, capfd):
+def test_what_names_no_cpus_is_refused(text, tmp_path, monkeypatch, mistake):
     monkeypatch.chdir(tmp_path)
-    said = refused(f"bench x.onnx --affinity={text}", monkeypatch, capfd)
+    said = mistake(f"bench x.onnx --affinity={text}")
     assert f"'{text}' should be numbers of CPUs, such as 0-3,6" in said
 
 

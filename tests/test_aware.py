@@ -16,7 +16,6 @@ from kdbench.pipeline.aware import aware as aware_rung
 from kdbench.pipeline.learning import Ground
 from kdbench.progress import silent
 from kdbench.records import Quantize, QuantizeSection, Training, parse
-from kdbench.report.table import load_rows
 from kdbench.steps import check as fitting
 from kdbench.steps import train
 from kdbench.steps.aware import at_end, check, quantize_aware, train_aware
@@ -25,6 +24,7 @@ from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe
 from kdbench.training.fake_quantization import simulated
 from tests.conftest import FLAT, TINY, kdbench, overrides
+from tests.rows import load_rows
 from tests.test_training import StopError
 
 AWARE = TINY | {"quantize.aware": "true", "quantize.training": "{ epochs = 2, learning_rate = 0.01 }"}

@@ -118,7 +118,7 @@ def test_what_ships_can_be_evaluated_as_what_it_was_made_from(shipped, tiny_run)
 
 
 def test_the_card_says_where_it_comes_from_and_how_good_it_is(shipped, tiny_run):
-    from kdbench.report.table import load_rows
+    from tests.rows import load_rows
 
     card = (shipped / "README.md").read_text()
     front = dict(line.split(": ", 1) for line in card.split("---\n")[1].splitlines() if line[0] != " ")

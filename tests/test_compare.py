@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kdbench import compare
-from kdbench.cli import main, options
+from kdbench.cli import options
 from kdbench.records import from_json
 from kdbench.records.gate import Gate
 from kdbench.report.gate.tables import gate_to_markdown, verdict
@@ -140,17 +140,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake_is_one_line_that_names_it(command, place, monkeypatch, capfd):
+def test_a_mistake_is_one_line_that_names_it(command, place, monkeypatch, mistake):
     monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "argv", ["kdbench", *command.split()])
-    with pytest.raises(SystemExit) as end:
-        main()
-    printed, said = capfd.readouterr()
-    assert end.value.code == 2, printed + said
-    assert said.startswith("kdbench: ")
-    assert said.count("\n") == 1, said
-    assert MISTAKES[command] in said
-    assert printed == ""
+    assert MISTAKES[command] in mistake(command)
 
 
 # --- the example for CI -----------------------------------------------------------------------------------------------

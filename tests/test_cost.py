@@ -23,9 +23,10 @@ from kdbench.pipeline import measuring
 from kdbench.records import Bench, Process, Recipe, ReferenceCell, parse
 from kdbench.report import ladder_tables, text
 from kdbench.report.markdown import to_markdown
-from kdbench.report.table import ladder, load_rows
+from kdbench.report.table import ladder
 from kdbench.report.terminal import WIDTH, print_ladder
 from kdbench.store import load_result
+from tests.rows import load_rows
 from tests.test_report import ROUNDS, arrays, artifact, cell, evaluation, result
 from tests.test_schedule import cells_of, measured, subject
 

@@ -12,13 +12,14 @@ from kdbench.records import Data
 from kdbench.report import ladder_tables
 from kdbench.report.markdown import to_markdown
 from kdbench.report.operators import slimming_lines
-from kdbench.report.table import ladder, load_rows
+from kdbench.report.table import ladder
 from kdbench.report.terminal import WIDTH, print_ladder
 from kdbench.steps import train
 from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe
 from kdbench.training.metrics import Journal, duration_s
 from tests.conftest import FLAT
+from tests.rows import load_rows
 from tests.test_report import arrays, artifact, cell, evaluation, result
 from tests.test_training import StopError
 

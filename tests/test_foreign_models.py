@@ -8,9 +8,9 @@ from onnx import TensorProto, helper, numpy_helper
 from kdbench import UserError, evaluate, parity, quantize, slim
 from kdbench.onnxfile import inspect
 from kdbench.pipeline import bench
-from kdbench.report.table import load_rows
 from kdbench.store import write_npz
 from tests.conftest import save_mlp
+from tests.rows import load_rows
 
 
 def save(path, nodes, inputs, outputs, weights=None, opset=17, ir_version=10, domain=""):

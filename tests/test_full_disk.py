@@ -8,9 +8,9 @@ import pytest
 from kdbench import bench, store
 from kdbench.errors import UserError
 from kdbench.pipeline import measuring
-from kdbench.report.table import load_rows
 from kdbench.store import save_results
 from tests.conftest import save_mlp
+from tests.rows import load_rows
 from tests.test_report import MACHINE, arrays, result
 
 PARTIAL, WHOLE = "results.partial.json", "results.json"

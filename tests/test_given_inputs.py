@@ -13,7 +13,7 @@ from kdbench.onnxfile import inspect
 from kdbench.store import write_npz
 from tests.conftest import kdbench
 from tests.test_report import MACHINE, artifact
-from tests.test_sizes import refused, save, save_images, save_tokens
+from tests.test_sizes import save, save_images, save_tokens
 
 
 def spec(text, dtype="int64", shape=("batch", None)):
@@ -82,7 +82,7 @@ def test_a_table_that_is_shorter_than_guessed_says_which_range_to_give(tmp_path,
     assert right.error is None
 
 
-def test_a_size_without_a_name_says_what_to_give(tmp_path, monkeypatch, capfd):
+def test_a_size_without_a_name_says_what_to_give(tmp_path, monkeypatch, mistake):
     monkeypatch.chdir(tmp_path)
     graph = helper.make_graph(
         [helper.make_node("Relu", ["x"], ["y"])],
@@ -91,11 +91,11 @@ def test_a_size_without_a_name_says_what_to_give(tmp_path, monkeypatch, capfd):
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", None, 4])],
     )
     save(graph, tmp_path / "x.onnx")
-    assert "dimension 1 has neither size nor name: give data, or 'kdbench bench --input x=SIZES'" in refused(
-        "bench x.onnx", monkeypatch, capfd
+    assert "dimension 1 has neither size nor name: give data, or 'kdbench bench --input x=SIZES'" in mistake(
+        "bench x.onnx"
     )
     np.savez(tmp_path / "pack.npz", x_test=np.zeros((3, 2, 4), np.float32))
-    said = refused("bench x.onnx --input x=8x4 --pack pack.npz", monkeypatch, capfd)
+    said = mistake("bench x.onnx --input x=8x4 --pack pack.npz")
     assert "--input: for generated inputs, and pack.npz has samples: leave it out" in said
 
 

@@ -20,7 +20,8 @@ from kdbench.steps.lesson import Lesson
 from kdbench.steps.teach import teach
 from kdbench.store import RunFolder, load_artifact, load_recipe, sidecar
 from kdbench.training import weights
-from tests.conftest import FLAT, kdbench
+from tests.conftest import FLAT, kdbench, overrides
+from tests.rows import load_rows
 from tests.test_training import StopError, stop_at
 
 SPARSE = FLAT | {"student.options": "{ widths = [16] }", "student.training.epochs": "4"}
@@ -179,6 +180,22 @@ def test_a_recipe_makes_both_rungs_and_removes_them_again(tmp_path):
     assert set(pipeline.distill(load_recipe("digits", plain), tmp_path)) == {"teacher", "student"}
     assert (tmp_path / "student.onnx").read_bytes() == before
     assert not list(tmp_path.glob("student-sparse.[oa]*")) + list(tmp_path.glob("student-low-rank.[oa]*"))
+
+
+def test_a_run_puts_all_of_its_students_into_int8_where_that_is_asked_for(tmp_path):
+    fields = SPARSE | {"sparsify.sparsity": "0.75", "factorise.macs": "0.5", "quantize.all_rungs": "true"}
+    done = kdbench("run", "digits", *overrides(fields), "--out", "run", cwd=tmp_path)
+    rows = {row.rung: row for row in load_rows(tmp_path / "run")}
+    for student in ("student-sparse", "student-low-rank"):
+        light, int8 = rows[f"{student}-slim"], rows[f"{student}-int8"]
+        assert (light.parent, int8.parent, int8.precision) == (student, light.rung, "int8")
+        assert light.accuracy == rows[student].accuracy
+        assert int8.accuracy > 0.5  # of ten classes
+        assert f"{student}-int8" in done.stdout
+    model = onnx.load(tmp_path / "run" / "student-sparse-int8.onnx")
+    weights_ = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    integers = [array for array in weights_ if array.dtype == np.int8 and array.ndim == 2]
+    assert sum((array == 0).sum() for array in integers) >= 0.75 * sum(array.size for array in integers)
 
 
 def test_a_check_asks_for_what_a_few_steps_can_give(learnt, dataset, tmp_path):

@@ -13,16 +13,15 @@ import onnx
 import pytest
 
 from kdbench import archive, pack, pipeline
-from kdbench.cli import main
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
 from kdbench.pipeline.packing import unpacked
 from kdbench.pipeline.rungs import LADDER, run_subjects
 from kdbench.records import sealed
-from kdbench.report.table import load_rows
 from kdbench.store import RunFolder, load_result, save_artifact
 from tests.conftest import REPOSITORY, kdbench, save_mlp
 from tests.packs import rewritten
+from tests.rows import load_rows
 
 BLOCKER = """
 import sys
@@ -151,12 +150,10 @@ def test_the_plan_is_the_recipes_unless_said_otherwise(packed, tiny_run, tmp_pat
     assert "is of other files than those beside it" in said[0]
 
 
-def test_only_options_that_are_given_override_the_plan(monkeypatch, packed):
+def test_only_options_that_are_given_override_the_plan(monkeypatch, packed, typed):
     called = {}
     monkeypatch.setattr(pipeline, "bench_packed", lambda path, given, *rest: called.update(given) or sys.exit(0))
-    monkeypatch.setattr(sys, "argv", ["kdbench", "bench", str(packed), "--batch", "1", "--budget", "30"])
-    with pytest.raises(SystemExit):
-        main()
+    typed("bench", packed, "--batch", "1", "--budget", "30")
     assert called == {"batches": (1,), "budget_s": 30.0}
 
 

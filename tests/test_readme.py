@@ -11,9 +11,10 @@ import pytest
 
 from kdbench.pipeline.rungs import LADDER
 from kdbench.report.plots import plots_of, save_plots
-from kdbench.report.table import load_ladders, load_rows
+from kdbench.report.table import load_ladders
 from kdbench.store import RESULTS, load_result
 from tests.conftest import PUBLISHED, REPOSITORY, kdbench, overrides
+from tests.rows import load_rows
 
 README = (REPOSITORY / "README.md").read_text()
 

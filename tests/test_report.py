@@ -26,9 +26,10 @@ from kdbench.report.plots import plots_of, save_plots
 from kdbench.report.plots.sensitivity import labelled
 from kdbench.report.plots.style import sign
 from kdbench.report.rows import COLUMNS
-from kdbench.report.table import ladder, load_rows
+from kdbench.report.table import ladder
 from kdbench.report.terminal import print_table
 from kdbench.store import save_results
+from tests.rows import load_rows
 
 SPEC = (
     "rung, parent, backend, precision, batch, threads, accuracy, accuracy_diff, accuracy_diff_low, accuracy_diff_high, "

@@ -17,9 +17,9 @@ from kdbench.onnxfile import inspect
 from kdbench.pipeline.rungs import LADDER
 from kdbench.records import Artifact as ArtifactRecord
 from kdbench.records import from_json
-from kdbench.report.table import load_rows
 from kdbench.store import find_results, load_result
 from tests.conftest import REPOSITORY, TINY, Call, called, kdbench, overrides
+from tests.rows import load_rows
 
 PARENTS = {
     "teacher": None,

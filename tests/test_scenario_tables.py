@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from kdbench.cli import main
 from kdbench.errors import UserError
 from kdbench.records import LoadTest, ResultFile, ScenarioMeasurement, from_json, sealed
 from kdbench.report.comma import to_csv
@@ -166,43 +165,33 @@ def test_scenarios_have_files_of_their_own(tmp_path):
 
 
 @needs_loadgen
-def test_bench_prints_a_table_a_scenario(tmp_path, monkeypatch, capsys):
-    def kdbench(*arguments, status=0):
-        monkeypatch.setattr("sys.argv", ["kdbench", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert (end.value.code or 0) == status
-        return capsys.readouterr()
-
+def test_bench_prints_a_table_a_scenario(tmp_path, monkeypatch, typed):
     monkeypatch.chdir(tmp_path)
     for name, scale in (("teacher", 1.0), ("student", 2.0)):
         save_mlp(tmp_path / f"{name}.onnx", scale=scale)
-    said = kdbench("bench", "teacher.onnx", "student.onnx", "--scenario", "single_stream", "--budget", "0.1")
+    said = typed("bench", "teacher.onnx", "student.onnx", "--scenario", "single_stream", "--budget", "0.1")
+    assert said.status == 0
     assert "single stream: cpu, 1 thread, against teacher\n" in said.out
     assert said.err == ""
     assert max(map(len, said.out.splitlines())) <= 100
     assert "scenarios.csv" in said.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench", "student.onnx", "teacher.onnx"]
     csv = (tmp_path / "bench" / "scenarios.csv").read_text()
-    assert kdbench("report", "bench", "--format", "csv").out == csv
-    missed = kdbench("bench", "teacher.onnx", "--scenario", "server", "--bound", "1us", status=2)
+    assert typed("report", "bench", "--format", "csv").out == csv
+    missed = typed("bench", "teacher.onnx", "--scenario", "server", "--bound", "1us")
+    assert missed.status == 2
     assert "p99 ≤ 0.001 ms is not met at any rate that was tried: at the lowest, " in missed.out
 
 
 @pytest.mark.parametrize("text", ["10", "ms", "-1ms", "0s", "10 min", "1e3s", "nan s", ""])
-def test_a_bound_needs_a_number_and_a_unit(text, monkeypatch, capsys, tmp_path):
+def test_a_bound_needs_a_number_and_a_unit(text, monkeypatch, typed, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["kdbench", "bench", "m.onnx", "--scenario", "server", "--bound", text])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    assert f"'{text}' should be a time with its unit, such as 10ms or 0.5s" in capsys.readouterr().err
+    said = typed("bench", "m.onnx", "--scenario", "server", "--bound", text)
+    assert said.status == 2
+    assert f"'{text}' should be a time with its unit, such as 10ms or 0.5s" in said.err
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["--bound", "10ms", "--scenario", "offline"], ["--sessions", "2"]])
-def test_options_of_scenarios_want_their_scenario(arguments, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["kdbench", "bench", "m.onnx", *arguments])
-    with pytest.raises(SystemExit):
-        main()
-    assert f"{arguments[0]} is for" in capsys.readouterr().err
+@pytest.mark.parametrize("arguments", ["--bound 10ms --scenario offline", "--sessions 2"])
+def test_options_of_scenarios_want_their_scenario(arguments, mistake):
+    assert f"{arguments.split()[0]} is for" in mistake(f"bench m.onnx {arguments}")

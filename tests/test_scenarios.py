@@ -17,7 +17,6 @@ from kdbench.benchmark.cells import Cell, Subject
 from kdbench.benchmark.loads import Library, Load, library, plan_loads, why_no_loadgen
 from kdbench.benchmark.peak import COARSE, FINE, highest_rate
 from kdbench.benchmark.scenarios import FEWEST, Loads
-from kdbench.cli import main
 from kdbench.data.pack import load_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
@@ -102,21 +101,19 @@ def test_a_single_stream_is_measured_once_whatever_the_batches_and_sessions(tmp_
         plan_loads(cells, Bench(scenarios=("server",), sessions=(2, 2)))
 
 
-def test_a_worker_without_loadgen_says_what_to_install(tmp_path, monkeypatch, capsys):
+def test_a_worker_without_loadgen_says_what_to_install(tmp_path, monkeypatch, typed):
     """In the worker's interpreter, which may be another one than that of kdbench."""
     (tmp_path / "mlperf_loadgen.py").write_text("raise ImportError('blocked')")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr("sys.argv", ["kdbench", "bench", "m.onnx", "--scenario", "offline", "--out", "o"])
     monkeypatch.chdir(tmp_path)
     save_mlp(tmp_path / "m.onnx")
     why_no_loadgen.cache_clear()
     try:
-        with pytest.raises(SystemExit) as end:
-            main()
+        ended = typed("bench", "m.onnx", "--scenario", "offline", "--out", "o")
     finally:
         why_no_loadgen.cache_clear()
-    assert end.value.code == 2
-    said = capsys.readouterr().err
+    assert ended.status == 2
+    said = ended.err
     assert "no scenario can be measured: loadgen is not in the environment of" in said
     assert "pip install mlcommons-loadgen" in said
     assert said.count("\n") == 1

@@ -1,15 +1,12 @@
 """The benchmark put to the test, and files of the machine that tell of a quota."""
 
-import sys
-
 import pytest
 
 from kdbench import machine, stats
-from kdbench.cli import main
 from kdbench.errors import UserError
 from kdbench.pipeline.self_test import SelfTest, self_test
 from kdbench.stats import Interval
-from tests.test_sizes import refused, save_tokens
+from tests.test_sizes import save_tokens
 
 
 def test_a_model_is_compared_with_itself_and_with_a_slower_copy(small_model):
@@ -23,7 +20,7 @@ def test_a_model_is_compared_with_itself_and_with_a_slower_copy(small_model):
         assert check.error is None
 
 
-def test_inputs_that_a_file_does_not_tell_are_given(tmp_path, monkeypatch, capfd):
+def test_inputs_that_a_file_does_not_tell_are_given(tmp_path, monkeypatch, mistake):
     words = save_tokens(tmp_path / "words.onnx", words=5, length=None)
     given = {"inputs": {"tokens": "16:0..4"}, "budget_s": 0.1}
     assert [check.error for check in self_test([words], **given)] == [None, None]
@@ -32,7 +29,7 @@ def test_inputs_that_a_file_does_not_tell_are_given(tmp_path, monkeypatch, capfd
     too_large = self_test([words], inputs={"tokens": "16:0..9"}, budget_s=0.1)
     assert "add --input tokens=0..4" in too_large[0].error
     monkeypatch.chdir(tmp_path)
-    said = refused("bench --self-test words.onnx --budget 0.1 --input tokens=16:9..3", monkeypatch, capfd)
+    said = mistake("bench --self-test words.onnx --budget 0.1 --input tokens=16:9..3")
     assert "--input tokens=16:9..3: not a range of int64" in said
 
 
@@ -51,18 +48,15 @@ def test_what_comes_out_right(share, ratio, right):
     assert not SelfTest("cell", share, None, 0, None, "crashed").right
 
 
-def test_the_exit_status_tells_whether_all_came_out_right(tmp_path, monkeypatch, capfd):
+def test_the_exit_status_tells_whether_all_came_out_right(tmp_path, monkeypatch, typed):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["kdbench", "bench", "--self-test", "--budget", "1"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    said = capfd.readouterr().out
-    lines = said.splitlines()
+    said = typed("bench", "--self-test", "--budget", "1")
+    lines = said.out.splitlines()
     assert [line.split()[1] for line in lines[:2]] == ["generated,", "generated,"]
     assert "no difference is " in lines[0]
     assert "5.0 % slower is " in lines[1]
-    assert end.value.code == any(line.startswith("WRONG") for line in lines)
-    assert ("quiet the machine" in said) == bool(end.value.code)
+    assert said.status == any(line.startswith("WRONG") for line in lines)
+    assert ("quiet the machine" in said.out) == bool(said.status)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,8 +9,8 @@ from kdbench import evaluate, parity, quantize, slim
 from kdbench.evaluation import answer
 from kdbench.onnxfile import inspect
 from kdbench.records import Quantize
-from kdbench.report.table import load_rows
 from tests.conftest import kdbench
+from tests.rows import load_rows
 
 
 @pytest.fixture

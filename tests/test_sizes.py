@@ -1,7 +1,6 @@
 """Sweeps over the sizes of symbolic dimensions: what is measured, with what it is compared, and what is refused."""
 
 import csv
-import sys
 
 import numpy as np
 import onnx
@@ -12,7 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdbench import bench
 from kdbench.benchmark.cells import Subject, inputs, plan
-from kdbench.cli import main
 from kdbench.data.pack import EvalPack
 from kdbench.data.sizes import combinations, written
 from kdbench.errors import UserError
@@ -21,8 +19,9 @@ from kdbench.pipeline import measuring
 from kdbench.records import Bench
 from kdbench.report.ladder_tables import details_table, ladder_tables
 from kdbench.report.markdown import to_markdown
-from kdbench.report.table import ladder, load_rows
+from kdbench.report.table import ladder
 from tests.conftest import save_mlp
+from tests.rows import load_rows
 from tests.test_report import MACHINE, arrays, cell, result
 from tests.test_schedule import settings
 
@@ -60,16 +59,6 @@ def save(graph, path):
 
 def subject(path):
     return Subject(inspect(path), path)
-
-
-def refused(command, monkeypatch, capfd):
-    """What the command line says of a mistake, on one line."""
-    monkeypatch.setattr(sys, "argv", ["kdbench", *command.split()])
-    with pytest.raises(SystemExit) as end:
-        main()
-    said = capfd.readouterr().err
-    assert (end.value.code, said.count("\n")) == (2, 1), said
-    return said
 
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=4, unique=True)
@@ -180,16 +169,16 @@ def test_samples_of_a_pack_fix_the_sizes(tmp_path):
         ("--dim height,width=8 --dim batch=2,4", "--dim batch: the first dimension is the batch: use --batch"),
     ],
 )
-def test_dimensions_that_cannot_be_measured_are_named(options, said, tmp_path, monkeypatch, capfd):
+def test_dimensions_that_cannot_be_measured_are_named(options, said, tmp_path, monkeypatch, mistake):
     save_images(tmp_path / "x.onnx")
     monkeypatch.chdir(tmp_path)
-    assert said in refused(f"bench x.onnx {options}", monkeypatch, capfd)
+    assert said in mistake(f"bench x.onnx {options}")
 
 
-def test_scenarios_are_measured_at_one_size(tmp_path, monkeypatch, capfd):
+def test_scenarios_are_measured_at_one_size(tmp_path, monkeypatch, mistake):
     monkeypatch.chdir(tmp_path)
     save_images(tmp_path / "x.onnx")
-    said = refused("bench x.onnx --scenario offline --dim height,width=8,16", monkeypatch, capfd)
+    said = mistake("bench x.onnx --scenario offline --dim height,width=8,16")
     assert "--scenario: measured at one size: give each --dim a single one" in said
 
 

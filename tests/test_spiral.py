@@ -8,7 +8,9 @@ import pytest
 from kdbench import UserError
 from kdbench.pipeline import checking, turns
 from kdbench.pipeline import spiral as spirals
+from kdbench.pipeline.racing import Raced
 from kdbench.records.turns import SpiralRecord
+from kdbench.stats import Interval
 from kdbench.steps import prune
 from kdbench.steps import spiral as steps
 from kdbench.store import load_artifact, load_recipe, load_result
@@ -241,6 +243,18 @@ def test_a_latency_is_measured_beside_the_first_model(again, monkeypatch):
     (turn,) = found.turns
     assert turn.share == pytest.approx(1 / turn.speedup.value)
     assert "speed-up" in (again / "spiral.md").read_text()
+
+
+def test_what_speaks_against_a_latency_stands_below_the_table(again, monkeypatch):
+    busy = "something else kept the machine busy"
+    monkeypatch.setattr(
+        turns, "raced", lambda *_: {"spiral-1": Raced(Interval(1.25, 1.2, 1.3), None, (), None, (busy,))}
+    )
+    fields = {"spiral.parameters": None, "spiral.latency": "0.05", "spiral.turns": "1"}
+    fields = {field: value for field, value in (SPIRAL | fields).items() if value is not None}
+    found = spirals.spiral(load_recipe("digits", fields), again).record
+    assert found.turns[0].doubts == (busy,)
+    assert busy in (again / "spiral.md").read_text()
 
 
 def test_the_teacher_itself_can_be_the_first_model(tmp_path, monkeypatch):

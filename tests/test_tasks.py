@@ -19,7 +19,7 @@ from kdbench.pipeline import rungs
 from kdbench.records import Preprocessing, Recipe, recipe_from_toml
 from kdbench.report.ladder_tables import details_table, ladder_tables
 from kdbench.report.markdown import to_markdown
-from kdbench.report.table import ladder, load_ladders, load_rows
+from kdbench.report.table import ladder, load_ladders
 from kdbench.report.terminal import print_ladder
 from kdbench.steps import check as fitting
 from kdbench.steps import teach, train
@@ -27,6 +27,7 @@ from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe, load_result
 from kdbench.training import weights
 from tests.conftest import kdbench
+from tests.rows import load_rows
 from tests.test_report import arrays, artifact, cell, evaluation, result
 
 RECIPE = """

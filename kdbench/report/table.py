@@ -76,11 +76,6 @@ def scenario_rows_of(ladders: Sequence[Ladder]) -> list[ScenarioRow]:
     ]
 
 
-def load_rows(*paths: str | Path) -> list[Row]:
-    """The rows of all result files below the given files and folders."""
-    return rows_of(load_ladders(map(Path, paths)))
-
-
 def _name_of(file: Path) -> str:
     """What tells a result file from others: its folder for a run's, else its own name."""
     if file.name in (RESULTS_FILE, PARTIAL_FILE):
