@@ -229,7 +229,7 @@ def score(answers: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
 
 
 def _share(walk: Walk, artifact: Artifact) -> dict[str, Any]:
-    """What is left of the first model's target quantity; without a target, of its MACs."""
+    """What is left of the first model's target quantity; without a target, of its MACs. And what speaks against it."""
     first, what = walk.first.artifact, walk.section.target[0] if walk.section.target else "macs"
     if what == "latency":
         folder, recipe = walk.ground.folder, walk.ground.recipe
@@ -240,7 +240,7 @@ def _share(walk: Walk, artifact: Artifact) -> dict[str, Any]:
             raise UserError(
                 f"{artifact.rung} on {walk.section.backend}: {time.error or 'too few rounds were measured'}"
             )
-        return {"share": 1 / time.speedup.value, "speedup": estimate(time.speedup)}
+        return {"share": 1 / time.speedup.value, "speedup": estimate(time.speedup), "doubts": time.doubts}
     field = {"size": "size_bytes"}.get(what, what)
     return {"share": getattr(artifact, field) / getattr(first, field)}
 

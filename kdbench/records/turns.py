@@ -39,6 +39,8 @@ class TurnRecord(Record):
     """Of McNemar's exact test against the first model; None where a sample has several labels."""
     speedup: Estimate | None = None
     """Against the first model, where a latency is the target."""
+    doubts: tuple[str, ...] = ()
+    """What speaks against that ratio: noise, drift, busy neighbours."""
     mark: str | None = None
     """Of what it was trained from: of one parent, equal ones need not be trained again."""
     onnx_sha256: str | None = None

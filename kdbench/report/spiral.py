@@ -39,7 +39,7 @@ def turns_table(record: SpiralRecord) -> TextTable:
     rows = [(*first, *((Cell("1.00×", 1.0),) if timed else ()), none, Cell(""))]
     final = (record.final,) if record.final else ()
     for turn in (*record.turns, *final):
-        refused = flagged([turn.said], notes) if turn.refusal else Cell("")
+        remarks = flagged([*([turn.said] if turn.refusal else []), *turn.doubts], notes)
         cells = (
             name_cell(rung(turn)),
             name_cell(f"spiral-{turn.parent}" if turn.parent else record.first),
@@ -49,7 +49,7 @@ def turns_table(record: SpiralRecord) -> TextTable:
             *_figures(turn),
             *((_estimated(turn.speedup, _ratio),) if timed else ()),
             Cell(f"{turn.duration_s / 60:.1f}", turn.duration_s),
-            replace(refused, text="refused") if turn.refusal else refused,
+            replace(remarks, text="refused") if turn.refusal else remarks,
         )
         rows.append(cells)
     goal = f"to {record.goal:.3g} of the {WHAT[record.target]}" if record.target else "as far as the accuracy goes"
