@@ -92,8 +92,8 @@ class Parity:
     largest_difference: float
     largest_output: float
     agreement: float
-    """Share of samples with the same answer: the largest entry of the first output, or all labels where a sample has
-    any number of them."""
+    """Share of samples with the same answer: the largest entry of the first output, the class that it is itself, or all
+    labels where a sample has any number of them."""
     label_agreement: float
     """Share of single labels that are alike; the same as `agreement` where a sample has one."""
 
@@ -264,13 +264,19 @@ def parity_on(
 
 
 def compare(ours: list[NDArray[Any]], theirs: list[NDArray[Any]], task: Task = "classification") -> Parity:
-    """The parity of two lists of outputs of equal shapes [N, …]; `theirs` say what the threshold of a label is."""
+    """The parity of two lists of outputs of equal shapes [N, …]; `theirs` say what the threshold of a label is.
+
+    A single whole number a sample is its class; a single score is that of a label, which holds or not.
+    """
     pairs = [
         (np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)) for a, b in zip(ours, theirs, strict=True)
     ]
     samples = len(ours[0])
     scores = [output.reshape(samples, -1) for output in pairs[0]]
-    if task == "multi_label":
+    single = scores[0].shape[1] == 1
+    if single and all(np.issubdtype(outputs[0].dtype, np.integer) for outputs in (ours, theirs)):
+        first, second = (output.astype(np.int64) for output in scores)
+    elif single or task == "multi_label":
         first, second = (labels_above(output, threshold(scores[1])) for output in scores)
     else:
         first, second = (output.argmax(axis=1, keepdims=True) for output in scores)

@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kdbench import UserError, evaluate, parity, quantize, slim
+from kdbench.evaluation import compare
 from kdbench.onnxfile import inspect
 from kdbench.pipeline import bench
 from kdbench.store import write_npz
@@ -57,6 +58,17 @@ def test_a_class_as_output_is_an_answer(tmp_path, pack):
         [("x", FLOAT, [1, 4])], [("y", TensorProto.INT64, [1])],
     )  # fmt: skip
     assert evaluate(labels, pack).samples == 6
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_models_of_one_output_a_sample_agree_where_it_means_the_same(shape):
+    ones, others = np.array([0, 1, 2, 3]).reshape(shape), np.array([3, 1, 2, 0]).reshape(shape)
+    assert compare([ones], [others]).agreement == 0.5
+    assert compare([ones], [ones]).agreement == 1.0
+    scores = np.array([-4.0, 2.0, 3.0, 5.0], np.float32).reshape(shape)
+    assert compare([scores], [scores / 2]).agreement == 1.0
+    assert compare([scores], [-scores]).agreement == 0.0
+    assert compare([scores], [scores + 6]).agreement == 0.75
 
 
 def test_no_input_and_text_input_are_named(tmp_path, pack):
