@@ -117,6 +117,19 @@ def test_classes_that_do_not_meet_are_named(own, mapping, message):
         class_map(own, ("a", "b"), mapping)
 
 
+def test_a_teacher_all_of_whose_classes_are_the_datas_may_still_know_a_part(digits, tmp_path):
+    torch.save(network(3).state_dict(), tmp_path / "a.pth")
+    own = ("one", "two", "three")
+    fields = (
+        f'{SMALL}weights = "a.pth"\nclasses = {json.dumps(own)}\nclass_map = {table({name: name for name in own})}\n'
+    )
+    with at_work(made(fields, tmp_path, named(digits)), tmp_path) as teaching:
+        assert teaching.known(10) == (1, 2, 3)
+    assert "teacher.training: the teacher's classes are not the data's" in refused(
+        fields + TRAINING, tmp_path, named(digits)
+    )
+
+
 def test_a_map_is_part_of_the_exported_file_and_of_teaching(digits, tmp_path):
     dataset = named(digits)
     torch.save(network(12).state_dict(), tmp_path / "a.pth")

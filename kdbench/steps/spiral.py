@@ -71,7 +71,7 @@ def _first(recipe: Recipe, dataset: Dataset, teachers: Sequence[Candidate]) -> t
     (teacher,) = teachers
     if isinstance(teacher.model, BlackBox):
         raise UserError("spiral.start: the teacher is a black box, which can't be pruned: start from the student")
-    if not teacher.class_map.identity:
+    if not teacher.class_map.whole(len(dataset.classes)):
         raise UserError("spiral.start: the teacher has classes of its own: start from the student")
     return teacher.model, teacher.preprocessing
 

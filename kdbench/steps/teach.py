@@ -82,7 +82,7 @@ def teach(
         input_shape=candidate.input_shape,
         task=dataset.task,
         classes=dataset.classes,
-        class_map=None if candidate.class_map.identity else candidate.class_map,
+        class_map=None if candidate.class_map.whole(len(dataset.classes)) else candidate.class_map,
         preprocessing=candidate.preprocessing,
         fingerprint=fingerprint(**facts),
         epoch=0,

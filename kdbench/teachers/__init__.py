@@ -94,7 +94,7 @@ def prepare(section: Teacher, dataset: Dataset, folder: Path, field: str = "teac
         outputs = _outputs(model, x, section, field)
     own = dataset.classes if section.new_head else _own_classes(section, found, dataset.classes, outputs, field)
     classes = class_map(own, dataset.classes, section.class_map, field)
-    if section.training is not None and not classes.identity:
+    if section.training is not None and not classes.whole(len(dataset.classes)):
         raise UserError(
             f"{field}.training: the teacher's classes are not the data's in their order: set {field}.new_head = true, "
             "or leave training out"

@@ -27,6 +27,10 @@ class ClassMap(Record):
         """Whether it changes nothing of the logits."""
         return self.groups == tuple((output,) for output in range(self.own))
 
+    def whole(self, classes: int) -> bool:
+        """Whether it is as if there were no map: each of so many classes is the output of its place."""
+        return self.identity and len(self.known) == classes
+
     @property
     def single(self) -> bool:
         """Whether each class is one output."""
