@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from PIL import Image
 
 import kdbench
@@ -23,6 +24,7 @@ from kdbench.records.writing import toml
 from kdbench.store import load_recipe
 from kdbench.teachers import prepare
 from tests.conftest import save_mlp
+from tests.test_foreign_models import save
 from tests.test_hubs import WORDS, save_tokenizer
 
 WIDTHS = {"widths": [8, 16], "blocks": [1, 1]}
@@ -282,6 +284,21 @@ def test_a_black_box_of_other_classes_is_refused_with_what_to_do(here):
     np.savez("t.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     save_mlp(here / "three.onnx")
     assert "answers 3 classes (0, 1, 2), the data has 5: say with --class-map" in refused("three.onnx", "t.npz")
+
+
+def test_a_teacher_of_some_of_the_classes_is_looked_at_on_samples_of_these(here):
+    y = np.arange(300) % 4
+    x = np.eye(4, dtype=np.float32)[y]
+    np.savez("t.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    w, b = np.zeros((4, 3), np.float32), np.zeros(3, np.float32)
+    w[2, 0] = w[1, 2] = 1  # the third class and the second; its second output is none
+    save(
+        here / "some.onnx", [helper.make_node("Gemm", ["x", "w", "b"], ["y"])],
+        [("x", TensorProto.FLOAT, ["n", 4])], [("y", TensorProto.FLOAT, ["n", 3])], {"w": w, "b": b},
+    )  # fmt: skip
+    start = begin("some.onnx", "t.npz", class_map={"0": "2", "2": "1"})
+    assert "100.0 % right on 150 training samples" in said(start)
+    assert start.recipe.teachers[0].class_map == {"0": "2", "2": "1"}
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------

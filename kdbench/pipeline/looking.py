@@ -5,7 +5,7 @@ The test split is never looked at.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter as now
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from kdbench.data import augment, preprocess
 from kdbench.data.dataset import Dataset, Labels
+from kdbench.errors import UserError
 from kdbench.pipeline.checking import drawn
 from kdbench.records import Augment, Preprocessing, Task
 from kdbench.teachers import Candidate
@@ -131,9 +132,10 @@ def _offset(of: Preprocessing) -> NDArray[np.float64]:
 def look(candidate: Candidate, dataset: Dataset, stated: bool) -> Look:
     """Shows the teacher training samples; where nothing is `stated` of its normalisation, under several ones.
 
-    Raises UserError where the training set has no labels.
+    Of a teacher that knows a part of the classes only their samples tell anything. Raises UserError where the training
+    set has no labels, or no sample of a class that the teacher knows.
     """
-    labels = dataset.train_labels("looking at a teacher")
+    dataset, labels = _known(dataset, dataset.train_labels("looking at a teacher"), candidate.class_map.known)
     fixed = stated or dataset.preprocessing is None
     options = {} if fixed else normalisations(dataset)
     share = _share(candidate, dataset, len(options) * TRIED + SAMPLES)
@@ -146,10 +148,27 @@ def look(candidate: Candidate, dataset: Dataset, stated: bool) -> Look:
         return Look(len(labels), accuracy, 0.0, way, name, tried)
     order = best_order(logits, labels)
     ordered = float(np.mean(order[logits.argmax(axis=1)] == labels))
-    believed = ordered - accuracy >= GAIN and ordered >= BELIEVED and candidate.class_map.identity
+    mapped = not candidate.class_map.whole(len(dataset.classes))
+    believed = ordered - accuracy >= GAIN and ordered >= BELIEVED and not mapped
     chance = float(np.bincount(labels).max() / len(labels))
     meant = tuple(int(place) for place in order) if believed else ()
     return Look(len(labels), accuracy, chance, way, name, tried, meant, ordered)
+
+
+def _known(dataset: Dataset, labels: Labels, known: tuple[int, ...]) -> tuple[Dataset, Labels]:
+    """The dataset with those samples to train on whose class is one of the `known`, and their labels, as places among
+    these; where samples have several labels all samples, with these labels alone."""
+    if len(known) == len(dataset.classes):
+        return dataset, labels
+    x_train = dataset.x_train
+    if dataset.task == "multi_label":
+        labels = labels[:, list(known)]
+    else:
+        places = np.flatnonzero(np.isin(labels, known))
+        if not len(places):
+            raise UserError("teacher.class_map: the training set has no sample of a class that the teacher knows")
+        x_train, labels = x_train[places], np.searchsorted(known, labels[places])
+    return replace(dataset, x_train=x_train, y_train=labels), labels
 
 
 def _share(candidate: Candidate, dataset: Dataset, samples: int) -> float:
