@@ -154,6 +154,13 @@ def test_a_black_box_with_a_loss_on_features_is_refused(tmp_path):
     assert torch.equal(theirs.logits, black_box(X))
 
 
+@pytest.mark.parametrize("losses", [HINT, {"parameters": Loss()}])
+def test_a_teacher_of_a_part_of_the_classes_with_a_loss_on_more_than_logits_is_refused(losses, tmp_path):
+    some = Faculty([Teaching(network(), None, class_map("abz", "abc", {"a": "a", "b": "b"}))], None, 3)
+    with pytest.raises(UserError, match="the teacher knows a part of the classes, and is heard by losses on logits"):
+        sample_outputs(network(), some, DATASET, X, read(losses, tmp_path))
+
+
 class Watched(nn.Module):
     """A teacher that remembers how it was called."""
 

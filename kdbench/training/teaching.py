@@ -89,6 +89,11 @@ class Faculty:
         self.kept: list[NDArray[np.float16]] = []
         """The cached answers of each teacher to this epoch's view."""
 
+    @property
+    def partial(self) -> bool:
+        """Whether one of them knows a part of the classes only."""
+        return any(len(member.known(self.classes)) < self.classes for member in self.members)
+
     def prepare(self, device: torch.device, precision: Precision) -> None:
         """Evaluation mode and no gradients: a teacher is never trained while it teaches."""
         self.precision = precision
@@ -133,13 +138,13 @@ class Faculty:
             answers = [member.observe(self._seen(member, samples, x), layers) for member in self.members]
         answers = [answer._replace(logits=full_precision(answer.logits)) for answer in answers]
         known = [member.known(self.classes) for member in self.members]
-        if len(answers) == 1 and len(known[0]) == self.classes:
+        if len(answers) == 1 and not self.partial:
             return answers[0]
         voices = [
             Voice(answer, torch.tensor(list(classes), device=x.device), member.weight)
             for answer, classes, member in zip(answers, known, self.members, strict=True)
         ]
-        return averaged(voices) if all(len(classes) == self.classes for classes in known) else voices
+        return voices if self.partial else averaged(voices)
 
     def answer(self, samples: NDArray[Any], x: Tensor) -> Tensor:
         """Logits [N, classes] of the teachers together for raw `samples` outside of the training set.
@@ -204,6 +209,11 @@ def sample_outputs(
             raise UserError(
                 f"distill.losses.{term.name}: needs features of the teacher, and '{name}' is a black box that gives "
                 "logits alone: take losses on logits, such as kd"
+            )
+        if (term.pairs or term.name == "parameters") and faculty and faculty.partial:
+            raise UserError(
+                f"distill.losses.{term.name}: the teacher knows a part of the classes, and is heard by losses on "
+                "logits alone: take those, such as kd"
             )
     our_layers, their_layers = layers(terms)
     student.eval()
