@@ -1,6 +1,7 @@
 """ONNX files as teachers: what they answer is recognised, their classes are mapped, and their workers end."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -10,16 +11,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdbench import evaluate, parity
 from kdbench.backends import pick_backend
+from kdbench.backends.client import Worker
 from kdbench.benchmark.cells import Cell, Subject, inputs
 from kdbench.data.pack import load_pack, save_pack
 from kdbench.evaluation import answer
 from kdbench.onnxfile import inspect, known_artifact
-from kdbench.records import Artifact, Preprocessing
+from kdbench.records import Artifact, Preprocessing, TensorSpec
 from kdbench.steps import train
 from kdbench.steps.lesson import Lesson
 from kdbench.steps.slim import comparison_inputs
 from kdbench.steps.teach import at_work
 from kdbench.store import RunFolder, save_artifact
+from kdbench.teachers.black_box import BlackBox, Options
 from kdbench.training import weights
 from tests.test_teachers import OWN, RECIPE, TRAINING, made, named, recipe, refused, table
 
@@ -48,6 +51,25 @@ def save_linear(path, end=None, batch="n", classes=10, inputs=1, dtype=TensorPro
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
     return matrix * np.float32(0.1)
+
+
+def test_probabilities_that_are_rounded_to_0_or_1_have_finite_logits(tmp_path):
+    save_linear(tmp_path / "box.onnx", "Sigmoid", classes=3)
+    x = torch.tensor([-500.0, -1, 0, 1, 500])[:, None, None, None].expand(-1, 1, 8, 8)
+    with BlackBox(tmp_path / "box.onnx", inspect(tmp_path / "box.onnx"), "sigmoid", Options()) as box:
+        assert {0.0, 1.0} <= set(box.raw(x).flatten().tolist())
+        torch.testing.assert_close(torch.sigmoid(box(x)), torch.from_numpy(box.raw(x)), atol=1e-6, rtol=1e-6)
+        assert box(x).abs().max() < 30
+
+
+def test_the_more_samples_a_black_box_is_given_the_longer_it_may_take(tmp_path):
+    (tmp_path / "slow.json").write_text('{"latency_s": 0.5}')
+    known = SimpleNamespace(inputs=[TensorSpec(name="x", dtype="float32", shape=("n", 4))])
+    worker = Worker(pick_backend("fake"), 1)
+    with BlackBox(tmp_path / "slow.json", known, "logits", Options(), worker) as box:
+        worker.load(box.file)
+        worker.patience_s = 0.1
+        assert box(torch.zeros(5, 4)).shape == (5, 2)
 
 
 def black(more="", options=""):

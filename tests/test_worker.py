@@ -157,8 +157,8 @@ def test_a_hang_is_noticed_and_killed(tmp_path):
         worker.patience_s = 30
         worker.load(fake(tmp_path, hang_at_batch=5))
         worker.patience_s = 0.5
-        with pytest.raises(WorkerError, match="hung: no answer to 'feed'"):
-            worker.feed("5", {"x": X})
+        with pytest.raises(WorkerError, match="hung: no answer to 'feed' within 2 s; killed"):
+            worker.ask("feed", {"x": X}, extra_s=1.0, slot="5")
 
 
 def test_unknown_and_missing_backends_are_named(monkeypatch):

@@ -57,6 +57,8 @@ class Worker:
         self.start_s: float | None = None
         """From the process's start to its answer to `hello()`; None before."""
         self._build_s = BUILD_S if backend.row.builds else 0.0
+        self._wait_s = patience_s
+        """How long the request under way may take."""
         self._received = bytearray()
         self._started = time.monotonic()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 — closed with the worker
@@ -179,8 +181,8 @@ class Worker:
         extra_s = seconds + self._build_s
         return self.ask("profile", inputs, extra_s=extra_s, model=str(self.backend.file(model)), **asked)[0]
 
-    def predict(self, inputs: Arrays) -> Arrays:
-        return self.ask("predict", inputs)[1]
+    def predict(self, inputs: Arrays, extra_s: float = 0.0) -> Arrays:
+        return self.ask("predict", inputs, extra_s)[1]
 
     def ask(
         self, op: str, arrays: Mapping[str, NDArray[Any]] | None = None, extra_s: float = 0.0, **request: Any
@@ -191,7 +193,8 @@ class Worker:
             np.lib.format.write_array(body, np.ascontiguousarray(array), allow_pickle=False)
         content = body.getvalue()
         header = {"op": op, **request, "arrays": list(arrays or {}), "bytes": len(content)}
-        deadline = time.monotonic() + self.patience_s + extra_s
+        self._wait_s = self.patience_s + extra_s
+        deadline = time.monotonic() + self._wait_s
         self._send(json.dumps(header).encode() + b"\n" + content, op, deadline)
         reply = json.loads(self._line(op, deadline))
         payload = io.BytesIO(self._bytes(reply["bytes"], op, deadline))
@@ -238,7 +241,7 @@ class Worker:
 
     def _hung(self, op: str) -> NoReturn:
         self._process.kill()
-        raise WorkerError(f"hung: no answer to '{op}' within {self.patience_s:.0f} s; killed", alive=False)
+        raise WorkerError(f"hung: no answer to '{op}' within {self._wait_s:.0f} s; killed", alive=False)
 
     def _died(self, op: str) -> NoReturn:
         code = self._process.wait()

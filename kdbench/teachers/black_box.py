@@ -26,7 +26,13 @@ Kind = Literal["logits", "softmax", "sigmoid"]
 TINY = 1e-12
 """Added to probabilities before the logarithm."""
 
+CERTAIN = 1 - 2**-24
+"""The largest probability below 1 in single precision, which one of 1 is taken for: its logit is finite."""
+
 SUM_TOLERANCE = 1e-3
+
+SAMPLE_S = 2.0
+"""How much longer than any request one with samples may take, for each of them."""
 
 
 class Options(Record):
@@ -62,7 +68,10 @@ class BlackBox:
         values = torch.from_numpy(self.raw(x)).to(x.device)
         if self.kind == "softmax":
             return torch.log(values + TINY)
-        return torch.log(values + TINY) - torch.log1p(TINY - values) if self.kind == "sigmoid" else values
+        if self.kind == "sigmoid":
+            values = values.clamp(0, CERTAIN)
+            return torch.log(values + TINY) - torch.log1p(TINY - values)
+        return values
 
     def check(self, x: Tensor) -> None:
         """Raises UserError where samples such as `x` don't fit the model's input."""
@@ -94,9 +103,10 @@ class BlackBox:
         for start in range(0, len(samples), batch):
             index = np.minimum(np.arange(start, start + batch), len(samples) - 1)
             try:
-                output = next(iter(self._started().predict({spec.name: samples[index]}).values()))
+                said = self._started().predict({spec.name: samples[index]}, extra_s=SAMPLE_S * batch)
             except WorkerError as error:
                 raise UserError(f"{self.file}: {error}") from None
+            output = next(iter(said.values()))
             if output.ndim < 2 or len(output) != batch or not np.issubdtype(output.dtype, np.floating):
                 raise UserError(
                     f"{self.file}: its first output is {output.dtype} of shape {output.shape} for {batch} samples: a "
