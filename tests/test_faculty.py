@@ -285,6 +285,8 @@ def test_a_stopped_mutual_training_ends_with_the_same_bytes(dataset, tmp_path):
         ({"distill.losses": '{ hint = { pairs = [["stages.0", "stages.0"]] } }'}, "mutual learning is by losses on"),
         ({"distill.start_from": '{ stem = "stem" }'}, "distill.start_from: in mutual learning the teacher has nothing"),
         ({"teacher.preprocessing": "{ mean = [0.5] }"}, "distill.mode: in mutual learning both see the same inputs"),
+        ({"teacher.weights": "a.safetensors"}, "or your own: leave teacher.weights out"),
+        ({"teacher.source": "timm"}, "or your own: leave teacher.source out"),
     ],
 )
 def test_what_mutual_learning_cannot_do_is_refused(dataset, fields, message):

@@ -27,6 +27,7 @@ def check(recipe: Recipe, dataset: Dataset) -> list[Candidate]:
     The teachers that it built, as they were loaded, for `teach`.
     """
     _check_judged(recipe)
+    _check_untrained(recipe)
     if any(teacher.training is not None for teacher in recipe.teachers):
         dataset.train_labels("training a teacher")
     x = torch.from_numpy(apply(dataset.x_train[:2], dataset.preprocessing))
@@ -101,6 +102,19 @@ def _check_mutual(where: str, terms: Sequence[Term], distill: Distill, faculty: 
     for term in terms:
         if term.pairs or term.name == "parameters":
             raise UserError(f"{where}.losses.{term.name}: mutual learning is by losses on logits, such as kd")
+
+
+def _check_untrained(recipe: Recipe) -> None:
+    """Raises UserError for mutual learning with a teacher that comes with weights, or is built by a hub."""
+    ways = {"distill": recipe.distill, **_methods(recipe)}
+    where = next((name for name, way in ways.items() if way.mode == "mutual"), None)
+    for field, section in zip(recipe.teacher_fields, recipe.teachers, strict=True) if where else ():
+        named = "weights" if section.weights else "source" if section.source != "zoo" else None
+        if named:
+            raise UserError(
+                f"{where}.mode: in mutual learning the teacher starts untrained, as a model of the zoo or your own: "
+                f"leave {field}.{named} out"
+            )
 
 
 def _check_known(members: Sequence[Teaching], dataset: Dataset) -> None:
