@@ -4,6 +4,7 @@ import os
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from kdbench.data.pack import load_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.measuring import measured
-from kdbench.records import Bench
+from kdbench.records import Bench, TensorSpec
 from kdbench.worker import scenarios
 from tests.conftest import save_mlp
 from tests.test_schedule import cells_of, settings, subject
@@ -295,6 +296,15 @@ def test_real_sessions_with_free_and_fixed_batches(batch, tmp_path):
     (m,), _ = loaded([Load(cell, "multi_stream", 2, None)], lambda _: library(known, None, {}))
     assert m.error is None
     assert m.tests[0].valid
+
+
+def test_an_input_that_samples_share_is_fed_whole():
+    inputs = [
+        TensorSpec(name="tokens", dtype="int64", shape=("batch", "seq")),
+        TensorSpec(name="positions", dtype="int64", shape=("seq",)),
+    ]
+    batch = library(SimpleNamespace(inputs=inputs), None, {"seq": 16}).batch(2)
+    assert {name: values.shape for name, values in batch.items()} == {"tokens": (2, 16), "positions": (16,)}
 
 
 @needs_loadgen
