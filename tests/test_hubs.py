@@ -1,7 +1,9 @@
 """Teachers of torchvision, timm and transformers, from files and folders alone."""
 
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from tests.test_teachers import OWN, RECIPE, TRAINING, made, recipe, refused, ta
 
 @pytest.mark.parametrize("package", ["torchvision", "timm", "transformers"])
 def test_an_absent_package_says_what_to_install(package, digits, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, package, None)
+    monkeypatch.setitem(sys.modules, package, None)
     source = {"transformers": "huggingface"}.get(package, package)
     said = refused(f'source = "{source}"\nmodel = "x"\n', tmp_path, digits)
     assert said == f"teacher.source needs {package}, and {package} is not installed: pip install {package}"
@@ -54,6 +56,19 @@ def test_torchvision_with_weights_of_a_file_and_with_a_new_head(digits, tmp_path
     assert weights.model_of(path)[0](x).shape == (2, 10)
     said = refused('source = "torchvision"\nmodel = "resnet81"\n', tmp_path, digits)
     assert said == "teacher.model: torchvision has no 'resnet81': did you mean 'resnet18'?"
+
+
+def test_a_model_of_torchvision_that_normalises_its_inputs_itself_is_refused(digits, tmp_path, monkeypatch):
+    network = nn.Flatten()
+    network.transform_input = False  # as inception_v3 and googlenet have it, unless torchvision loads their weights
+    models = SimpleNamespace(
+        list_models=lambda module: ["googlenet"],
+        get_model_weights=lambda name: SimpleNamespace(DEFAULT=None),
+        get_model=lambda name, weights: network,
+    )
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
+    said = refused('source = "torchvision"\nmodel = "googlenet"\n', tmp_path, digits)
+    assert said.startswith("teacher.model: 'googlenet' cannot be loaded: it normalises its inputs itself")
 
 
 @pytest.mark.filterwarnings("ignore")

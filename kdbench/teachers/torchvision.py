@@ -19,6 +19,8 @@ def load(wanted: Wanted) -> Found:
     sized = {} if wanted.classes is None else {"num_classes": wanted.classes}
     try:
         model = models.get_model(wanted.model, weights=None, **sized)
+        if hasattr(model, "transform_input"):  # its weights are of inputs that it normalises anew: it would see others
+            raise ValueError("it normalises its inputs itself, and gives several outputs in training: take another one")
         if wanted.pretrained and options.pretrained:
             model.load_state_dict(published.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except Exception as error:  # of the network, and of every model
