@@ -5,8 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from kdbench.losses import LOSSES
+from kdbench.losses.features import same_size
 from kdbench.losses.outputs import Outputs
 from kdbench.losses.weighted import WeightedSum, terms
 from kdbench.records import recipe_from_toml
@@ -336,3 +338,13 @@ def test_features_of_unlike_shapes_are_pooled():
     pairs = [("tokens", "tokens"), ("map", "map"), ("map", "tokens")]
     for name in ("hint", "cosine", "attention", "rkd", "sp"):
         assert torch.isfinite(value(name, student, teacher, pairs=pairs))
+
+
+@given(
+    st.integers(1, 3).flatmap(lambda axes: st.lists(st.tuples(*[st.integers(1, 7)] * 2), min_size=axes, max_size=axes))
+)
+def test_features_of_unlike_sizes_are_pooled_as_torch_does(sizes):
+    ours, theirs = (torch.randn(2, 3, *size) for size in zip(*sizes, strict=True))
+    pool = (None, functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)
+    for found, features in zip(same_size(ours, theirs), (ours, theirs), strict=True):
+        torch.testing.assert_close(found, pool[len(sizes)](features, [min(pair) for pair in sizes]))

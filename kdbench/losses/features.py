@@ -1,23 +1,16 @@
 """What the losses on features share: pairs of them, their sizes, and regressors between their channels."""
 
-from collections.abc import Callable
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from kdbench.errors import UserError
 from kdbench.losses.outputs import Outputs, full_precision
 
 Pairs = Annotated[list[tuple[str, str]], Field(min_length=1)]
 """Submodules of the student and of the teacher, two by two."""
-
-_POOL: tuple[Callable[..., Tensor], ...] = (
-    functional.adaptive_avg_pool1d,
-    functional.adaptive_avg_pool2d,
-    functional.adaptive_avg_pool3d,
-)
 
 
 def paired(student: Outputs, teacher: Outputs, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
@@ -60,4 +53,18 @@ def _channels_first(features: Tensor) -> Tensor:
 
 
 def _resized(features: Tensor, size: list[int]) -> Tensor:
-    return features if list(features.shape[2:]) == size else _POOL[len(size) - 1](features, size)
+    """Features [N, C, …] average-pooled to `size`, each axis by a product: torch's own pooling has no gradient on GPUs
+    that repeats bit by bit."""
+    for axis, places in enumerate(size, start=2):
+        if features.shape[axis] != places:
+            means = _means(features.shape[axis], places).to(features)
+            features = (features.movedim(axis, -1) @ means).movedim(-1, axis)
+    return features
+
+
+def _means(source: int, target: int) -> Tensor:
+    """[source, target]: from an axis to the means of its windows, where adaptive average pooling has them: from
+    ⌊i·source/target⌋ to before ⌈(i + 1)·source/target⌉."""
+    place, window = torch.arange(source)[:, None], torch.arange(target)
+    inside = (place >= window * source // target) & (place < -(-(window + 1) * source // target))
+    return inside.double() / inside.sum(dim=0)
