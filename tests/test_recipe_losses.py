@@ -120,6 +120,8 @@ def odd(student, teacher, target, weights: torch.Tensor):
     return student.logits.sum()
 def wide(student, teacher, target):
     return student.logits
+def any_of(student, teacher, target, **options):
+    return student.logits.sum()
 """
 
 
@@ -149,6 +151,7 @@ def test_a_users_own_loss_sees_the_features_that_its_pairs_name(tmp_path):
         ({"mine.py:seen": {"pairs": ["map"]}}, "distill.losses.mine.py:seen: 'pairs.1' should be a valid array"),
         ({"mine.py:few": 1.0}, "should take student, teacher and target before its options"),
         ({"mine.py:odd": 1.0}, "distill.losses.mine.py:odd: its options can't be read from a recipe"),
+        ({"mine.py:any_of": 1.0}, "mine.py:any_of: '**options' can't be checked: name its options one by one"),
         ({"mine.py:torch": 1.0}, "no function 'torch' in"),
         (
             {"other.py:gap": 1.0},

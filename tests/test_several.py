@@ -97,3 +97,14 @@ def test_the_loss_on_labels_counts_once_however_many_teachers_there_are(tmp_path
     value, parts = total(STUDENT, [voice([0, 1]), voice([2, 3, 4])], TARGET)
     torch.testing.assert_close(parts["cross_entropy"], torch.nn.functional.cross_entropy(STUDENT.logits, TARGET))
     assert value.item() == pytest.approx(0.5 * parts["cross_entropy"].item() + parts["kd"].item())
+
+
+@pytest.mark.parametrize("task", ["classification", "multi_label"])
+def test_a_loss_of_ones_own_sees_shares_of_mixed_labels_and_labels_that_don_t_exclude_each_other_as_they_are(
+    tmp_path, task
+):
+    (tmp_path / "own.py").write_text("def first(student, teacher, target):\n    return target[:, 0].double().mean()\n")
+    losses, both = {"own.py:first": Loss()}, torch.tensor([[1.0, 1.0, 0.0, 0.0, 0.0]] * 6)
+    total = WeightedSum(terms(losses, 1.0, tmp_path, 1), STUDENT, STUDENT, task)
+    value, _ = total(STUDENT, [voice([0, 1])], both)
+    assert value == {"classification": 0.5, "multi_label": 1.0}[task]

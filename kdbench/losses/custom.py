@@ -22,7 +22,7 @@ def load(reference: str, folder: Path) -> Callable[..., Any]:
 
 
 class Custom(nn.Module):
-    """`function(student, teacher, target, **options)`, which gives a scalar tensor; it learns nothing of its own."""
+    """`function(student, teacher, target)`, options by name, which gives a scalar tensor; it learns nothing itself."""
 
     def __init__(self, reference: str, function: Callable[..., Any], options: dict[str, Any]) -> None:
         super().__init__()

@@ -121,9 +121,12 @@ def history_key(name: str) -> str:
 class WeightedSum(nn.Module):
     """Σ weight · loss, computed in float32 also under autocast."""
 
-    def __init__(self, terms: Sequence[Term], student: Outputs, teacher: Outputs) -> None:
-        """Builds each loss from sample outputs, for the first epoch."""
+    def __init__(
+        self, terms: Sequence[Term], student: Outputs, teacher: Outputs, task: Task = "classification"
+    ) -> None:
+        """Builds each loss from sample outputs, for the first epoch; `task` is the data's."""
         super().__init__()
+        self.exclusive = task == "classification"
         self.terms = list(terms)
         self.weights: dict[str, float] = {}
         with torch.no_grad():
@@ -159,7 +162,7 @@ class WeightedSum(nn.Module):
         """
         with torch.autocast(student.logits.device.type, enabled=False):
             values = {
-                term.name: _value(loss, student, teacher, target)
+                term.name: _value(loss, student, teacher, target, self.exclusive)
                 for term, loss in zip(self.terms, self.losses, strict=True)
                 if self.weights[term.name]
             }
@@ -167,9 +170,11 @@ class WeightedSum(nn.Module):
         return total, {name: value.detach() for name, value in values.items()}
 
 
-def _value(loss: nn.Module, student: Outputs, teacher: Outputs | Sequence[Voice], target: Tensor | None) -> Tensor:
+def _value(
+    loss: nn.Module, student: Outputs, teacher: Outputs | Sequence[Voice], target: Tensor | None, exclusive: bool
+) -> Tensor:
     if not isinstance(teacher, Outputs) and getattr(loss, "taught", True):
-        return conditional(loss, student, teacher, target, exclusive="classification" in tasks_of(type(loss)))
+        return conditional(loss, student, teacher, target, exclusive)
     value: Tensor = loss(student, teacher if isinstance(teacher, Outputs) else student, target)
     return value
 
@@ -178,6 +183,10 @@ def _term(name: str, loss: Loss, temperature: float, folder: Path, where: str) -
     own = functions.is_own(name)
     function = custom.load(name, folder) if own else pick(LOSSES, name, "loss")
     parameters = list(inspect.signature(function, eval_str=True).parameters.values())[3 if own else 2 :]
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            stars = "*" if p.kind is p.VAR_POSITIONAL else "**"
+            raise UserError(f"{where}: '{stars}{p.name}' can't be checked: name its options one by one")
     fields: dict[str, Any] = {
         p.name: (
             Any if p.annotation is p.empty else p.annotation,

@@ -88,7 +88,7 @@ def _check_method(
         weights.start_from(student, faculty.members[0].model, distill.start_from)
     outputs = sample_outputs(student, faculty, dataset, x, terms)
     with seeded(recipe.seed, 0):
-        WeightedSum(terms, *outputs)
+        WeightedSum(terms, *outputs, dataset.task)
 
 
 def _check_mutual(where: str, terms: Sequence[Term], distill: Distill, faculty: Faculty) -> None:

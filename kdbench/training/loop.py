@@ -187,7 +187,7 @@ def _losses(model: nn.Module, course: Course) -> WeightedSum | mutual.MutualSum:
             return mutual.MutualSum(course.terms, seen)
     outputs = processes.agreed(lambda: sample_outputs(model, course.faculty, course.dataset, first, course.terms))
     with seeded(course.seed, 0):
-        return WeightedSum(course.terms, *outputs)
+        return WeightedSum(course.terms, *outputs, course.dataset.task)
 
 
 def _epoch(state: State, course: Course, epoch: int, label: str = "", progress: Progress = silent) -> dict[str, float]:
