@@ -176,7 +176,7 @@ def test_teachers_of_parts_of_the_classes_teach_what_they_know_and_are_no_rungs(
     recipe, said = recipe_of(tmp_path, *sections, losses="{ kd = 1.0 }"), []
     artifacts = distill(recipe, tmp_path / "run", say=said.append)
     assert list(artifacts) == ["student"]
-    assert artifacts["student"].parent is None
+    assert (artifacts["student"].parent, artifacts["student"].step) == (None, "distill")
     assert [sentence for sentence in said if sentence.startswith("no rung teacher-1: it knows a part")]
     history = weights.load(RunFolder(tmp_path / "run").weights("student"))[1].history
     assert 0 < history[-1]["loss"] < history[0]["loss"]

@@ -232,7 +232,8 @@ def exported(ground: Ground, folder: RunFolder, rung: str, path: Path, parent: A
         return None
     if path.suffix == ".onnx":
         return artifact
-    step = "prune" if rung == PRUNED else "distill" if parent else "train"
+    alone = parent is None and rung.startswith(("teacher", "student-alone"))
+    step = "prune" if rung == PRUNED else "train" if alone else "distill"
     lineage = {"parent": parent.rung, "parent_sha256": parent.sha256, "step": step} if parent else {"step": step}
 
     def make(out: Path) -> Artifact:
