@@ -174,9 +174,9 @@ class Watched(nn.Module):
         return self.inner(x)
 
 
-def fitted(tmp_path, teacher, losses=None):
+def fitted(tmp_path, teacher, losses=None, samples=20):
     rng = np.random.default_rng(0)
-    x, y = rng.random((20, 1, 8, 8), dtype=np.float32), np.arange(20) % 3
+    x, y = rng.random((samples, 1, 8, 8), dtype=np.float32), np.arange(samples) % 3
     dataset = Dataset(x, y, x, y, ("a", "b", "c"), Preprocessing())
     started = Trained(
         model="resnet",
@@ -221,3 +221,9 @@ def test_a_teacher_of_other_preprocessing_is_shown_its_own_and_its_answers_are_m
 
 def test_a_black_box_teaches_by_its_logits(tmp_path):
     assert np.isfinite(fitted(tmp_path, black_box, {"kd": Loss()}).history[-1]["loss"])
+
+
+def test_the_mean_of_a_loss_is_over_the_samples_that_were_learnt_from(tmp_path):
+    (tmp_path / "own.py").write_text("def one(student, teacher, target):\n    return 0 * student.logits.sum() + 1\n")
+    history = fitted(tmp_path, black_box, {"own.py:one": Loss()}, samples=17).history  # of a last batch of one nothing
+    assert [line["loss"] for line in history] == pytest.approx([1.0, 1.0])

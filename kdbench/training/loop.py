@@ -192,9 +192,9 @@ def _losses(model: nn.Module, course: Course) -> WeightedSum | mutual.MutualSum:
 
 def _epoch(state: State, course: Course, epoch: int, label: str = "", progress: Progress = silent) -> dict[str, float]:
     """One pass over the training set in an order that depends on seed and epoch alone; the means of the losses."""
-    training, samples = course.training, len(course.dataset.x_train)
+    training, seen = course.training, 0
     order = _order(course, epoch)
-    batches = math.ceil(samples / training.batch_size)
+    batches = math.ceil(len(order) / training.batch_size)
     parameters = state.parameters
     totals = {"loss": 0.0}
     state.model.train()
@@ -229,7 +229,8 @@ def _epoch(state: State, course: Course, epoch: int, label: str = "", progress: 
             state.masks.after_step(*state.networks)
         for key, mean in means.items():
             totals[key] = totals.get(key, 0.0) + mean * len(whole)
-    return {key: total / samples for key, total in totals.items()}
+        seen += len(whole)
+    return {key: total / seen for key, total in totals.items()}
 
 
 def _order(course: Course, epoch: int) -> NDArray[np.int64]:
