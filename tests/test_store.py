@@ -11,7 +11,7 @@ import pytest
 
 from kdbench import archive, store
 from kdbench.errors import UserError
-from kdbench.records import recipe_from_toml
+from kdbench.records import TensorSpec, recipe_from_toml
 from tests.hatched import environment
 from tests.test_report import arrays, artifact, cell, result
 
@@ -173,6 +173,19 @@ def test_no_absolute_path_is_published(tmp_path):
     assert found.measurements[1].error == "student: [Errno 2] 'net.so' and/or https://a.b/c/d"
     assert json.loads(found.measurements[0].provider_options["load_config"]) == {"CPU": {"CACHE_DIR": "cache"}}
     assert "someone" in (tmp_path / "results.json").read_text()  # at home it may stay
+
+
+def test_names_inside_an_onnx_file_are_no_paths(tmp_path):
+    """PyTorch's older exporter calls nodes and tensors `/layer1/conv1/Conv` and the like."""
+    spec = TensorSpec(name="/in/x", dtype="float32", shape=("/in/N", 3))
+    options = {"exclude": ["/layer1/conv1/Conv", "/layer2/conv1/Conv"], "nodes": ["/fc/Gemm"], "weights": "/home/a.pth"}
+    teacher = artifact("teacher", inputs=(spec,), outputs=(spec,), options=options)
+    measurements = (cell("teacher", "0", dims={"/in/N": 4}), cell("student", "1"))
+    made = result(artifacts=(teacher, artifact("student", "teacher")), measurements=measurements)
+    store.save_results(tmp_path / "results.json", made, arrays())
+    found, _ = store.load_result(store.publish(tmp_path / "results.json", tmp_path / "results"))
+    assert found.artifacts[0] == teacher.model_copy(update={"options": options | {"weights": "a.pth"}})
+    assert found.measurements == made.measurements
 
 
 def test_what_has_no_path_is_published_as_it_is(tiny_run, tmp_path):
