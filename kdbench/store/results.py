@@ -31,19 +31,25 @@ def save_results(path: Path, result: Raw, arrays: Arrays) -> Raw:
     content = archive.npz_bytes(arrays)
     digest = sha256(content)
     raw = path.with_name(f"{path.stem}.{digest[:8]}.npz")
+    result = sealed(result.model_copy(update={"raw": RawFile(file=raw.name, sha256=digest)}))
+    write_both(path, result, content)
+    for old in path.parent.glob(f"{path.stem}.????????.npz"):
+        if old != raw:
+            old.unlink()
+    return result
+
+
+def write_both(path: Path, result: ResultFile | Comparison, content: bytes) -> None:
+    """Writes the raw arrays, `content`, under the name that the record has for them, then the record; or neither."""
+    raw = path.with_name(result.raw.file)
     earlier = raw.exists()
     write_atomic(raw, content)
-    result = sealed(result.model_copy(update={"raw": RawFile(file=raw.name, sha256=digest)}))
     try:
         write_atomic(path, result.to_json())
     except UserError:
         if not earlier:  # what no record names would stay for good
             raw.unlink()
         raise
-    for old in path.parent.glob(f"{path.stem}.????????.npz"):
-        if old != raw:
-            old.unlink()
-    return result
 
 
 def remove_results(path: Path) -> None:
@@ -154,15 +160,17 @@ def _results_of(path: Path) -> list[Path]:
     if run:
         return run
     returned = [file for file in sorted(path.glob(f"**/*{RETURNED}")) if not file.with_name(RESULTS_FILE).is_file()]
-    return [file for file in sorted(path.glob("**/*.json")) if _kind(file) == "result"] + returned
+    return [file for file in sorted(path.glob("**/*.json")) if kind_of(file) == "result"] + returned
 
 
 def find_comparisons(path: Path) -> list[Path]:
     """Comparisons in a run folder or a results folder, or the file itself where it is one; there may be none."""
     if not path.is_dir():
-        return [path] if path.suffix == ".json" and path.is_file() and _kind(path) == "comparison" else []
+        return [path] if path.suffix == ".json" and path.is_file() and kind_of(path) == "comparison" else []
     own = path / COMPARISON_FILE
-    return [own] if own.is_file() else [file for file in sorted(path.glob("**/*.json")) if _kind(file) == "comparison"]
+    if own.is_file():
+        return [own]
+    return [file for file in sorted(path.glob("**/*.json")) if kind_of(file) == "comparison"]
 
 
 def find_all(paths: Sequence[Path]) -> list[Path]:
@@ -190,12 +198,12 @@ def refuse_twice(found: Iterable[tuple[Path, str]]) -> None:
             raise UserError(f"{path}: the same run as {earlier} (raw values {digest[:12]}…): leave one of them out")
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
     """What a JSON file in a folder is, `result` also of one that was cut off; None for others, not looked at."""
     data = _data(path)
     if data is None:
         return "result"
-    if not isinstance(data, dict) or not {"kdbench", "schema"} <= data.keys():
+    if not isinstance(data, dict) or not {"kdbench", "schema", "raw"} <= data.keys():
         return None
     return "comparison" if "trials" in data else "result"
 
