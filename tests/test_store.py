@@ -11,7 +11,7 @@ import pytest
 
 from kdbench import archive, store
 from kdbench.errors import UserError
-from kdbench.records import TensorSpec, recipe_from_toml
+from kdbench.records import RawFile, TensorSpec, recipe_from_toml, sealed
 from tests.hatched import environment
 from tests.test_report import arrays, artifact, cell, result
 
@@ -80,6 +80,11 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
     (tmp_path / "teacher.logits-0" / f".kdbench-view-0.npy.{writer.pid}.part").touch()
     with store.RunFolder(tmp_path).lock():
         assert not list(tmp_path.rglob(".kdbench-*.part"))
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="aaa: cannot be written: File name too long"):
+        store.write_atomic(tmp_path / ("a" * 300), b"x")
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
@@ -209,6 +214,23 @@ def test_artifacts_cannot_point_outside_their_folder(tiny_run, tmp_path):
     (tmp_path / "student.artifact.json").write_text(text)
     with pytest.raises(UserError, match="plain name"):
         store.load_artifact(tmp_path / "student.artifact.json")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a\0b"])
+def test_raw_values_with_no_possible_name_are_named(name, tmp_path):
+    made = result(raw=RawFile(file=name, sha256="0" * 64))
+    (tmp_path / "x.json").write_text(sealed(made).to_json())
+    with pytest.raises(UserError, match=r"x\.json: its raw values '.*' cannot be read: ") as error:
+        store.load_result(tmp_path / "x.json")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("lost", ["latencies.1", "rounds.1", "predictions.1"])
+def test_a_cell_without_all_of_its_raw_values_is_named(lost, tmp_path):
+    kept = {name: values for name, values in arrays().items() if name != lost}
+    store.save_results(tmp_path / "x.json", result(), kept)
+    with pytest.raises(UserError, match="a cell of 'student' has no artifact or no raw values"):
+        store.load_result(tmp_path / "x.json")
 
 
 def test_the_zoo_is_found():

@@ -223,7 +223,7 @@ def _manifest(path: Path) -> PackedRun:
     try:
         return from_json(PackedRun, text, f"{path}: {MANIFEST}")
     except UserError:
-        made_by = re.search(r'"kdbench":\s*"([0-9.]+)', text)
+        made_by = re.search(r'"kdbench":\s*"([0-9.]{1,20})', text)
         if made_by and _numbers(made_by[1]) > _numbers(__version__):
             raise UserError(
                 f"{path}: packed by kdbench {made_by[1]}, which is newer than this one ({__version__}): install "

@@ -72,9 +72,11 @@ def load_result(path: Path) -> tuple[ResultFile, Arrays]:
     result = from_json(ResultFile, _text(path), str(path))
     arrays = _raw_arrays(path, result.raw)
     rungs = {artifact.rung for artifact in result.artifacts}
-    named = [(m.rung, m.raw, f"latencies.{m.raw}") for m in result.measurements]
+    named = [(m.rung, m.raw, f"{array}.{m.raw}") for m in result.measurements for array in ("latencies", "rounds")]
     named += [(e.rung, e.raw, f"predictions.{e.raw}") for e in result.evaluations]
-    named += [(s.rung, s.raw, f"scenarios.{s.raw}") for s in result.scenarios]
+    named += [
+        (s.rung, s.raw, f"{array}.{s.raw}") for s in result.scenarios for array in ("scenarios", "scenario_rounds")
+    ]
     for rung, number, array in named:
         if rung not in rungs or (number is not None and array not in arrays):
             raise UserError(f"{path}: a cell of '{rung}' has no artifact or no raw values: was it edited?")
@@ -130,8 +132,9 @@ def raw_content(path: Path, named: RawFile) -> bytes:
         content = archive.read(path, name) if path.suffix == ".zip" else path.with_name(name).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path.with_name(name)}: is missing beside {path.name}: bring both") from None
-    except OSError as error:
-        raise UserError(f"{path.with_name(name)}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError for what can be no file's name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: its raw values {name!r} cannot be read: {reason}") from None
     if content is None:
         raise UserError(f"{path}: its raw values '{name}' are missing: bring the file back again")
     return content
