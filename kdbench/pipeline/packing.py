@@ -71,7 +71,9 @@ def pack(
     """Writes a run folder's rungs, their samples and the plan of their benchmark as one file (default
     `NAME.kdbench.zip`).
 
-    The plan is the recipe's section `bench` with the fields of `plan` laid over it. Equal runs give equal bytes.
+    The plan is the recipe's section `bench` with the fields of `plan` laid over it. Packing one run again gives equal
+    bytes.
+
     Raises UserError for a folder without rungs, and where a rung's file is not the one that its record describes.
     """
     folder = RunFolder(Path(run))
