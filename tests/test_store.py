@@ -1,6 +1,7 @@
 """Writes are whole or absent, archives are safe to read, results fit their raw values."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -132,6 +133,15 @@ def test_interrupted_results_are_not_published(tiny_run, tmp_path):
         store.publish(tmp_path / "results.json", tmp_path / "results")
 
 
+def test_a_folder_of_runs_has_of_each_what_the_run_itself_has(tmp_path):
+    for name, speed in (("results.json", 2.0), ("results.partial.json", 3.0)):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        store.save_results(tmp_path / "run" / name, result(), arrays(speed))
+    assert store.find_results(tmp_path) == store.find_results(tmp_path / "run") == [tmp_path / "run" / "results.json"]
+    store.remove_results(tmp_path / "run" / "results.json")
+    assert store.find_results(tmp_path) == [tmp_path / "run" / "results.partial.json"]
+
+
 def test_published_results_are_never_overwritten(tiny_run, tmp_path):
     first = store.publish(tiny_run / "results.json", tmp_path)
     assert store.publish(tiny_run / "results.json", tmp_path) == first
@@ -245,7 +255,12 @@ def test_read_only_file_names_the_path(tmp_path):
         store.output_file(tmp_path / "folder")
     with pytest.raises(UserError, match="is the input itself"):
         store.output_file(tmp_path / "a.onnx", tmp_path / "a.onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", "/dev/stdout", "/dev/nothing"):
+        with pytest.raises(UserError, match=f"{path}: a device or a pipe, which a file would replace: give --json a"):
+            store.output_file(path, option="--json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "pipe"]
 
 
 def test_a_result_file_whose_cells_point_nowhere_is_named(tiny_run, tmp_path):

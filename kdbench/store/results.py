@@ -163,7 +163,13 @@ def _results_of(path: Path) -> list[Path]:
     if run:
         return run
     returned = [file for file in sorted(path.glob(f"**/*{RETURNED}")) if not file.with_name(RESULTS_FILE).is_file()]
-    return [file for file in sorted(path.glob("**/*.json")) if kind_of(file) == "result"] + returned
+    files = [file for file in sorted(path.glob("**/*.json")) if not _outlived(file)]
+    return [file for file in files if kind_of(file) == "result"] + returned
+
+
+def _outlived(file: Path) -> bool:
+    """Whether it is of a measurement that was interrupted, beside a whole one."""
+    return file.name == PARTIAL_FILE and file.with_name(RESULTS_FILE).is_file()
 
 
 def find_comparisons(path: Path) -> list[Path]:

@@ -95,6 +95,8 @@ def output_file(out: str | Path, *sources: Path, option: str = "--out") -> Path:
     out = Path(out)
     if out.is_dir():
         raise UserError(f"{out}: a folder: give {option} a file name")
+    if (out.exists() and not out.is_file()) or out.parent.resolve() == Path("/dev"):
+        raise UserError(f"{out}: a device or a pipe, which a file would replace: give {option} a file name")
     if any(out.resolve() == source.resolve() for source in sources):
         raise UserError(f"{out}: is the input itself: choose another {option}")
     prepare_folder(out.parent)
