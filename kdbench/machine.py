@@ -14,11 +14,18 @@ COMPUTES = (
     "numpy",
     "onnx",
     "onnxruntime",
+    "onnxruntime-directml",
     "onnxruntime-ep-openvino",
+    "onnxruntime-ep-webgpu",
+    "onnxruntime-gpu",
+    "onnxruntime-migraphx",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
     "onnxslim",
     "onnxscript",
     "scikit-learn",
     "scipy",
+    "tensorrt",
     "torch",
 )
 """Packages whose versions can change a number."""

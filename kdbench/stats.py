@@ -52,22 +52,12 @@ def percentile(values: ArrayLike, q: float) -> float | None:
     return float(np.percentile(array, q)) if array.size >= SMALLEST_N[q] else None
 
 
-def early_stopping(values: ArrayLike, q: float) -> float | None:
-    """An upper bound, at 99 % confidence, of the q-th percentile: the estimate of MLPerf inference's early stopping.
-
-    Of n values, at most t lie above the percentile with the probability BinomCDF(t; n, 1 − q). With t the largest
-    number for which that is at most 1 %, it is the t-th largest value; None without one: below `SMALLEST_N[q]` values.
-    """
-    array = np.sort(np.asarray(values, dtype=np.float64))
-    allowed = _allowed_above(array.size, q)
-    return float(array[array.size - allowed]) if allowed > 0 else None
-
-
 def smallest_bound(values: ArrayLike, q: float) -> float | None:
     """The smallest bound that the q-th percentile keeps by MLPerf's rule for the server scenario, at 99 % confidence.
 
-    There t values, as in `early_stopping`, may lie above the bound: so it is the next largest value. None where there
-    are too few values for any bound.
+    Of n values, at most t lie above the percentile with the probability BinomCDF(t; n, 1 − q). With t the largest
+    number for which that is at most 1 %, t values may lie above the bound: so it is the next largest one. None where
+    there are too few values for any bound.
     """
     array = np.sort(np.asarray(values, dtype=np.float64))
     allowed = _allowed_above(array.size, q)

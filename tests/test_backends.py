@@ -17,6 +17,7 @@ from kdbench.backends.client import Worker, WorkerError
 from kdbench.benchmark.cells import Subject, plan
 from kdbench.benchmark.schedule import Schedule
 from kdbench.errors import UserError
+from kdbench.machine import COMPUTES
 from kdbench.records import Bench
 from kdbench.store import load_artifact, load_result, sidecar
 from tests.conftest import kdbench
@@ -45,6 +46,14 @@ def changed(name: str, **fields) -> Target:
     """A backend whose row differs in some fields."""
     target = pick_backend(name)
     return replace(target, row=replace(target.row, **fields))
+
+
+def test_whatever_a_backend_needs_is_named_in_its_results():
+    """A newer one gives other latencies, and what was measured with the older one is not kept."""
+    for row in VISIBLE:
+        command, *packages = row.install.removeprefix("pip ").split()
+        for package in packages if command == "install" else ():
+            assert package.strip("'").partition("[")[0] in COMPUTES, row.name
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------

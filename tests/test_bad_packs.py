@@ -89,6 +89,8 @@ def bad_pack(kind: str, good: Path, path: Path) -> Path:
             rewritten(good, path, {MANIFEST: json.dumps({**record, "schema": 2, "kdbench": "9.1"}).encode()})
         case "newer version":
             rewritten(good, path, {MANIFEST: json.dumps({**record, "kdbench": "0.10.0", "power": True}).encode()})
+        case "endless version":
+            rewritten(good, path, {MANIFEST: json.dumps({**record, "kdbench": "9" * 5000, "power": True}).encode()})
         case "same version":
             rewritten(good, path, {MANIFEST: json.dumps({**record, "power": True}).encode()})
         case "no such baseline":
@@ -172,6 +174,7 @@ BAD = {
     "manifest cut": "was it cut off",
     "newer schema": r"packed by kdbench 9\.1, which is newer than this one \(.*\): install 9\.1 here, or pack",
     "newer version": r"packed by kdbench 0\.10\.0, which is newer",
+    "endless version": "packed by kdbench 9{20}, which is newer",
     "same version": "unknown key 'power'",
     "no such baseline": "its baseline 'boss' is none of its rungs",
     "up": r"its '\.\./evil' leads outside its folder",

@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 
-from kdbench.records import BenchSettings, recipe_from_toml
+from kdbench.data.sizes import combinations
+from kdbench.records import BenchSettings, ScenarioMeasurement, recipe_from_toml
 from kdbench.records.writing import recipe_to_toml
 from kdbench.report.again import commands
 from kdbench.report.conclusion import conclusion_table, sentences
+from kdbench.report.listing import contents
 from kdbench.report.table import ladder
 from kdbench.store import load_recipe, zoo_recipes
 from tests.test_page import ladder_of
-from tests.test_report import cell
+from tests.test_report import cell, result
+from tests.test_results import compared, saved
 
 
 def told(**changes):
@@ -76,8 +79,34 @@ def test_the_command_to_measure_again_has_what_the_file_knows():
     sizes = [{"height": h, "width": w} for h in (96, 224) for w in (96, 224)]
     swept = tuple(cell("teacher", None, error="no", dims=dims) for dims in sizes)
     assert "--dim height=96,224 --dim width=96,224" in commands(one.model_copy(update={"measurements": swept}))[0]
-    joined = tuple(cell("teacher", None, error="no", dims=dims) for dims in (sizes[0], sizes[3]))
-    assert "--dim height,width=96,224" in commands(one.model_copy(update={"measurements": joined}))[0]
+    sweep = {"height,width": [96, 224], "length": [1, 2], "depth": [1]}
+    joined = tuple(cell("teacher", None, error="no", dims=dims) for dims in combinations(sweep))
+    (command,) = commands(one.model_copy(update={"measurements": joined}))
+    assert "--dim height,width=96,224 --dim length=1,2 --dim depth=1 " in command
+
+
+def test_the_command_to_measure_scenarios_again_has_their_batches_and_sessions():
+    fields = cell("teacher", None, error="no").model_dump()
+    loads = [("single_stream", 1, 1), ("offline", 1, 8), ("offline", 2, 8)]
+    found = tuple(
+        ScenarioMeasurement(**fields | {"scenario": name, "sessions": sessions, "batch": batch})
+        for name, sessions, batch in loads
+    )
+    (command,) = commands(result(measurements=(), scenarios=found))
+    assert "--batch 8 --threads 1 --scenario single_stream --scenario offline --sessions 1 --sessions 2 " in command
+    (command,) = commands(result(measurements=(), scenarios=found[:1]))
+    assert "--batch 1 --threads 1 --scenario single_stream --budget 1 " in command
+
+
+def test_a_file_is_shown_with_the_command_to_measure_it_again(tmp_path):
+    recipe = load_recipe("digits", {"name": "mine"})
+    for number, (changes, command) in enumerate((
+        ({}, "kdbench bench teacher.onnx student.onnx --baseline teacher.onnx --backend cpu --batch 4 --threads 1 "
+         "--budget 1 --pack pack.npz"),
+        ({"name": "mine", "recipe": recipe}, "kdbench run mine.toml"),
+    )):  # fmt: skip
+        assert ("again", command) in contents(saved(tmp_path / str(number), **changes)).facts
+    assert ("again", "kdbench distill x.toml --seeds 3 --baseline") in contents(compared(tmp_path / "methods")).facts
 
 
 @pytest.mark.parametrize("name", sorted(zoo_recipes()))

@@ -8,7 +8,7 @@ import pytest
 from kdbench import bench, store
 from kdbench.errors import UserError
 from kdbench.pipeline import measuring
-from kdbench.store import save_results
+from kdbench.store import publish, save_results
 from tests.conftest import save_mlp
 from tests.rows import load_rows
 from tests.test_report import MACHINE, arrays, result
@@ -90,11 +90,15 @@ def test_raw_values_whose_record_has_no_room_do_not_stay(tmp_path, monkeypatch):
         write(path, content)
 
     save_results(tmp_path / WHOLE, result(), arrays())
-    before = sorted(tmp_path.iterdir())
+    (tmp_path / "results" / "here").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
     write = store.write_atomic
     monkeypatch.setattr(store.results, "write_atomic", full)
     for values in (arrays(), arrays(speed=3.0)):  # those that lie there already, and others
         with pytest.raises(UserError, match="No space left"):
             save_results(tmp_path / WHOLE, result(), values)
-        assert sorted(tmp_path.iterdir()) == before
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UserError, match="No space left"):
+        publish(tmp_path / WHOLE, tmp_path / "results")
+    assert sorted(tmp_path.rglob("*")) == before
     assert load_rows(tmp_path)[1].speedup == pytest.approx(2)

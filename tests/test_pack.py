@@ -108,7 +108,7 @@ def test_results_that_were_edited_on_the_way_are_refused(tiny_run, tmp_path):
         load_result(other)
 
 
-def test_equal_runs_give_equal_bytes_without_a_trace_of_the_machine(packed, tiny_run, tmp_path):
+def test_a_run_that_is_packed_again_gives_equal_bytes_without_a_trace_of_the_machine(packed, tiny_run, tmp_path):
     folder = tmp_path / "moved"
     shutil.copytree(tiny_run, folder)
     for path in folder.iterdir():

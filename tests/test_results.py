@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kdbench import archive, machine, results_add, results_verify, store
 from kdbench.errors import UserError
 from kdbench.records import Comparison, Recipe
+from kdbench.records.gate import Gate
 from kdbench.report.schema import fields_of, records
 from kdbench.report.table import load_ladders
 from tests import test_comparison
@@ -215,6 +216,20 @@ def test_run_folders_files_archives_and_comparisons_are_published_once(tmp_path)
     assert store.find_comparisons(into) == [second]
     assert isinstance(store.load(second)[0], Comparison)
     assert results_verify(into).problems == ()
+
+
+def test_other_json_files_are_no_results(tmp_path):
+    """Such as what a gate writes beside the measurements that it compared."""
+    ours, into = tmp_path / "ours", tmp_path / "results"
+    first = saved(ours / "run")
+    (published,) = results_add(first, into=into)
+    gate = Gate(kdbench="0", date="2026-01-01", old="a", new="b", passed=True, machine=MACHINE)
+    for folder in (first.parent, into, published.parent):
+        (folder / "gate.json").write_text(gate.to_json())
+        (folder / "vega.json").write_text('{"a": 1}')
+    assert store.find_results(ours) == [first]
+    assert results_add(ours, into=into) == [published]
+    assert store.find_results(into) == [published]
 
 
 def test_a_machines_name_is_chosen_and_stands_in_its_files(tmp_path):

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ import onnxruntime as ort
 import pytest
 
 from kdbench import UserError
+from kdbench.backends import pick_backend
+from kdbench.benchmark.cells import Cell, Subject
 from kdbench.onnxfile import inspect
+from kdbench.pipeline.keeping import same_results
 from kdbench.pipeline.rungs import LADDER
 from kdbench.records import Artifact as ArtifactRecord
 from kdbench.records import from_json
-from kdbench.store import find_results, load_result
+from kdbench.store import find_results, load_result, save_results
 from tests.conftest import REPOSITORY, TINY, Call, called, kdbench, overrides
 from tests.rows import load_rows
 
@@ -91,10 +95,6 @@ def test_exported_models_take_any_batch(tiny_run):
 
 
 def test_results_are_kept_for_the_same_data_recipe_and_settings_alone(tiny_run):
-    from kdbench.backends import pick_backend
-    from kdbench.benchmark.cells import Cell, Subject
-    from kdbench.pipeline.keeping import same_results
-
     path = tiny_run / "results.json"
     result, _ = load_result(path)
     artifacts = {artifact.rung: artifact for artifact in result.artifacts}
@@ -109,6 +109,27 @@ def test_results_are_kept_for_the_same_data_recipe_and_settings_alone(tiny_run):
     ):
         assert same_results(path, result.model_copy(update=change), cells, []) is None
     assert same_results(path, result, cells[1:], []) is None
+
+
+def test_a_cell_that_could_not_be_measured_is_tried_once_it_can_be(tiny_run, tmp_path):
+    """No version has to change for that: a driver may have come, or a file."""
+    result, arrays = load_result(tiny_run / "results.json")
+    artifacts = {artifact.rung: artifact for artifact in result.artifacts}
+    failed, *others = result.measurements
+    cells = [
+        Cell(Subject(artifacts[m.rung], tiny_run), pick_backend(m.backend), m.threads, m.batch)
+        for m in result.measurements
+    ]
+
+    def kept(cells, **changes):
+        changed = failed.model_copy(update={"raw": None, "processes": (), **changes})
+        save_results(tmp_path / "x.json", result.model_copy(update={"measurements": (changed, *others)}), arrays)
+        return same_results(tmp_path / "x.json", result, cells, []) is not None
+
+    missing = "no device for it here"
+    assert not kept(cells, error=missing, versions={})
+    assert kept([replace(cells[0], error=missing), *cells[1:]], error=missing, versions={})
+    assert kept(cells, error="crashed")  # in its worker
 
 
 KILLED_WHEN = [

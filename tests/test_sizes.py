@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from kdbench import bench
 from kdbench.benchmark.cells import Subject, inputs, plan
 from kdbench.data.pack import EvalPack
-from kdbench.data.sizes import combinations, written
+from kdbench.data.sizes import combinations, sweep_of, written
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
 from kdbench.pipeline import measuring
@@ -70,12 +70,15 @@ def test_each_combination_stands_there_once(heights, widths):
     assert [(sizes["height"], sizes["width"]) for sizes in found] == [(h, w) for h in heights for w in widths]
     together = combinations({"height,width": heights, "batch": 2})
     assert together == [{"height": size, "width": size, "batch": 2} for size in heights]
+    for made in (found, together):
+        assert combinations(sweep_of(made)) == made
+    assert sweep_of([{"height": 1, "width": 1}, {"height": 2, "width": 3}]) is None
 
 
 def test_without_sizes_there_is_one_combination():
     assert combinations({}) == [{}]
     assert written({}) == ""
-    assert written({"height": 8, "width": 4}) == "height=8 width=4"
+    assert written({"height": 8, "width": 4}) == written({"width": 4, "height": 8}) == "height=8 width=4"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Writes are whole or absent, archives are safe to read, results fit their raw values."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import pytest
 
 from kdbench import archive, store
 from kdbench.errors import UserError
-from kdbench.records import recipe_from_toml
+from kdbench.records import RawFile, TensorSpec, recipe_from_toml, sealed
 from tests.hatched import environment
 from tests.test_report import arrays, artifact, cell, result
 
@@ -82,6 +83,11 @@ def test_a_killed_writer_leaves_the_old_file_whole(tmp_path):
         assert not list(tmp_path.rglob(".kdbench-*.part"))
 
 
+def test_a_name_that_is_too_long_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="aaa: cannot be written: File name too long"):
+        store.write_atomic(tmp_path / ("a" * 300), b"x")
+
+
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     with (
         store.RunFolder(tmp_path).lock(),
@@ -125,6 +131,15 @@ def test_interrupted_results_are_not_published(tiny_run, tmp_path):
     store.save_results(tmp_path / "results.json", result.model_copy(update={"complete": False}), arrays)
     with pytest.raises(UserError, match="was interrupted"):
         store.publish(tmp_path / "results.json", tmp_path / "results")
+
+
+def test_a_folder_of_runs_has_of_each_what_the_run_itself_has(tmp_path):
+    for name, speed in (("results.json", 2.0), ("results.partial.json", 3.0)):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        store.save_results(tmp_path / "run" / name, result(), arrays(speed))
+    assert store.find_results(tmp_path) == store.find_results(tmp_path / "run") == [tmp_path / "run" / "results.json"]
+    store.remove_results(tmp_path / "run" / "results.json")
+    assert store.find_results(tmp_path) == [tmp_path / "run" / "results.partial.json"]
 
 
 def test_published_results_are_never_overwritten(tiny_run, tmp_path):
@@ -175,6 +190,19 @@ def test_no_absolute_path_is_published(tmp_path):
     assert "someone" in (tmp_path / "results.json").read_text()  # at home it may stay
 
 
+def test_names_inside_an_onnx_file_are_no_paths(tmp_path):
+    """PyTorch's older exporter calls nodes and tensors `/layer1/conv1/Conv` and the like."""
+    spec = TensorSpec(name="/in/x", dtype="float32", shape=("/in/N", 3))
+    options = {"exclude": ["/layer1/conv1/Conv", "/layer2/conv1/Conv"], "nodes": ["/fc/Gemm"], "weights": "/home/a.pth"}
+    teacher = artifact("teacher", inputs=(spec,), outputs=(spec,), options=options)
+    measurements = (cell("teacher", "0", dims={"/in/N": 4}), cell("student", "1"))
+    made = result(artifacts=(teacher, artifact("student", "teacher")), measurements=measurements)
+    store.save_results(tmp_path / "results.json", made, arrays())
+    found, _ = store.load_result(store.publish(tmp_path / "results.json", tmp_path / "results"))
+    assert found.artifacts[0] == teacher.model_copy(update={"options": options | {"weights": "a.pth"}})
+    assert found.measurements == made.measurements
+
+
 def test_what_has_no_path_is_published_as_it_is(tiny_run, tmp_path):
     found, _ = store.load_result(store.publish(tiny_run / "results.json", tmp_path))
     measured, _ = store.load_result(tiny_run / "results.json")
@@ -198,6 +226,23 @@ def test_artifacts_cannot_point_outside_their_folder(tiny_run, tmp_path):
         store.load_artifact(tmp_path / "student.artifact.json")
 
 
+@pytest.mark.parametrize("name", ["", "..", "a\0b"])
+def test_raw_values_with_no_possible_name_are_named(name, tmp_path):
+    made = result(raw=RawFile(file=name, sha256="0" * 64))
+    (tmp_path / "x.json").write_text(sealed(made).to_json())
+    with pytest.raises(UserError, match=r"x\.json: its raw values '.*' cannot be read: ") as error:
+        store.load_result(tmp_path / "x.json")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("lost", ["latencies.1", "rounds.1", "predictions.1"])
+def test_a_cell_without_all_of_its_raw_values_is_named(lost, tmp_path):
+    kept = {name: values for name, values in arrays().items() if name != lost}
+    store.save_results(tmp_path / "x.json", result(), kept)
+    with pytest.raises(UserError, match="a cell of 'student' has no artifact or no raw values"):
+        store.load_result(tmp_path / "x.json")
+
+
 def test_the_zoo_is_found():
     assert "digits" in store.zoo_recipes()
     with pytest.raises(UserError, match="did you mean 'digits'"):
@@ -210,7 +255,12 @@ def test_read_only_file_names_the_path(tmp_path):
         store.output_file(tmp_path / "folder")
     with pytest.raises(UserError, match="is the input itself"):
         store.output_file(tmp_path / "a.onnx", tmp_path / "a.onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for path in (tmp_path / "pipe", tmp_path / "link", "/dev/stdout", "/dev/nothing"):
+        with pytest.raises(UserError, match=f"{path}: a device or a pipe, which a file would replace: give --json a"):
+            store.output_file(path, option="--json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "link", "pipe"]
 
 
 def test_a_result_file_whose_cells_point_nowhere_is_named(tiny_run, tmp_path):

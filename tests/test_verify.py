@@ -160,6 +160,16 @@ def test_a_cell_that_is_not_measured_this_time_does_not_agree():
     assert (again.agrees, again.cells[1].answers) == (False, "not measured this time")
 
 
+def test_sizes_are_the_same_in_any_order():
+    first, second = (
+        whole(measurements=tuple(m.model_copy(update={"dims": dims}) for m in whole().measurements))
+        for dims in ({"height": 8, "width": 4}, {"width": 4, "height": 8})
+    )
+    again = compared_again((first, values()), (second, values()))
+    assert [cell.answers for cell in again.cells] == ["the same", "the same"]
+    assert again.agrees
+
+
 def test_artifacts_are_measured_again(tmp_path, typed):
     folder = tmp_path / "run"
     folder.mkdir()

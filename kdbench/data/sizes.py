@@ -1,6 +1,6 @@
 """Sizes of symbolic dimensions: which ones are measured, and whether a model can take them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -35,9 +35,21 @@ def combinations(sweep: Sweep) -> list[dict[str, int]]:
     return [{name: size for part in parts for name, size in part.items()} for parts in product(*groups)]
 
 
+def sweep_of(combined: Iterable[Sizes]) -> dict[str, list[int]] | None:
+    """A sweep that has these combinations, as `combinations` makes them; None where there is none."""
+    found = list({written(sizes): sizes for sizes in combined}.values())
+    if any(sizes.keys() != found[0].keys() for sizes in found):
+        return None
+    columns: dict[tuple[int, ...], list[str]] = {}
+    for name in found[0] if found else ():
+        columns.setdefault(tuple(sizes[name] for sizes in found), []).append(name)
+    sweep = {",".join(names): list(dict.fromkeys(sizes)) for sizes, names in columns.items()}
+    return sweep if len(combinations(sweep)) == len(found) else None
+
+
 def written(sizes: Sizes) -> str:
-    """`height=32 width=32`; empty for none."""
-    return " ".join(f"{name}={size}" for name, size in sizes.items())
+    """`height=32 width=32`, in whichever order they were given; empty for none."""
+    return " ".join(f"{name}={sizes[name]}" for name in sorted(sizes))
 
 
 def why_not_sized(artifact: Artifact, sizes: Sizes, pack: EvalPack | None) -> str | None:

@@ -9,9 +9,9 @@ from kdbench.data.pack import open_pack
 from kdbench.errors import UserError
 from kdbench.pipeline.origins import Known, look_up, subject_of
 from kdbench.progress import unsaid
-from kdbench.records import Artifact, TensorSpec, placeless
+from kdbench.records import Artifact, Embedded, TensorSpec, placeless
 from kdbench.report.card import model_card
-from kdbench.steps.card import Carded, copied, embed, plain
+from kdbench.steps.card import Carded, copied, embed
 from kdbench.store import new_folder, write_atomic
 
 MODEL, CARD = "model.onnx", "README.md"
@@ -81,10 +81,9 @@ def card_of(
     artifact = known.subject.artifact
     name = (artifact.parent if artifact.step == "card" else None) or artifact.rung
     recipe = known.facts.recipe
-    own = {"inputs": artifact.inputs, "outputs": artifact.outputs, "made_in_s": known.made_in_s}
     return model_card(
-        placeless(Artifact, artifact).model_copy(update=own),
-        plain(known.facts),
+        placeless(Artifact, artifact).model_copy(update={"made_in_s": known.made_in_s}),
+        placeless(Embedded, known.facts),
         title=f"{recipe}: {name}" if recipe else name,
         lineage=[placeless(Artifact, one) for one in known.lineage],
         seen=known.seen,

@@ -70,7 +70,7 @@ def compare(
 
     The gate has not passed where a comparison is proven beyond its bound, or something no longer runs or holds that
     did; if `strict`, neither where one can't be told, or a cell of `old` is missing. Raises UserError for what can't be
-    compared: results of two machines, no cell in common, a drop without labels.
+    compared: results of two machines, no cell in common, a drop without samples.
     """
     if not 0 <= max_slowdown < math.inf or not 0 <= (max_growth or 0.0) < math.inf:
         raise UserError("--max-slowdown, --max-growth: a share, 0 or more, such as 0.05")
@@ -95,7 +95,7 @@ def compare(
     if models[0]:
         opened = None if pack is None else load_pack(Path(pack))
         if max_drop is not None and (opened is None or opened.x_test is None):
-            raise UserError("--max-drop: accuracy is judged on samples: give --pack, with 'x_test' and 'y_test' in it")
+            raise UserError("--max-drop: accuracy is judged on samples: give --pack, with 'x_test' in it")
         options = parse(Bench, {"budget_s": BUDGET_S, "precision": _precision(max_slowdown), **given}, "compare")
         place = Path("compare" if out is None else out)
         notes = _measured(old, new, bounds, options, opened, dims or {}, inputs or {}, place, seed, progress)

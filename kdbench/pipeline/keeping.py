@@ -21,7 +21,8 @@ def same_results(
 ) -> tuple[ResultFile, Arrays] | None:
     """The results in the folder, if they are complete and of the same files, cells, settings and machine.
 
-    They may still be read otherwise than `wanted`: see `READING`.
+    They may still be read otherwise than `wanted`: see `READING`. A cell that failed in its worker has been tried, and
+    stays; one that could not be planned is none of them any more where it can be now.
     """
     if not path.is_file():
         return None
@@ -29,6 +30,7 @@ def same_results(
         found, arrays = load_result(path)
     except UserError:
         return None
+    before = found.scenarios or found.measurements
     same = found.complete and _facts(found) == _facts(wanted)
     measured = [
         (
@@ -40,7 +42,7 @@ def same_results(
             m.dims,
             m.versions if "@" in m.backend else {},
         )
-        for m in found.scenarios or found.measurements
+        for m in before
     ]
     planned = [
         (
@@ -56,7 +58,11 @@ def same_results(
     ]
     under = [(m.scenario, m.sessions, m.bound_s) for m in found.scenarios]
     same = same and under == [(load.scenario, load.sessions, load.bound_s) for load in loads]
-    return (found, arrays) if same and measured == planned else None
+    if not same or measured != planned:
+        return None
+    errors = [load.error for load in loads] or [cell.error for cell in cells]
+    tried = all(m.versions or error or not m.error for m, error in zip(before, errors, strict=True))
+    return (found, arrays) if tried else None
 
 
 def _facts(result: ResultFile) -> dict[str, Any]:

@@ -71,7 +71,9 @@ def pack(
     """Writes a run folder's rungs, their samples and the plan of their benchmark as one file (default
     `NAME.kdbench.zip`).
 
-    The plan is the recipe's section `bench` with the fields of `plan` laid over it. Equal runs give equal bytes.
+    The plan is the recipe's section `bench` with the fields of `plan` laid over it. Packing one run again gives equal
+    bytes.
+
     Raises UserError for a folder without rungs, and where a rung's file is not the one that its record describes.
     """
     folder = RunFolder(Path(run))
@@ -223,7 +225,7 @@ def _manifest(path: Path) -> PackedRun:
     try:
         return from_json(PackedRun, text, f"{path}: {MANIFEST}")
     except UserError:
-        made_by = re.search(r'"kdbench":\s*"([0-9.]+)', text)
+        made_by = re.search(r'"kdbench":\s*"([0-9.]{1,20})', text)
         if made_by and _numbers(made_by[1]) > _numbers(__version__):
             raise UserError(
                 f"{path}: packed by kdbench {made_by[1]}, which is newer than this one ({__version__}): install "

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from kdbench import stats
 from kdbench.backends import pick_backend
 from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import load_pack
-from kdbench.data.sizes import written
+from kdbench.data.sizes import Sweep, sweep_of, written
 from kdbench.errors import UserError
 from kdbench.machine import describe
 from kdbench.pipeline.measuring import measured
@@ -160,16 +160,12 @@ def _plan(file: Path, before: ResultFile) -> Bench:
     return parse(Bench, fields, str(file))
 
 
-def _sweep(file: Path, before: ResultFile) -> dict[str, int | Sequence[int]]:
+def _sweep(file: Path, before: ResultFile) -> Sweep:
     """The sizes that were measured; dimensions that changed together do so again."""
-    combined = list(dict.fromkeys(tuple(m.dims.items()) for m in before.measurements))
-    columns: dict[tuple[int, ...], list[str]] = {}
-    for number, (name, _) in enumerate(combined[0]):
-        columns.setdefault(tuple(sizes[number][1] for sizes in combined), []).append(name)
-    sweep = {",".join(names): list(dict.fromkeys(sizes)) for sizes, names in columns.items()}
-    if math.prod(map(len, sweep.values())) != len(combined):
+    sweep = sweep_of(m.dims for m in before.measurements)
+    if sweep is None:
         raise UserError(f"{file}: its sizes are no sweep that could be measured again: bench them one by one")
-    return dict(sweep)
+    return sweep
 
 
 def compared_again(before: tuple[ResultFile, Arrays], after: tuple[ResultFile, Arrays]) -> Rerun:

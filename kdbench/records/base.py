@@ -28,8 +28,20 @@ ABSOLUTE = re.compile(r"(file:)?[/~\\]|[A-Za-z]:[/\\]")
 FOLDERS = re.compile(r"""(?<![\w.:/~])(?:file:)?~?/(?:[^\s/:'"]+/)+""")
 """Of such a path in the middle of a text."""
 
-SPOKEN = ("classes", "class_map", "description")
-"""Fields of words, which are no paths whatever they begin with."""
+SPOKEN = (
+    "class_map",
+    "classes",
+    "description",
+    "dims",
+    "exclude",
+    "inputs",
+    "keep",
+    "left_in_float",
+    "nodes",
+    "outputs",
+    "probabilities",
+)
+"""Fields of words, and of names inside an ONNX file, which are no paths whatever they begin with."""
 SAID = ("error", "warnings", "reasons")
 """Fields of sentences, which may have paths in them."""
 

@@ -82,7 +82,7 @@ class Process(Record):
 
 
 class Measurement(Record):
-    """A cell: artifact × backend × threads × batch × sizes. Its latencies are the raw array `latencies/<raw>`."""
+    """A cell: artifact × backend × threads × batch × sizes. Its latencies are the raw array `latencies.<raw>`."""
 
     rung: str
     artifact_sha256: str
@@ -165,7 +165,7 @@ class Proof(Record):
 
 
 class Evaluation(Record):
-    """Answers of one artifact through one backend, with the options that are timed: raw array `predictions/<raw>`."""
+    """Answers of one artifact through one backend, with the options that are timed: raw array `predictions.<raw>`."""
 
     rung: str
     artifact_sha256: str

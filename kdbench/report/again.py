@@ -2,8 +2,9 @@
 
 import shlex
 from collections.abc import Sequence
-from itertools import pairwise, product
+from itertools import pairwise
 
+from kdbench.data.sizes import sweep_of
 from kdbench.records import Comparison, Measurement, ResultFile
 from kdbench.records.writing import recipe_to_toml
 from kdbench.store import load_recipe, zoo_recipes
@@ -58,21 +59,22 @@ def _bench(result: ResultFile) -> str:
     """`kdbench bench` of the artifacts' files, with every option that is known from the file."""
     settings = result.settings
     cells: Sequence[Measurement] = result.measurements or result.scenarios
+    free = [cell for cell in result.scenarios if cell.scenario != "single_stream"]  # that one has a batch of its own
     files = {artifact.rung: artifact.file for artifact in result.artifacts}
     words = ["kdbench", "bench", *files.values()]
     if result.baseline in files:
         words += ["--baseline", files[result.baseline]]
     for option, values in (
         ("--backend", [cell.backend for cell in cells]),
-        ("--batch", [cell.batch for cell in cells]),
+        ("--batch", [cell.batch for cell in free or cells]),
         ("--threads", [cell.threads for cell in cells]),
         ("--scenario", [cell.scenario for cell in result.scenarios]),
-        ("--sessions", [cell.sessions for cell in result.scenarios if cell.sessions > 1]),
+        ("--sessions", [cell.sessions for cell in free]),
         ("--bound", [f"{cell.bound_s:g}s" for cell in result.scenarios if cell.bound_s is not None]),
     ):
         words += [word for value in dict.fromkeys(values) for word in (option, str(value))]
-    for swept in _sweeps(cells):
-        words += ["--dim", swept]
+    for names, sizes in (sweep_of(cell.dims for cell in cells) or {}).items():
+        words += ["--dim", f"{names}={','.join(map(str, sizes))}"]
     words += ["--budget", f"{settings.budget_s:g}"]
     if settings.precision is not None:
         words += ["--precision", f"{100 * settings.precision:g}%"]
@@ -85,18 +87,6 @@ def _bench(result: ResultFile) -> str:
     if result.inputs == "data":
         words += ["--pack", "pack.npz"]
     return shlex.join(words)
-
-
-def _sweeps(cells: Sequence[Measurement]) -> list[str]:
-    """What `--dim` was given: each dimension by itself where every combination was measured, else all together."""
-    combinations = list(dict.fromkeys(tuple(cell.dims.items()) for cell in cells if cell.dims))
-    if not combinations:
-        return []
-    names = [name for name, _ in combinations[0]]
-    values = [list(dict.fromkeys(dict(c).get(name) for c in combinations)) for name in names]
-    if len(list(product(*values))) == len(combinations):
-        return [f"{name}={','.join(map(str, own))}" for name, own in zip(names, values, strict=True)]
-    return [f"{','.join(names)}={','.join(str(c[0][1]) for c in combinations)}"]
 
 
 def _ranges(numbers: Sequence[int]) -> str:

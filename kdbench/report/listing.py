@@ -7,7 +7,7 @@ from typing import Literal
 
 from kdbench.data.sizes import written
 from kdbench.records import Comparison, Machine, Measurement, ResultFile, ScenarioMeasurement
-from kdbench.report.again import again
+from kdbench.report.again import commands, comparing
 from kdbench.report.rows import Row
 from kdbench.report.scenarios import ScenarioRow
 from kdbench.report.table import Ladder, ladder
@@ -99,19 +99,17 @@ def contents(file: Path) -> Contents:
     ]
     raw = ("raw", f"{record.raw.file}, {len(arrays)} arrays, sha256 {record.raw.sha256[:SHOWN]}…")
     if isinstance(record, Comparison):
-        command = f"kdbench distill {record.name} --seeds {len({trial.seed for trial in record.trials})} --baseline"
         trials = [
             (t.method, str(t.seed), t.kept, str(t.parameters), f"{t.artifact_sha256[:SHOWN]}…") for t in record.trials
         ]
-        return Contents(
-            (*facts, raw, ("again", command)), (("method", "seed", "kept", "parameters", "sha256"), trials), ((), ())
-        )
+        facts += [raw, ("again", comparing(record))]
+        return Contents(tuple(facts), (("method", "seed", "kept", "parameters", "sha256"), trials), ((), ()))
     settings = record.settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     facts += [
         ("settings", ", ".join(f"{name} {value}" for name, value in settings.items())),
         ("inputs", f"{record.inputs}{f', pack {record.inputs_sha256[:SHOWN]}…' if record.inputs_sha256 else ''}"),
         raw,
-        ("again", again(record) or _command(record)),
+        *(("again", command) for command in commands(record)),
     ]
     return Contents(tuple(facts), _artifacts(record), _cells(ladder(record, arrays)))
 
@@ -145,12 +143,3 @@ def _cells(table: Ladder) -> Grid:
         processes = len({process.round for process in m.processes})
         rows.append((m.rung, where, str(m.threads), str(m.batch), str(processes), done))
     return ("cell", "backend", "threads", "batch", "processes", "flags"), rows
-
-
-def _command(result: ResultFile) -> str:
-    """What measures a plan of the command line again."""
-    wanted = [f"--{name} {getattr(m, name)}" for name in ("backend", "batch", "threads") for m in cells_of(result)]
-    wanted += [f"--scenario {s.scenario}" for s in result.scenarios]
-    options = " ".join(dict.fromkeys(wanted))
-    files = " ".join(dict.fromkeys(artifact.file for artifact in result.artifacts))
-    return f"kdbench bench {files} {options} --budget {result.settings.budget_s:g}"

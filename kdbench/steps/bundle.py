@@ -14,8 +14,7 @@ from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.evaluation import Answers, answer, compare
 from kdbench.onnxfile import load_model, opset_of, portable, with_metadata
-from kdbench.records import Artifact, Embedded, Preprocessing, Task, TensorSpec
-from kdbench.steps.card import plain
+from kdbench.records import Artifact, Embedded, Preprocessing, Task, TensorSpec, placeless
 from kdbench.steps.slim import BATCH, SAMPLES, TOLERANCE, derived
 from kdbench.store import Arrays, save_artifact, write_atomic
 
@@ -103,7 +102,7 @@ def bundle_model(
         "parent_sha256": artifact.sha256,
     }
     facts = (known or Embedded(version=__version__, task=artifact.task)).model_copy(update=said)
-    write_atomic(out, with_metadata(onnx.load_from_string(portable(whole)), plain(facts)))
+    write_atomic(out, with_metadata(onnx.load_from_string(portable(whole)), placeless(Embedded, facts)))
 
     after = _answer(out, {spec.name: raw}, batch)
     check = compare([after.outputs[output] for output in before.outputs], list(before.outputs.values()), artifact.task)

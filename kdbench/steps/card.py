@@ -50,7 +50,7 @@ def embed(
         origin, origin_sha256 = artifact.rung, artifact.sha256
     said = facts.model_copy(update={"step": "card", "parent": origin, "parent_sha256": origin_sha256})
     _copy_data(model, out.parent)
-    write_atomic(out, with_metadata(graph_of(model), plain(said)))
+    write_atomic(out, with_metadata(graph_of(model), placeless(Embedded, said)))
     batch = batch_size(artifact.inputs) or BATCH
     (fed,) = described([artifact], inputs or {}, pack.name if pack else None)
     if pack is None:
@@ -85,14 +85,8 @@ def copied(model: Path, artifact: Artifact, out: Path) -> Carded:
     """The model as it is, and its record without paths, under another name."""
     _copy_data(model, out.parent)
     shutil.copyfile(model, out)
-    own = {"file": out.name, "made_in_s": None, "inputs": artifact.inputs, "outputs": artifact.outputs}
-    record = placeless(Artifact, artifact).model_copy(update=own)
+    record = placeless(Artifact, artifact).model_copy(update={"file": out.name, "made_in_s": None})
     return Carded(save_artifact(out.parent, record), None)
-
-
-def plain(facts: Embedded) -> Embedded:
-    """Facts without absolute paths; the name of an output may look like one, and stays."""
-    return placeless(Embedded, facts).model_copy(update={"probabilities": facts.probabilities})
 
 
 def known_facts(model: Path, artifact: Artifact) -> Embedded | None:

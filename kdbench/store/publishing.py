@@ -15,11 +15,13 @@ from kdbench.store.results import (
     PARTIAL_FILE,
     RESULTS_FILE,
     find_all,
+    kind_of,
     load,
     load_record,
     raw_content,
+    write_both,
 )
-from kdbench.store.writing import prepare_folder, write_atomic
+from kdbench.store.writing import prepare_folder
 
 RESULTS = Path("results")
 """Published measurements: `results/<machine>/<date>-<recipe>.json`, seen from the working directory."""
@@ -69,7 +71,8 @@ def publish(
     day = _day(path, record.date)
     into = prepare_folder(into or RESULTS)
     with _locked(into):
-        published = [(file, load_record(file)) for file in sorted(into.glob("*/*.json")) if file.name not in OF_RUNS]
+        there = [file for file in sorted(into.glob("*/*.json")) if file.name not in OF_RUNS and kind_of(file)]
+        published = [(file, load_record(file)) for file in there]
         for file, earlier in published:
             if earlier.raw.sha256 == record.raw.sha256:
                 say(f"{path}: is published already as {file}")
@@ -86,8 +89,7 @@ def publish(
             type(record),
             record.model_copy(update={"raw": raw, "machine": measured_on.model_copy(update={"name": name})}),
         )
-        write_atomic(folder / raw.file, raw_content(path, record.raw))
-        write_atomic(folder / f"{stem}.json", sealed(placed).to_json())
+        write_both(folder / f"{stem}.json", sealed(placed), raw_content(path, record.raw))
     return folder / f"{stem}.json"
 
 

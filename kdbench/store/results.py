@@ -31,19 +31,25 @@ def save_results(path: Path, result: Raw, arrays: Arrays) -> Raw:
     content = archive.npz_bytes(arrays)
     digest = sha256(content)
     raw = path.with_name(f"{path.stem}.{digest[:8]}.npz")
+    result = sealed(result.model_copy(update={"raw": RawFile(file=raw.name, sha256=digest)}))
+    write_both(path, result, content)
+    for old in path.parent.glob(f"{path.stem}.????????.npz"):
+        if old != raw:
+            old.unlink()
+    return result
+
+
+def write_both(path: Path, result: ResultFile | Comparison, content: bytes) -> None:
+    """Writes the raw arrays, `content`, under the name that the record has for them, then the record; or neither."""
+    raw = path.with_name(result.raw.file)
     earlier = raw.exists()
     write_atomic(raw, content)
-    result = sealed(result.model_copy(update={"raw": RawFile(file=raw.name, sha256=digest)}))
     try:
         write_atomic(path, result.to_json())
     except UserError:
         if not earlier:  # what no record names would stay for good
             raw.unlink()
         raise
-    for old in path.parent.glob(f"{path.stem}.????????.npz"):
-        if old != raw:
-            old.unlink()
-    return result
 
 
 def remove_results(path: Path) -> None:
@@ -66,9 +72,11 @@ def load_result(path: Path) -> tuple[ResultFile, Arrays]:
     result = from_json(ResultFile, _text(path), str(path))
     arrays = _raw_arrays(path, result.raw)
     rungs = {artifact.rung for artifact in result.artifacts}
-    named = [(m.rung, m.raw, f"latencies.{m.raw}") for m in result.measurements]
+    named = [(m.rung, m.raw, f"{array}.{m.raw}") for m in result.measurements for array in ("latencies", "rounds")]
     named += [(e.rung, e.raw, f"predictions.{e.raw}") for e in result.evaluations]
-    named += [(s.rung, s.raw, f"scenarios.{s.raw}") for s in result.scenarios]
+    named += [
+        (s.rung, s.raw, f"{array}.{s.raw}") for s in result.scenarios for array in ("scenarios", "scenario_rounds")
+    ]
     for rung, number, array in named:
         if rung not in rungs or (number is not None and array not in arrays):
             raise UserError(f"{path}: a cell of '{rung}' has no artifact or no raw values: was it edited?")
@@ -124,8 +132,9 @@ def raw_content(path: Path, named: RawFile) -> bytes:
         content = archive.read(path, name) if path.suffix == ".zip" else path.with_name(name).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path.with_name(name)}: is missing beside {path.name}: bring both") from None
-    except OSError as error:
-        raise UserError(f"{path.with_name(name)}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError for what can be no file's name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: its raw values {name!r} cannot be read: {reason}") from None
     if content is None:
         raise UserError(f"{path}: its raw values '{name}' are missing: bring the file back again")
     return content
@@ -154,15 +163,23 @@ def _results_of(path: Path) -> list[Path]:
     if run:
         return run
     returned = [file for file in sorted(path.glob(f"**/*{RETURNED}")) if not file.with_name(RESULTS_FILE).is_file()]
-    return [file for file in sorted(path.glob("**/*.json")) if _kind(file) == "result"] + returned
+    files = [file for file in sorted(path.glob("**/*.json")) if not _outlived(file)]
+    return [file for file in files if kind_of(file) == "result"] + returned
+
+
+def _outlived(file: Path) -> bool:
+    """Whether it is of a measurement that was interrupted, beside a whole one."""
+    return file.name == PARTIAL_FILE and file.with_name(RESULTS_FILE).is_file()
 
 
 def find_comparisons(path: Path) -> list[Path]:
     """Comparisons in a run folder or a results folder, or the file itself where it is one; there may be none."""
     if not path.is_dir():
-        return [path] if path.suffix == ".json" and path.is_file() and _kind(path) == "comparison" else []
+        return [path] if path.suffix == ".json" and path.is_file() and kind_of(path) == "comparison" else []
     own = path / COMPARISON_FILE
-    return [own] if own.is_file() else [file for file in sorted(path.glob("**/*.json")) if _kind(file) == "comparison"]
+    if own.is_file():
+        return [own]
+    return [file for file in sorted(path.glob("**/*.json")) if kind_of(file) == "comparison"]
 
 
 def find_all(paths: Sequence[Path]) -> list[Path]:
@@ -190,12 +207,12 @@ def refuse_twice(found: Iterable[tuple[Path, str]]) -> None:
             raise UserError(f"{path}: the same run as {earlier} (raw values {digest[:12]}…): leave one of them out")
 
 
-def _kind(path: Path) -> str | None:
+def kind_of(path: Path) -> str | None:
     """What a JSON file in a folder is, `result` also of one that was cut off; None for others, not looked at."""
     data = _data(path)
     if data is None:
         return "result"
-    if not isinstance(data, dict) or not {"kdbench", "schema"} <= data.keys():
+    if not isinstance(data, dict) or not {"kdbench", "schema", "raw"} <= data.keys():
         return None
     return "comparison" if "trials" in data else "result"
 

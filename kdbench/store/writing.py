@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,7 +65,8 @@ def _atomic(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 @contextmanager
@@ -94,6 +95,8 @@ def output_file(out: str | Path, *sources: Path, option: str = "--out") -> Path:
     out = Path(out)
     if out.is_dir():
         raise UserError(f"{out}: a folder: give {option} a file name")
+    if (out.exists() and not out.is_file()) or out.parent.resolve() == Path("/dev"):
+        raise UserError(f"{out}: a device or a pipe, which a file would replace: give {option} a file name")
     if any(out.resolve() == source.resolve() for source in sources):
         raise UserError(f"{out}: is the input itself: choose another {option}")
     prepare_folder(out.parent)

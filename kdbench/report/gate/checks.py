@@ -14,14 +14,15 @@ from kdbench.report.gate.undecided import check
 class Bounds:
     """As shares: 0.05 is 5 % slower, 5 points of accuracy, a file larger by 5 %."""
 
-    slowdown: float = 0.05
-    drop: float | None = 0.005
-    growth: float | None = None
+    slowdown: float
+    drop: float
+    growth: float | None
+    """None where files may be of any size."""
 
 
 def checks(old: Side, new: Side, bounds: Bounds) -> tuple[Check, ...]:
     """All comparisons of cells that both sides have numbers of, decided together."""
-    found = [*timed(old, new, bounds.slowdown), *([] if bounds.drop is None else judged(old, new, bounds.drop))]
+    found = [*timed(old, new, bounds.slowdown), *judged(old, new, bounds.drop)]
     outcomes = deciding.decide([one.change for one in found], [one.bound for one in found])
     sizes = [] if bounds.growth is None else _sizes(old, new, bounds.growth)
     return (*(check(one, outcome, len(found)) for one, outcome in zip(found, outcomes, strict=True)), *sizes)
