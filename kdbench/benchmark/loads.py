@@ -9,7 +9,7 @@ import numpy as np
 from kdbench.backends import Target
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.benchmark.cells import Cell
-from kdbench.data.generated import batch_size, generate
+from kdbench.data.generated import batch_size, generate, shared_inputs
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.records import Artifact, Bench, ScenarioName
@@ -94,5 +94,4 @@ def library(artifact: Artifact, pack: EvalPack | None, dims: Mapping[str, int]) 
     if pack is not None:
         found = pack.test_inputs(artifact.inputs, artifact.preprocessing)
         return Library({name: values[:SAMPLES] for name, values in found.items()}, (), fixed)
-    shared = tuple(spec.name for spec in artifact.inputs if not spec.shape or isinstance(spec.shape[0], int))
-    return Library(generate(artifact.inputs, SAMPLES, dims), () if fixed else shared, fixed)
+    return Library(generate(artifact.inputs, SAMPLES, dims), tuple(sorted(shared_inputs(artifact.inputs))), fixed)
