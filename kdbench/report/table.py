@@ -49,7 +49,7 @@ def load_ladders(paths: Iterable[Path]) -> list[Ladder]:
     """
     found = [(file, *load_result(file)) for path in paths for file in find_results(path)]
     refuse_twice((file, result.raw.sha256) for file, result, _ in found)
-    return [ladder(result, arrays, _name_of(file)) for file, result, arrays in found]
+    return [ladder(result, arrays, name_of(file)) for file, result, arrays in found]
 
 
 def rows_of(ladders: Sequence[Ladder]) -> list[Row]:
@@ -76,7 +76,7 @@ def scenario_rows_of(ladders: Sequence[Ladder]) -> list[ScenarioRow]:
     ]
 
 
-def _name_of(file: Path) -> str:
+def name_of(file: Path) -> str:
     """What tells a result file from others: its folder for a run's, else its own name."""
     if file.name in (RESULTS_FILE, PARTIAL_FILE):
         return file.resolve().parent.name
