@@ -48,12 +48,6 @@ class Kernels:
     casts: int
     nodes: int
 
-    @property
-    def low_share(self) -> float | None:
-        """None for a graph without layers."""
-        low, floating = sum(self.low.values()), sum(self.floating.values())
-        return low / (low + floating) if low + floating else None
-
 
 @dataclass(frozen=True)
 class Proof:
