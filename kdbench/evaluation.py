@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from kdbench.backends import Target, pick_backend
 from kdbench.backends.client import Worker, WorkerError
-from kdbench.data.generated import batch_size, generate
+from kdbench.data.generated import batch_size, generate, in_batches, sample_count
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
-from kdbench.onnxfile import input_names, known_artifact, operators_of
+from kdbench.onnxfile import graph_of, inputs_of, known_artifact, operators_of
 from kdbench.progress import Progress, silent
 from kdbench.records import Artifact, Evaluation, Task
 from kdbench.stats import f1
@@ -106,28 +106,30 @@ def answer(
     threads: int = 1,
     progress: Progress = silent,
 ) -> Answers:
-    """Runs all samples (first axis of every input) in batches; the last one is filled up and cut again.
+    """Runs all samples (first axis of every input, but of those that all samples share) in batches; the last one is
+    filled up and cut again.
 
     Raises WorkerError where the backend refuses, crashes or hangs, UserError for a model without input or whose
     outputs have no batch axis.
     """
-    names = input_names(model)
+    specs = inputs_of(graph_of(model))
+    names = {spec.name for spec in specs}
     inputs = {name: values for name, values in inputs.items() if name in names}
     if not inputs:
         raise UserError(f"{whole_name(model)}: takes no input, so there is nothing to compare or to evaluate")
-    samples = len(next(iter(inputs.values())))
+    samples, done = sample_count(specs, inputs), 0
     collected: dict[str, list[NDArray[Any]]] = {}
-    first = {name: values[np.arange(batch) % samples] for name, values in inputs.items()}
+    first = next(in_batches(specs, inputs, batch))
     with _explained(model, backend, threads, first) as (worker, placement, operators):
-        for start in range(0, samples, batch):
-            index = np.minimum(np.arange(start, start + batch), samples - 1)
-            kept = min(batch, samples - start)
-            for name, output in worker.predict({name: values[index] for name, values in inputs.items()}).items():
+        for part in in_batches(specs, inputs, batch):
+            kept = min(batch, samples - done)
+            for name, output in worker.predict(part).items():
                 if not output.ndim or len(output) != batch:
                     shape = output.shape
                     raise UserError(f"{whole_name(model)}: output '{name}' of shape {shape} has no batch axis first")
                 collected.setdefault(name, []).append(output[:kept])
-            progress("answering", start + kept, samples)
+            done += kept
+            progress("answering", done, samples)
     return Answers({name: np.concatenate(parts) for name, parts in collected.items()}, placement, operators)
 
 

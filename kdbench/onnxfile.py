@@ -133,7 +133,6 @@ def inspect(path: Path, rung: str | None = None, **lineage: Any) -> Artifact:
     locations = sorted(external_files(model))
     contents = [file.read_bytes() for file in (path, *(path.parent / location for location in locations))]
     model = _complete(model, path)
-    initializers = {tensor.name for tensor in model.graph.initializer}
     operators = Counter(node.op_type for node in model.graph.node)
     fields: dict[str, Any] = {
         "rung": rung or path.stem,
@@ -143,7 +142,7 @@ def inspect(path: Path, rung: str | None = None, **lineage: Any) -> Artifact:
         "parameters": count_parameters(model),
         "macs": count_macs(model),
         "precision": _precision(model, operators),
-        "inputs": tuple(_spec(value) for value in model.graph.input if value.name not in initializers),
+        "inputs": inputs_of(model),
         "outputs": tuple(_spec(value) for value in model.graph.output),
         "opset": opset_of(model),
         "ir_version": model.ir_version,
@@ -192,10 +191,10 @@ def opset_of(model: "onnx.ModelProto") -> int:
     return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def input_names(path: Path) -> set[str]:
-    """Names of the inputs that have to be fed."""
-    model = _read(path)
-    return {value.name for value in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+def inputs_of(model: "onnx.ModelProto") -> tuple[TensorSpec, ...]:
+    """The inputs that have to be fed."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    return tuple(_spec(value) for value in model.graph.input if value.name not in initializers)
 
 
 def known_artifact(path: Path) -> Artifact:

@@ -85,11 +85,15 @@ def bars() -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     tasks: dict[str, TaskID] = {}
+    latest: dict[str, float] = {}
     with Bars(*columns, console=console) as shown:
 
         def update(label: str, done: float, total: float) -> None:
             if label not in tasks:
                 tasks[label] = shown.add_task(label, total=total)
+            elif done < latest[label]:  # another piece of work of that label: its time is its own
+                shown.reset(tasks[label])
+            latest[label] = done
             shown.update(tasks[label], completed=min(done, total), total=total)
 
         yield update

@@ -145,6 +145,17 @@ def test_a_mistake_is_one_line_that_names_it(command, place, monkeypatch, mistak
     assert MISTAKES[command] in mistake(command)
 
 
+def test_a_summary_is_added_to_whatever_others_have_written_there(place, tmp_path, typed):
+    (tmp_path / "s.md").write_bytes(earlier := "schon da: Gr\xf6\xdfe\n".encode("latin-1"))
+    said = typed(
+        *("compare", place / "one.json", place / "two.json"),
+        *("--summary", tmp_path / "s.md", "--json", tmp_path / "gate.json"),
+    )
+    gate = from_json(Gate, (tmp_path / "gate.json").read_text(), "gate.json")
+    assert (said.status, said.err) == (0, "")
+    assert (tmp_path / "s.md").read_bytes() == earlier + f"{gate_to_markdown(gate)}\n".encode()
+
+
 # --- the example for CI -----------------------------------------------------------------------------------------------
 
 

@@ -217,10 +217,16 @@ def test_two_machines_share_no_ratio_and_other_versions_are_said(tmp_path):
         ) as error:
             compare(old, on(name, **changes))
         assert "kdbench compare OLD.onnx NEW.onnx" in str(error.value)
-    with pytest.raises(UserError, match=r"OLD on here \(.*\), 11111111, NEW on here \(.*\), 22222222: measure both"):
-        compare(on("one", fingerprint="1" * 8), on("two", fingerprint="2" * 8))
-    assert compare(on("three", fingerprint="1"), on("four", fingerprint="1", cpu="renamed")).passed
-    assert compare(old, on("five", fingerprint="1")).passed  # a file from before there were any
+    larger = MACHINE.model_copy(update={"memory_bytes": 2 * MACHINE.memory_bytes})
+    hardware = [machine.hardware for machine in (MACHINE, larger)]
+    apart = rf"OLD on here \(.*\), {hardware[0]}, NEW on here \(.*\), {hardware[1]}: measure both"
+    for name, fingerprints in (("before", ("", "")), ("mixed", ("", hardware[1])), ("today", tuple(hardware))):
+        with pytest.raises(UserError, match=apart):  # also of files from before there were fingerprints
+            compare(
+                on(f"{name}-1", fingerprint=fingerprints[0]),
+                on(f"{name}-2", fingerprint=fingerprints[1], memory_bytes=larger.memory_bytes),
+            )
+    assert compare(old, on("known", fingerprint=MACHINE.hardware)).passed
     newer = on("newer", versions={"onnxruntime": "2"}, governor="powersave")
     assert [note for note in compare(old, newer).notes if "→" in note] == [
         "other versions, whose changes are among those of the models: onnxruntime 1 → 2",

@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from kdbench import bench, convert
+from kdbench import bench, convert, profile, prove, quantize, slim
+from kdbench.benchmark.loads import library
 from kdbench.data.generated import described, generate
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
 from kdbench.store import write_npz
+from tests import models
 from tests.conftest import kdbench
 from tests.test_report import MACHINE, artifact
 from tests.test_sizes import save, save_images, save_tokens
@@ -62,12 +64,12 @@ def test_what_does_not_fit_the_input_is_refused(text, said):
 
 
 def test_an_input_is_looked_for_in_all_models(tmp_path):
-    models = [inspect(save_images(tmp_path / "a.onnx")), inspect(save_tokens(tmp_path / "b.onnx"))]
-    images, tokens = described(models, {"tokens": "0..4"})
-    assert images == models[0]
+    both = [inspect(save_images(tmp_path / "a.onnx")), inspect(save_tokens(tmp_path / "b.onnx"))]
+    images, tokens = described(both, {"tokens": "0..4"})
+    assert images == both[0]
     assert tokens.inputs[0].integers == (0, 4)
     with pytest.raises(UserError, match=r"--input token: the model has no such input: did you mean 'tokens'\?"):
-        described(models, {"token": "0..4"})
+        described(both, {"token": "0..4"})
 
 
 def test_a_table_that_is_shorter_than_guessed_says_which_range_to_give(tmp_path, monkeypatch):
@@ -137,3 +139,25 @@ def test_a_conversion_is_compared_and_proven_on_inputs_as_they_are_given(tmp_pat
     assert "not proven" not in done.stderr
     assert "32 generated inputs" in done.stdout
     assert inspect(tmp_path / "int8.onnx").precision == "int8"
+
+
+@pytest.mark.parametrize("shape", [[16], []])
+def test_an_input_that_all_samples_share_reaches_every_step_as_it_is(shape, tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
+        helper.make_node("Mul", ["h", "scale"], ["y"]),
+    ]
+    weights = {"w": np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)}
+    model = models.save(tmp_path / "m.onnx", nodes, weights, {"x": ["n", 64], "scale": shape}, {"y": ["n", 16]})
+    assert slim(model, tmp_path / "slim.onnx").macs == 64 * 16
+    assert quantize(model, tmp_path / "int8.onnx").precision == "int8"
+    assert convert(model, tmp_path / "fp16.onnx", "fp16").precision == "fp16"
+    convert(model, tmp_path / "dynamic.onnx", "dynamic")
+    proof = prove(model, tmp_path / "dynamic.onnx", budget_s=0.1)
+    assert (proof.samples, proof.parity.samples) == ("32 generated inputs", 32)
+    assert [error.layer for error in proof.layers] == ["w"]
+    (profiled,) = profile(model, seconds=0.1)
+    assert profiled.larger_latency_s is not None
+    assert library(inspect(model), None, {}).shared == ("scale",)
+    fixed = models.save(tmp_path / "8.onnx", nodes, weights, {"x": [8, 64], "scale": shape}, {"y": [8, 16]})
+    assert library(inspect(fixed), None, {}).shared == ("scale",)

@@ -357,6 +357,12 @@ def test_several_files_and_comparisons_have_contents_and_stand_side_by_side(open
     assert page.locator("table:visible", has_text="1 thread, batch 32, against teacher").count() == 1
 
 
+def test_a_file_from_before_there_were_fingerprints_is_of_no_machine_of_its_own():
+    machines = MACHINE, MACHINE.model_copy(update={"fingerprint": MACHINE.hardware})
+    page = to_page([ladder_of(("teacher", "student"), machine=machine) for machine in machines])
+    assert "<title>2 measurements on 1 machine</title>" in page
+
+
 def test_equal_results_give_an_equal_page_smaller_than_a_megabyte():
     published = load_ladders([PUBLISHED])[:1]
     plots = plots_of(published)

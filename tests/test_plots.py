@@ -23,6 +23,7 @@ from kdbench.report.plots.timing import timed
 from kdbench.report.selection import Selection, selected
 from kdbench.report.table import ladder, load_ladders
 from kdbench.report.text import seconds
+from kdbench.report.views import tables_of
 from kdbench.stats import Interval
 from kdbench.store import RunFolder
 from tests.conftest import PUBLISHED
@@ -147,11 +148,21 @@ def test_networks_of_three_sizes_are_drawn_against_their_work_too():
 def test_intervals_are_those_of_the_processes():
     found = timed(made(3))[2]
     medians = [float(np.median(own)) for own in found.processes.values()]
-    mean, half = np.mean(np.log(medians)), 2.7764451 * np.std(np.log(medians), ddof=1) / math.sqrt(5)
+    half = 2.7764451 * np.std(np.log(medians), ddof=1) / math.sqrt(5)
     assert found.latency.value == found.row.latency_p50_s
-    assert found.latency.low == pytest.approx(np.exp(mean - half))
-    assert found.latency.high == pytest.approx(np.exp(mean + half))
+    assert found.latency.low == pytest.approx(found.latency.value / np.exp(half))
+    assert found.latency.high == pytest.approx(found.latency.value * np.exp(half))
     assert found.throughput.low <= found.row.throughput_per_s <= found.throughput.high
+
+
+def test_a_plot_and_a_table_of_a_page_have_one_interval_for_one_number():
+    one = made(3)
+    for measure in ("latency", "throughput"):
+        (table,) = tables_of([one], [], "backends", measure=measure)
+        drawn = [getattr(cell, measure) for cell in timed(one)]
+        assert [(row[1].value, row[1].low, row[1].high) for row in table.rows] == [
+            (each.value, each.low, each.high) for each in drawn
+        ]
 
 
 def exactly(cost, gain, reach=0.0):
@@ -226,6 +237,20 @@ def test_a_page_shows_values_on_hover_in_its_own_colours():
         "teacher\naccuracy: 98.3 %"
     )
     assert any("a<b>&\"c'" in text and "difference to teacher: " in text for text in hovers)
+
+
+def test_names_with_numbers_in_them_are_written_as_they_are():
+    renamed = {"teacher": "mobilenet-0.125", "student": "v1.2000"}
+    found = made(3)
+    named = [
+        tuple(one.model_copy(update={"rung": renamed.get(one.rung, one.rung)}) for one in group)
+        for group in (found.result.artifacts, found.result.measurements, found.result.evaluations)
+    ]
+    changes = dict(zip(("artifacts", "measurements", "evaluations"), named, strict=True))
+    again = ladder(found.result.model_copy(update={**changes, "baseline": "mobilenet-0.125"}), found.arrays)
+    image = ElementTree.fromstring(hover_svg(plots_of([again])[0]))  # noqa: S314
+    drawn = {element.text for element in image.iter("text")}
+    assert set(renamed.values()) <= drawn
 
 
 SVG_NAMESPACE = "http://www.w3.org/2000/svg"

@@ -68,5 +68,17 @@ def test_the_main_process_alone_prints_them(rank, lines_said, monkeypatch, capsy
     assert shown.err == "teacher: 25 %\n" * lines_said
 
 
+def test_a_bar_whose_label_comes_back_has_the_time_left_of_the_new_work(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr("rich.console.monotonic", clock)
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}.items():
+        monkeypatch.setenv(name, value)
+    with bars() as update:
+        for done in (0, 10, 0, 1, 2, 3, 4):
+            update("calibrate", done, 10)
+            clock.s += 5
+    assert "0:00:30" in capsys.readouterr().err  # six steps of five seconds
+
+
 def test_durations_are_rough():
     assert [duration(value) for value in (0.2, 12, 240, 9000, 90000)] == ["1 s", "12 s", "4 min", "2.5 h", "25 h"]

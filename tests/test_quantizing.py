@@ -264,6 +264,9 @@ BAD = {
     "quantize small.onnx --data nowhere --max-drop 1": "no file or folder 'nowhere'",
     "quantize small.onnx --data flat.npz --max-drop 1": "calibration samples are the same",
     "quantize small.onnx --samples 3": "--samples: goes with --data",
+    "quantize small.onnx --option openvino.precision=bf16": "options of 'openvino', none of the backends asked for",
+    "quantize small.onnx --data pack.npz --dim n=3": "--dim: for a single file, and here several are judged",
+    "quantize small.onnx --data pack.npz --no-prove": "--prove/--no-prove: for a single file",
     "quantize small.onnx --data pack.npz --out small.onnx": "is the input itself",
 }
 
@@ -287,6 +290,11 @@ def test_bad_input_is_answered_in_one_line_and_nothing_is_written(call, said, tm
     assert done.returncode == 2 and said in done.stderr, done.stderr
     assert [line for line in done.stderr.splitlines() if not line.startswith("NOTE")] == done.stderr.splitlines()[-1:]
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_one_file_is_timed_as_the_options_have_it(tmp_path, typed):
+    said = typed("quantize", save_mlp(tmp_path / "m.onnx"), "--batch", "4", "--threads", "2", "--budget", "0.1")
+    assert "(on cpu, 2 threads, batch 4, 5 processes)" in said.out, said
 
 
 def test_an_int8_model_is_refused(tmp_path):

@@ -58,7 +58,7 @@ def test_a_file_is_proven_beside_its_parent(cnn, tmp_path):
     proof = prove(cnn, tmp_path / "int8.onnx", tmp_path / "pack.npz", budget_s=0.5)
     assert (proof.samples, proof.metric, proof.scores[0]) == ("40 evaluation samples", "accuracy", 0.75)
     assert proof.difference.low <= proof.scores[1] - 0.75 <= proof.difference.high
-    assert (sum(proof.kernels.low.values()), proof.kernels.low_share) == (4, 1.0)
+    assert (sum(proof.kernels.low.values()), proof.kernels.floating) == (4, {})
     assert [error.layer for error in proof.layers] == ["c0", "c1", "c2", "fc"]
     # The quantizer takes each Relu away, and gives its output's name to the convolution.
     assert all(15 < error.sqnr_db < 60 for error in proof.layers)

@@ -8,12 +8,13 @@ from kdbench.records import LoadTest, ResultFile, ScenarioMeasurement, from_json
 from kdbench.report.comma import to_csv
 from kdbench.report.files import save_report
 from kdbench.report.markdown import to_markdown
+from kdbench.report.rendering import Asked, find, rendered
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.scenarios import COLUMNS
-from kdbench.report.table import ladder
+from kdbench.report.table import ladder, load_ladders, scenario_rows_of
 from kdbench.store import load_result, save_results
 from tests.conftest import save_mlp
-from tests.test_report import result
+from tests.test_report import arrays, result
 from tests.test_scenarios import needs_loadgen
 
 
@@ -195,3 +196,38 @@ def test_a_bound_needs_a_number_and_a_unit(text, monkeypatch, typed, tmp_path):
 @pytest.mark.parametrize("arguments", ["--bound 10ms --scenario offline", "--sessions 2"])
 def test_options_of_scenarios_want_their_scenario(arguments, mistake):
     assert f"{arguments.split()[0]} is for" in mistake(f"bench m.onnx {arguments}")
+
+
+def three_files(tmp_path):
+    """Scenarios, twice under one name, and latencies."""
+    found, raw, _ = under_load(
+        measurement("teacher", "0", tests=tuple(server_tests(100.0))),
+        measurement("student", "1", tests=tuple(server_tests(250.0))),
+    )
+    for day in ("2026-01-01-made", "2026-01-02-made"):
+        save_results(tmp_path / f"{day}.json", found, raw | {"labels": raw["labels"] + (day > "2026-01-01-made")})
+    save_results(tmp_path / "latencies.json", result(), arrays())
+
+
+def test_with_several_files_a_rung_is_led_by_machine_and_file_also_under_load(tmp_path):
+    three_files(tmp_path)
+    rows = scenario_rows_of(load_ladders([tmp_path]))
+    leads = [f"here/2026-01-0{day}-made" for day in (1, 2)]
+    assert [(row.rung, row.parent) for row in rows] == [
+        pair for lead in leads for pair in ((f"{lead}/teacher", None), (f"{lead}/student", f"{lead}/teacher"))
+    ]
+
+
+def test_of_columns_asked_for_each_table_has_those_that_it_can(tmp_path):
+    three_files(tmp_path)
+    asked = Asked(columns=("rung", "latency_p50_s", "rate_per_s"), sort="-rate_per_s")
+    found = find([tmp_path], asked)
+    assert [[column.key for column in table.columns][:2] for table in found.tables()] == [
+        ["rung", "rate_per_s"], ["rung", "rate_per_s"], ["rung", "latency_p50_s"],
+    ]  # fmt: skip
+    assert [table.lines[0][0] for table in found.tables()] == ["student", "student", "teacher"]
+    assert rendered(found, "csv").splitlines()[0] == "rung,latency_p50_s,flags,error"
+    alone = find([tmp_path], Asked(columns=("latency_p50_s",))).tables()
+    assert [next(column.key for column in table.columns) for table in alone] == ["latency_p50_s"]
+    with pytest.raises(UserError, match="--columns: no column 'rate'"):
+        find([tmp_path], Asked(columns=("rate",)))

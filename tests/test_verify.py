@@ -12,10 +12,11 @@ from kdbench.onnxfile import inspect
 from kdbench.pipeline.rerunning import compared_again
 from kdbench.records import sealed
 from kdbench.report.markdown import to_markdown
+from kdbench.report.rendering import Asked, find, rendered
 from kdbench.report.table import load_ladders
 from tests.conftest import save_mlp
 from tests.test_report import MACHINE, ROUNDS, cell
-from tests.test_results import OTHER, digest, saved, values, whole
+from tests.test_results import OTHER, compared, digest, saved, values, whole
 
 # --- verifying --------------------------------------------------------------------------------------------------------
 
@@ -110,6 +111,21 @@ def test_a_page_of_other_tables_is_told(tmp_path):
     (into / "README.md").write_text(page.replace("75.0", "76.0", 1))
     (problem,) = results_verify(into).problems
     assert problem.startswith(f"{into / 'README.md'}: 1 lines of its tables are not those of today")
+
+
+@pytest.mark.parametrize("view", ["backends", "methods"])
+def test_every_table_of_a_page_is_looked_at(view, tmp_path):
+    into = tmp_path / "results"
+    results_add(saved(tmp_path / "run"), compared(tmp_path / "methods"), into=into)
+    table = rendered(find([into], Asked(view)), "md")
+    whole_page = f"<!-- [[[cog ]]] -->\n{table}{to_markdown(load_ladders([into]))}<!-- [[[end]]] -->\n"
+    (into / "README.md").write_text(whole_page)
+    assert results_verify(into).problems == ()
+    row = [line for line in table.splitlines() if line.startswith("| ")][1]
+    for spoilt in (f"{row.rstrip('|')} 1 |", f"{row}\n{row.replace('| ', '| in', 1)}", ""):
+        (into / "README.md").write_text(whole_page.replace(row, spoilt, 1))
+        (problem,) = results_verify(into).problems
+        assert "1 lines of its tables are not those of today" in problem
 
 
 # --- measuring again --------------------------------------------------------------------------------------------------

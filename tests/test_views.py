@@ -155,6 +155,8 @@ def test_backends_side_by_side_with_the_best_in_bold_where_intervals_separate_it
     assert [cell.text for cell in table.rows[0]] == ["teacher", "1", "1"]
     assert table.rows[1][2].value == pytest.approx(2.5, rel=0.01)
     assert [cell.best for cell in table.rows[1]] == [False, False, True]
+    alone = selected([ladder(*several())], Selection(rungs=("student",)))
+    assert tables_of(alone, [], "backends", measure="speed-up")[0].rows == table.rows[1:]
     table, _ = tables_of([ladder(*several())], [], "backends", measure="accuracy")
     assert [cell.text for cell in table.rows[1]] == ["student", "50.0", "50.0"]
     assert not any(cell.best for row in table.rows for cell in row)

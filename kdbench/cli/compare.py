@@ -116,9 +116,9 @@ def compare(
             progress=progress,
         )
     show_gate(gate)
-    if summary is not None:
-        earlier = summary.read_text(encoding="utf-8") if summary.is_file() else ""
-        write_atomic(summary, f"{earlier}{gate_to_markdown(gate)}\n")
     if json_file is not None:
         write_atomic(json_file, gate.to_json())
+    if summary is not None:
+        earlier = summary.read_bytes() if summary.is_file() else b""  # of others, in whatever encoding
+        write_atomic(summary, earlier + f"{gate_to_markdown(gate)}\n".encode())
     ctx.exit(0 if gate.passed else 1)

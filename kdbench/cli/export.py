@@ -13,9 +13,7 @@ from kdbench.cli import options
 @click.option(
     "--pack", type=options.FILE, help="Compare PyTorch and onnxruntime on its samples, not on generated ones."
 )
-@click.option(
-    "--code", type=options.FILE, metavar="DIR", help="Where the module.py of a model of your own lies: it is run."
-)
+@options.code
 def export(weights: Path, out: Path, pack: Path | None, code: Path | None) -> None:
     """Export the model of a WEIGHTS file (.safetensors, as `kdbench distill` writes) to ONNX.
 

@@ -1,7 +1,8 @@
 """What `kdbench convert` and `kdbench quantize` say of the file that they have written."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +19,7 @@ def show_proof_of(
     pack: Path | None,
     *,
     backend: str = "cpu",
+    backend_options: Mapping[str, Mapping[str, Any]] | None = None,
     batch: int = 1,
     threads: int = 1,
     budget_s: float | None = None,
@@ -39,6 +41,7 @@ def show_proof_of(
                 child,
                 pack,
                 backend=backend,
+                backend_options=backend_options,
                 batch=batch,
                 threads=threads,
                 budget_s=BUDGET_S if budget_s is None else budget_s,

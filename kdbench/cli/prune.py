@@ -9,7 +9,7 @@ from kdbench.cli import options
 
 @click.command(short_help="Take channels and blocks out of a weights file.")
 @click.argument("weights", type=options.FILE)
-@click.option("--out", type=options.FILE, required=True, metavar="FILE", help="The .safetensors file to write.")
+@options.out_weights
 @click.option(
     "--macs",
     callback=options.maybe_share,
@@ -40,11 +40,9 @@ from kdbench.cli import options
 )
 @click.option("--round-to", type=click.IntRange(1), default=8, show_default=True, help="Of the channels that are left.")
 @click.option("--blocks", is_flag=True, help="Whole residual blocks first.")
-@click.option("--ignore", multiple=True, metavar="LAYER", help="Leave this submodule as it is. May be repeated.")
+@options.ignore
 @click.option("--pack", type=options.FILE, help="Judge on its calibration samples: for taylor, and for blocks.")
-@click.option(
-    "--code", type=options.FILE, metavar="DIR", help="Where the module.py of a model of your own lies: it is run."
-)
+@options.code
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the importance random.")
 @click.option("--layers", is_flag=True, help="Print parameters and MACs of each layer, before and after.")
 def prune(

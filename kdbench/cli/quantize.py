@@ -114,6 +114,7 @@ def quantize(
     kdbench quantize model.onnx --calibration pack.npz --for tensorrt --out int8.onnx
     kdbench quantize model.onnx --data photos/ --for cpu --max-drop 0.5
     """
+    from kdbench.backends import pick_backends
     from kdbench.cli.proof import show_proof_of
     from kdbench.cli.show import remark, show_artifact, show_quantized
     from kdbench.quantization.targets import candidates
@@ -122,6 +123,7 @@ def quantize(
 
     given = {name: value for name, value in said.items() if options.given(name, value) is not None}
     chosen = parse(Quantize, given, "options")
+    pick_backends([backend or "cpu"], backend_options)
     if data is None and chosen.max_drop is None:
         needless = {"data-option": data_options, "preprocess": preprocess, "samples": samples}
         needless |= {name.replace("_", "-"): given.get(name) for name in ("bias_correction", "equalization")}
@@ -135,8 +137,19 @@ def quantize(
             made = quantize_step(model, target, pack, chosen, dims=dims, progress=progress)
         show_artifact(made, target)
         if prove:
-            show_proof_of(model, target, pack, backend=backend or "cpu", dims=dims)
+            show_proof_of(
+                *(model, target, pack),
+                backend=backend or "cpu",
+                backend_options=backend_options,
+                batch=batch,
+                threads=threads,
+                budget_s=options.given("budget", budget),
+                dims=dims,
+            )
         return
+    for option, here in (("--dim", bool(dims)), ("--prove/--no-prove", options.given("prove", prove) is not None)):
+        if here:
+            raise UserError(f"{option}: for a single file, and here several are judged on samples: leave it out")
     if data is not None and pack is not None:
         raise UserError("--calibration: --data has the samples: leave one of them out")
     from kdbench.pipeline.quantizing import fastest_int8

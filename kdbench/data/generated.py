@@ -1,7 +1,8 @@
 """Inputs made up from what an ONNX file says of its own: for models that come without data."""
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -23,7 +24,10 @@ def batch_size(inputs: Sequence[TensorSpec]) -> int | None:
 
 
 def shared_inputs(inputs: Sequence[TensorSpec]) -> set[str]:
-    """Names of inputs whose first dimension is not the batch: all samples share them."""
+    """Names of inputs whose first dimension is not the batch: all samples share them.
+
+    Where that holds for all of them, the first dimension is taken for the batch, of those that have any.
+    """
     fixed = batch_size(inputs)
     found = {
         spec.name
@@ -32,7 +36,28 @@ def shared_inputs(inputs: Sequence[TensorSpec]) -> set[str]:
         or (isinstance(spec.shape[0], int) and spec.shape[0] != fixed)
         or (isinstance(spec.shape[0], str) and why_not_a_size(inputs, spec.shape[0]) is None)
     }
-    return found if len(found) < len(inputs) else set()
+    return found if len(found) < len(inputs) else {spec.name for spec in inputs if not spec.shape}
+
+
+def sample_count(inputs: Sequence[TensorSpec], feed: Arrays) -> int:
+    """How many samples a feed of these inputs has."""
+    shared = shared_inputs(inputs)
+    return next((len(values) for name, values in feed.items() if name not in shared), 1)
+
+
+def first_samples(inputs: Sequence[TensorSpec], feed: Arrays, count: int) -> Arrays:
+    """A feed of the first samples alone, or of all where there are no more."""
+    shared = shared_inputs(inputs)
+    return {name: values if name in shared else values[:count] for name, values in feed.items()}
+
+
+def in_batches(inputs: Sequence[TensorSpec], feed: Arrays, batch: int) -> Iterator[Arrays]:
+    """The samples of a feed in whole batches, of which the last is filled up with the first samples."""
+    shared, samples = shared_inputs(inputs), sample_count(inputs, feed)
+    rows = np.arange(math.ceil(samples / batch) * batch) % samples
+    for start in range(0, len(rows), batch):
+        own = rows[start : start + batch]
+        yield {name: values if name in shared else values[own] for name, values in feed.items()}
 
 
 def why_not_a_size(inputs: Sequence[TensorSpec], name: str) -> str | None:

@@ -13,7 +13,7 @@ from kdbench.benchmark.cells import Subject, check_backends, plan
 from kdbench.benchmark.cells import inputs as inputs_of
 from kdbench.benchmark.raw import Raw, common_rounds
 from kdbench.benchmark.schedule import Schedule, settings_of
-from kdbench.data.generated import batch_size, described, generate
+from kdbench.data.generated import batch_size, described, first_samples, generate, sample_count
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import Answers, answer, compare, task_of
@@ -70,8 +70,7 @@ def prove(
         progress("answer", 1, 2)
         ours = answer(child, others, batch_size(after.inputs) or BATCH, target, threads)
         progress("answer", 2, 2)
-        few = {name: values[:LAYER_SAMPLES] for name, values in fed.items()}
-        layers, untold = _layers(parent, child, few, before)
+        layers, untold = _layers(parent, child, first_samples(before.inputs, fed, LAYER_SAMPLES))
     except WorkerError as error:
         raise UserError(f"{child} against {parent} on {target}: {error}") from None
     found, expected = list(ours.outputs.values()), list(theirs.outputs.values())
@@ -106,22 +105,18 @@ def _samples(
     """What the parent and the child are fed, each under its own preprocessing, and what it is."""
     if pack is None:
         fed = generate(before.inputs, batch_size(before.inputs) or BATCH, dims)
-        return fed, fed, f"{_count(fed)} generated inputs"
+        return fed, fed, f"{sample_count(before.inputs, fed)} generated inputs"
     if pack.x_test is not None:
         fed, others = (pack.test_inputs(one.inputs, one.preprocessing) for one in (before, after))
-        return fed, others, f"{_count(fed)} evaluation samples"
+        return fed, others, f"{sample_count(before.inputs, fed)} evaluation samples"
     fed, others = (pack.calibration_inputs(one.inputs, one.preprocessing) for one in (before, after))
-    return fed, others, f"{_count(fed)} calibration samples"
+    return fed, others, f"{sample_count(before.inputs, fed)} calibration samples"
 
 
-def _count(fed: Arrays) -> int:
-    return len(next(iter(fed.values())))
-
-
-def _layers(parent: Path, child: Path, fed: Arrays, before: Artifact) -> tuple[list[LayerError], int]:
+def _layers(parent: Path, child: Path, fed: Arrays) -> tuple[list[LayerError], int]:
     """None told where onnxruntime's CPU provider has no kernels for what the file computes in."""
     try:
-        return layer_errors(parent, child, fed, batch_size(before.inputs))
+        return layer_errors(parent, child, fed)
     except WorkerError as error:
         if not error.alive:
             raise

@@ -8,7 +8,7 @@ precision (`rounding`), on the same samples.
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker, WorkerError
-from kdbench.data.generated import batch_size, shared_inputs
+from kdbench.data.generated import batch_size, in_batches, sample_count
 from kdbench.onnxfile import load_model
 from kdbench.proofs.dequantizing import dequantized
 from kdbench.proofs.rounding import PRECISIONS, SIGNIFICAND_BITS, rounded
@@ -150,27 +150,12 @@ def _fp32_band(noise: float | None, bands: Bands) -> dict[str, tuple[float, floa
     return {"fp32": (least, max(least, min(noise, WIDEST_FP32 * bands[finest][0])))}
 
 
-def sample_count(artifact: Artifact, feed: Arrays) -> int:
-    """How many samples a feed has."""
-    shared = shared_inputs(artifact.inputs)
-    return next((len(values) for name, values in feed.items() if name not in shared), 1)
-
-
-def in_batches(artifact: Artifact, feed: Arrays, batch: int) -> Iterator[Arrays]:
-    """The samples of a feed in whole batches, of which the last is filled up with the first samples."""
-    shared, samples = shared_inputs(artifact.inputs), sample_count(artifact, feed)
-    rows = np.arange(math.ceil(samples / batch) * batch) % samples
-    for start in range(0, len(rows), batch):
-        own = rows[start : start + batch]
-        yield {name: values if name in shared else values[own] for name, values in feed.items()}
-
-
 def answers(worker: Worker, artifact: Artifact, feed: Arrays, batch: int | None = None) -> Outputs:
     """Outputs of a loaded model for all samples, in batches of `batch` or all at once; in those of its own if it has a
     fixed one."""
-    samples = sample_count(artifact, feed)
+    samples = sample_count(artifact.inputs, feed)
     batch = batch_size(artifact.inputs) or batch or samples
-    parts = [list(worker.predict(part).values()) for part in in_batches(artifact, feed, batch)]
+    parts = [list(worker.predict(part).values()) for part in in_batches(artifact.inputs, feed, batch)]
     if batch == samples:
         return parts[0]
     return [

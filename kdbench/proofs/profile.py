@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdbench.backends import Target, pick_backend
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.benchmark.cells import Cell, Subject, check_backends, inputs
-from kdbench.data.generated import batch_size
+from kdbench.data.generated import batch_size, shared_inputs
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact, load_model
@@ -142,7 +142,8 @@ def profile_one(
     batch = fixed or batch
     cell = Cell(Subject(artifact, path), target, threads, batch, dims=dims)
     feed = inputs(cell, pack)
-    larger = None if fixed else {name: np.repeat(values, LARGER, axis=0) for name, values in feed.items()}
+    shared = shared_inputs(artifact.inputs)
+    larger = None if fixed else {n: v if n in shared else np.repeat(v, LARGER, axis=0) for n, v in feed.items()}
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(target, threads) as worker:
         written = Path(scratch, "running.onnx") if target.row.saves_optimized else None
         try:

@@ -12,10 +12,10 @@ import numpy as np
 
 from kdbench.backends import Target, pick_backend
 from kdbench.backends.client import Worker, WorkerError
-from kdbench.data.generated import batch_size, generate, shared_inputs
+from kdbench.data.generated import batch_size, generate, in_batches, sample_count, shared_inputs
 from kdbench.data.pack import EvalPack
 from kdbench.data.sizes import Sizes
-from kdbench.proofs.precision import Reference, answers, error, in_batches, sample_count, samples_of
+from kdbench.proofs.precision import Reference, answers, error, samples_of
 from kdbench.records import Artifact, Evaluation, Proof
 from kdbench.store import Arrays
 
@@ -106,7 +106,7 @@ def _unless_dead() -> Iterator[None]:
 
 
 def _first(artifact: Artifact, sized: Sized, batch: int) -> Arrays:
-    return next(in_batches(artifact, sized.feed, batch_size(artifact.inputs) or batch))
+    return next(in_batches(artifact.inputs, sized.feed, batch_size(artifact.inputs) or batch))
 
 
 def _compared(worker: Worker, artifact: Artifact, sized: Sized, batch: int) -> Proof:
@@ -114,7 +114,7 @@ def _compared(worker: Worker, artifact: Artifact, sized: Sized, batch: int) -> P
     proof = Proof(batch=batch, dims=dict(sized.dims))
     if sized.expected is None:
         return proof
-    samples = sample_count(artifact, sized.feed)
+    samples = sample_count(artifact.inputs, sized.feed)
     # In other batches than the reference's, only what it has of each sample can be compared.
     expected = [
         None if theirs is None or (batch != samples and theirs.shape[:1] != (samples,)) else theirs

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +11,9 @@ import numpy as np
 
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
+from kdbench.data.generated import batch_size, in_batches
 from kdbench.evaluation import Parity
-from kdbench.onnxfile import load_model
+from kdbench.onnxfile import inputs_of, load_model
 from kdbench.proofs.layers import FLOAT_KERNELS, LOW_KERNELS, RECURRENT, STEPS, layers_of
 from kdbench.proofs.widening import computes_in_less, widened
 from kdbench.records import Artifact
@@ -46,12 +47,6 @@ class Kernels:
     floating: dict[str, int]
     casts: int
     nodes: int
-
-    @property
-    def low_share(self) -> float | None:
-        """None for a graph without layers."""
-        low, floating = sum(self.low.values()), sum(self.floating.values())
-        return low / (low + floating) if low + floating else None
 
 
 @dataclass(frozen=True)
@@ -116,15 +111,13 @@ def sqnr_db(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
 
 
-def layer_errors(
-    parent: Path, child: Path, feed: Arrays, fixed_batch: int | None = None
-) -> tuple[list[LayerError], int]:
+def layer_errors(parent: Path, child: Path, feed: Arrays) -> tuple[list[LayerError], int]:
     """SQNR of each layer's output in the child, all errors of the layers before it included; and how many of its layers
     can't be set beside the parent.
 
-    Both run as they stand in their files, on onnxruntime's CPU provider, on the samples of `feed` (first axis); 16-bit
-    floats as float32 that is rounded to them. Memory does not grow with the number of samples. Raises WorkerError where
-    either can't run.
+    Both run as they stand in their files, on onnxruntime's CPU provider, on the samples of `feed`; 16-bit floats as
+    float32 that is rounded to them. Memory does not grow with the number of samples. Raises WorkerError where either
+    can't run.
     """
     ours, theirs = load_model(child), load_model(parent)
     if computes_in_less(ours):  # which this provider would compute in float32, or refuse
@@ -142,7 +135,8 @@ def layer_errors(
             path = Path(scratch, f"{side}.onnx")
             path.write_bytes(showing(model, [pair[side] for pair in tensors]).SerializeToString())
             worker.load(path, plain=True)
-        for batch in batches(feed, fixed_batch or BATCH):
+        specs = inputs_of(theirs)
+        for batch in in_batches(specs, feed, batch_size(specs) or BATCH):
             expected, found = first.predict(batch), second.predict(batch)
             for pair in tensors:
                 a, b = expected[pair[0]].astype(np.float64), found[pair[1]].astype(np.float64)
@@ -213,11 +207,3 @@ def showing(model: "onnx.ModelProto", tensors: list[str]) -> "onnx.ModelProto":
     shown = {value.name for value in copy.graph.output}
     copy.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors if name not in shown)
     return copy
-
-
-def batches(feed: Arrays, batch: int) -> Iterator[Arrays]:
-    """All samples in order; the last batch is filled up with the first ones."""
-    samples = len(next(iter(feed.values())))
-    for start in range(0, samples, batch):
-        index = np.arange(start, start + batch) % samples
-        yield {name: values[index] for name, values in feed.items()}

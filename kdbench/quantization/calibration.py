@@ -103,12 +103,12 @@ def observe(
             worker.load(_written(watched(graph, wanted), Path(scratch)), plain=True)
             for batch in batches():
                 _check_finite(batch, samples)
-                first = first or {input_: values[:1].copy() for input_, values in batch.items()}
+                first = first or {input_: np.atleast_1d(values)[:1].copy() for input_, values in batch.items()}
                 alike = alike and all(_same(values, first[input_]) for input_, values in batch.items())
                 reply, _ = worker.ask("observe", batch, **asked)
                 if reply["not_finite"]:
                     raise UserError(f"{name}: {_not_finite(graph, reply['not_finite'])}")
-                samples += max(len(values) for values in batch.values())
+                samples += max(len(np.atleast_1d(values)) for values in batch.values())
                 progress("calibrate", samples, max(samples, total))
             if not samples:
                 raise UserError(f"{name}: no calibration samples: give some")

@@ -9,8 +9,9 @@ import numpy as np
 
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
-from kdbench.onnxfile import opset_of
-from kdbench.proofs.rewritten import batches, showing
+from kdbench.data.generated import in_batches
+from kdbench.onnxfile import inputs_of, opset_of
+from kdbench.proofs.rewritten import showing
 from kdbench.proofs.rounding import OPERANDS
 from kdbench.proofs.widening import EXACT, widened
 from kdbench.quantization.quiet import quietly
@@ -105,7 +106,7 @@ def overflowing(before: "onnx.ModelProto", after: "onnx.ModelProto", feed: Array
         path = Path(scratch, "rounded.onnx")
         path.write_bytes(showing(rounded, list(sizes.values())).SerializeToString())
         worker.load(path, plain=True)
-        for part in batches(feed, batch):
+        for part in in_batches(inputs_of(before), feed, batch):
             found = worker.predict(part)
             over |= {name.removesuffix(EXACT) for name in exact if LARGEST < float(found[sizes[name]]) < np.inf}
     ends = {f"{INPUT_CAST}_{number}": value.name for number, value in enumerate(before.graph.input)}

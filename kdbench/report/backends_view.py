@@ -71,8 +71,8 @@ def _timed(ladder: Ladder, value: float | None, logs: rounds.Logs, show: Callabl
 def _speedup(ladder: Ladder, row: Row) -> Compared:
     if row.rung == ladder.result.baseline and not row.error:
         return Compared(Cell("1", 1.0), ladder)
-    slow = _row(ladder, ladder.result.baseline, row.backend, (row.batch, row.threads, row.dims))
-    ours, theirs = rounds.latency_logs(ladder, row), rounds.latency_logs(ladder, slow) if slow else {}
+    # The baseline's own row may be one that is not shown.
+    ours, theirs = (rounds.latency_logs(ladder, one) for one in (row, replace(row, rung=ladder.result.baseline)))
     logs = {number: theirs[number] - ours[number] for number in ours.keys() & theirs.keys()}
     return Compared(interval_cell(row.ratio, ratio), ladder, logs)
 

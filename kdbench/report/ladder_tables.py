@@ -17,10 +17,12 @@ def ladder_tables(ladder: Ladder, brief: bool = False, columns: Sequence[str] = 
 
     Differences are in points; they and speed-ups are against the baseline, with 95 % intervals. A brief table leaves
     out those of “no difference”, and what a price and a reference take the place of. `columns` are fields of a row, in
-    the place of the usual ones.
+    the place of the usual ones; those that a row doesn't have are left out, and so are tables with none of them.
     """
     tables, known = [], fields_of(ladder, brief)
-    names = [name for name in columns if name != "flags"] or _columns(ladder, brief)
+    if columns and not known.keys() & set(columns):
+        return []
+    names = [name for name in columns if name in known and name != "flags"] or _columns(ladder, brief)
     shown, more = [known[name] for name in names], _legends(ladder, brief, names)
     for (backend, threads, batch, dims), group in groupby(ladder.rows, key=place):
         rows = list(group)

@@ -148,7 +148,7 @@ def _head(sections: Sequence[Section], records: Sequence[ResultFile | Comparison
             "contents": parts,
             "contents_with_more": False,
         }
-    machines = len({(record.machine.name, record.machine.fingerprint) for record in records})
+    machines = len({(record.machine.name, record.machine.hardware) for record in records})
     days = sorted(record.date[:10] for record in records)
     span = days[0] if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
     return {

@@ -20,7 +20,7 @@ from kdbench.report.selection import Selection, rebased, selected
 from kdbench.report.structured import ladders_to_json, tables_to_json
 from kdbench.report.table import Ladder, load_ladders, rows_of, scenario_rows_of
 from kdbench.report.text import TextTable
-from kdbench.report.views import VIEWS, ladder_in_order, tables_of
+from kdbench.report.views import VIEWS, ladders_in_order, tables_of
 from kdbench.store import RunFolder, find_all, find_comparisons, load_comparison
 
 FORMATS = ("md", "csv", "json", "latex", "html")
@@ -82,7 +82,7 @@ def find(paths: Iterable[str | Path], asked: Asked) -> Found:
         raise UserError(f"{compared[0]}: a comparison of methods: show it by itself, or by --view methods")
     ladders = selected([rebased(one, asked.baseline) for one in load_ladders(named)], asked.selection)
     if view == "ladder":
-        ladders = [ladder_in_order(one, asked.columns, asked.sort) for one in ladders]
+        ladders = ladders_in_order(ladders, asked.columns, asked.sort)
     return Found(asked, view, ladders, [])
 
 
@@ -140,11 +140,13 @@ def _markdown(found: Found) -> str:
 
 def cells_of(found: Found) -> tuple[Sequence[Row | ScenarioRow], tuple[str, ...]]:
     """The ladder's rows and their columns: those asked for, flags and errors always, or all; scenarios where there is
-    nothing else."""
+    nothing else. Columns of scenarios alone are left out beside rows."""
     rows, loads = rows_of(found.ladders), scenario_rows_of(found.ladders)
-    every = COLUMNS if rows or not loads else SCENARIO_COLUMNS
-    columns = tuple(dict.fromkeys((*found.asked.columns, "flags", "error"))) if found.asked.columns else every
-    return (rows, columns) if rows or not loads else (loads, columns)
+    scenarios = bool(loads and not rows)
+    asked, only_loads = found.asked.columns, set(SCENARIO_COLUMNS) - set(COLUMNS)
+    wanted = [name for name in asked if scenarios or name not in only_loads]
+    every = SCENARIO_COLUMNS if scenarios else COLUMNS
+    return loads if scenarios else rows, tuple(dict.fromkeys((*wanted, "flags", "error"))) if asked else every
 
 
 def lines_of(found: Found) -> tuple[Sequence[str], list[list[Value]]]:

@@ -41,9 +41,12 @@ def scenario_tables(ladder: Ladder, columns: Sequence[str] = ()) -> list[TextTab
     """A table for each scenario, backend, thread count, batch, sizes and number of sessions.
 
     Those of which no cell has a number, all for the same reason, are left to `unmeasured_loads`. `columns` are fields
-    of a row, in the place of the usual ones.
+    of a row, in the place of the usual ones; those that a row doesn't have are left out, and so are tables with none
+    of them.
     """
     tables, groups, known = [], _groups(ladder), scenario_fields(ladder.result.baseline)
+    if columns and not known.keys() & set(columns):
+        return []
     part_s = ladder.result.settings.budget_s / max(1, len(groups))
     for rows in groups:
         if _reason(rows):
@@ -55,7 +58,7 @@ def scenario_tables(ladder: Ladder, columns: Sequence[str] = ()) -> list[TextTab
             *COLUMNS[first.scenario],
             known["speedup"].column,
         ]
-        wanted = [known[name].column for name in columns if name != "flags"] or usual
+        wanted = [known[name].column for name in columns if name in known and name != "flags"] or usual
         shown = [replace(known[column.key], column=column) for column in wanted]
         table = table_of(_title(first, ladder.result.baseline), shown, rows, _said, _legend(rows, part_s))
         common = shared(first.threads, first.batch, first.dims, first.backend)

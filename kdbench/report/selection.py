@@ -8,9 +8,7 @@ from typing import TypeVar
 from kdbench.errors import UserError, nearest
 from kdbench.report.rows import Row
 from kdbench.report.scenarios import ScenarioRow
-from kdbench.report.table import Ladder, ladder
-
-AnyRow = TypeVar("AnyRow", Row, ScenarioRow)
+from kdbench.report.table import AnyRow, Ladder, ladder
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """The table model: one row a cell, computed from raw values on reading."""
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from kdbench.report.rows import Metric, Row
 from kdbench.report.scenarios import ScenarioRow, scenario_rows
 from kdbench.stats import Interval
 from kdbench.store import PARTIAL_FILE, RESULTS_FILE, RETURNED, Arrays, find_results, load_result, refuse_twice
+
+AnyRow = TypeVar("AnyRow", Row, ScenarioRow)
 
 Answers = Mapping[tuple[str, str, int], NDArray[Any]]
 """Predictions, classes [N] or 0 and 1 [N, C], by rung, backend and threads."""
@@ -49,34 +51,34 @@ def load_ladders(paths: Iterable[Path]) -> list[Ladder]:
     """
     found = [(file, *load_result(file)) for path in paths for file in find_results(path)]
     refuse_twice((file, result.raw.sha256) for file, result, _ in found)
-    return [ladder(result, arrays, _name_of(file)) for file, result, arrays in found]
+    return [ladder(result, arrays, name_of(file)) for file, result, arrays in found]
 
 
 def rows_of(ladders: Sequence[Ladder]) -> list[Row]:
     """The rows of all result files.
 
-    With more than one file, a rung's name is led by the file's, as two machines never share one ratio.
+    With more than one file, a rung's name is led by machine and file, as two machines never share one ratio.
     """
-    if len(ladders) == 1:
-        return list(ladders[0].rows)
-    return [
-        replace(row, rung=f"{lead}/{row.rung}", parent=f"{lead}/{row.parent}" if row.parent else None)
-        for table in ladders
-        for lead in [f"{table.result.machine.name}/{table.source}"]
-        for row in table.rows
-    ]
+    return _led(ladders, lambda one: one.rows)
 
 
 def scenario_rows_of(ladders: Sequence[Ladder]) -> list[ScenarioRow]:
-    """The scenarios of all ladders; with several of them, a rung's name is led by machine and ladder."""
+    """The scenarios of all result files, likewise."""
+    return _led(ladders, lambda one: one.scenarios)
+
+
+def _led(ladders: Sequence[Ladder], rows: Callable[[Ladder], Sequence[AnyRow]]) -> list[AnyRow]:
+    if len(ladders) == 1:
+        return list(rows(ladders[0]))
     return [
-        replace(row, rung=f"{row.machine}/{row.result}/{row.rung}") if len(ladders) > 1 else row
-        for ladder in ladders
-        for row in ladder.scenarios
+        replace(row, rung=f"{lead}/{row.rung}", parent=f"{lead}/{row.parent}" if row.parent else None)
+        for one in ladders
+        for lead in [f"{one.result.machine.name}/{one.source}"]
+        for row in rows(one)
     ]
 
 
-def _name_of(file: Path) -> str:
+def name_of(file: Path) -> str:
     """What tells a result file from others: its folder for a run's, else its own name."""
     if file.name in (RESULTS_FILE, PARTIAL_FILE):
         return file.resolve().parent.name

@@ -13,7 +13,8 @@ from kdbench.benchmark.raw import FACTS
 from kdbench.errors import UserError, first_line
 from kdbench.records import Artifact, Comparison, Evaluation, Measurement, ResultFile, ScenarioMeasurement
 from kdbench.report.markdown import comparison_to_markdown, to_markdown
-from kdbench.report.table import Ladder, ladder
+from kdbench.report.outdated import outdated
+from kdbench.report.table import Ladder, ladder, name_of
 from kdbench.store import PARTIAL_FILE, RESULTS, RESULTS_FILE, RETURNED, Arrays, find_all, load, refuse_twice
 
 README = "README.md"
@@ -55,7 +56,7 @@ def results_verify(*paths: str | Path) -> Verified:
     for file, (record, arrays) in read.items():
         if not record.seal:
             remarks.append(f"{file}: has no seal, as it is of schema {record.schema_version}: an edit can't be told")
-        found, table = _found(record, arrays)
+        found, table = _found(file, record, arrays)
         problems += [f"{file}: {line}" for line in (*found, *_misplaced(file, record))]
         if table:
             ladders[file] = table
@@ -64,7 +65,13 @@ def results_verify(*paths: str | Path) -> Verified:
     problems += [line for place in places if place.is_dir() for line in _strays(place, known)]
     for place in places:
         if place.is_dir() and not (problems or place.joinpath(RESULTS_FILE).is_file()):
-            problems += _outdated(place / README, [table for file, table in ladders.items() if place in file.parents])
+            comparisons = [
+                (record, arrays)
+                for file, (record, arrays) in read.items()
+                if isinstance(record, Comparison) and place in file.parents
+            ]
+            below = [table for file, table in ladders.items() if place in file.parents]
+            problems += outdated(place / README, below, comparisons)
     return Verified(tuple(files), tuple(problems), tuple(remarks))
 
 
@@ -82,7 +89,7 @@ def _strays(place: Path, known: set[Path]) -> list[str]:
     return problems
 
 
-def _found(record: ResultFile | Comparison, arrays: Arrays) -> tuple[list[str], Ladder | None]:
+def _found(file: Path, record: ResultFile | Comparison, arrays: Arrays) -> tuple[list[str], Ladder | None]:
     """What is wrong within one file; its rows, where they can be computed."""
     problems = _hardware(record)
     if isinstance(record, Comparison):
@@ -93,7 +100,7 @@ def _found(record: ResultFile | Comparison, arrays: Arrays) -> tuple[list[str], 
     if problems:  # numbers of what is wrong already mean nothing
         return problems, None
     problems = _computed(lambda: _tables(ladder(record, arrays)))
-    return problems, None if problems else ladder(record, arrays)
+    return problems, None if problems else ladder(record, arrays, name_of(file))
 
 
 def _tables(table: Ladder) -> str:
@@ -257,18 +264,3 @@ def _together(read: Sequence[tuple[Path, ResultFile | Comparison]]) -> list[str]
                 f"({hardware}): take it out, and 'kdbench results add' it"
             )
     return problems
-
-
-def _outdated(readme: Path, ladders: Sequence[Ladder]) -> list[str]:
-    """A page that cog writes, where a row of today's tables is missing in it."""
-    try:
-        text = readme.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return []
-    if "[[[cog" not in text or not ladders:
-        return []
-    lines = set(text.splitlines())
-    missing = [line for line in to_markdown(ladders).splitlines() if line.startswith("|") and line not in lines]
-    if not missing:
-        return []
-    return [f"{readme}: {len(missing)} lines of its tables are not those of today: write it again with cog -r {readme}"]

@@ -53,8 +53,8 @@ def tables_of(
     if view == "ladder":
         tables = [
             _led(table, one, len(ladders) > 1)
-            for one in ladders
-            for table in _ladder(one, columns, sort, brief, details and not brief and not columns)
+            for one in ladders_in_order(ladders, columns, sort)
+            for table in _ladder(one, columns, brief, details and not brief and not columns)
         ]
         return _minded(tables, ladders)
     if view == "backends":
@@ -81,12 +81,11 @@ def _minded(tables: Sequence[TextTable], ladders: Sequence[Ladder]) -> list[Text
     return [replace(table, legend=" ".join(filter(None, (table.legend, *said)))) for table in tables]
 
 
-def _ladder(one: Ladder, columns: Sequence[str], sort: str | None, brief: bool, details: bool) -> list[TextTable]:
+def _ladder(one: Ladder, columns: Sequence[str], brief: bool, details: bool) -> list[TextTable]:
     """Tables of a result file, what each rung is in detail, and last what could not be measured."""
-    ordered = ladder_in_order(one, columns, sort)
-    tables = [*ladder_tables(ordered, brief, columns), *scenario_tables(ordered, columns)]
+    tables = [*ladder_tables(one, brief, columns), *scenario_tables(one, columns)]
     if details and any(not row.error for row in one.rows):
-        tables.append(details_table(ordered))
+        tables.append(details_table(one))
     reasons = [*unmeasured(one.rows), *unmeasured_loads(one)]
     if reasons:
         rows = tuple((name_cell(reason.removeprefix("not measured: ")),) for reason in reasons)
@@ -94,14 +93,25 @@ def _ladder(one: Ladder, columns: Sequence[str], sort: str | None, brief: bool, 
     return tables
 
 
-def ladder_in_order(one: Ladder, columns: Sequence[str] = (), sort: str | None = None) -> Ladder:
-    """The ladder with the rows of each of its tables in the order of a column; raises UserError for unknown ones."""
-    known = [*(fields_of(one) if one.rows or not one.scenarios else ()), *(SCENARIO_COLUMNS if one.scenarios else ())]
+def ladders_in_order(ladders: Sequence[Ladder], columns: Sequence[str] = (), sort: str | None = None) -> list[Ladder]:
+    """The ladders with the rows of each of their tables in the order of a column, where they have it.
+
+    Raises UserError for names of columns that none of them has.
+    """
+    known = list(dict.fromkeys(name for one in ladders for name in _columns_of(one)))
     for name in columns:
         known_column(name, known, "--columns")
     if sort is None:
-        return one
-    known_column(sort.removeprefix("-"), known, "--sort")
+        return list(ladders)
+    name = known_column(sort.removeprefix("-"), known, "--sort")
+    return [_in_order(one, sort) if name in _columns_of(one) else one for one in ladders]
+
+
+def _columns_of(one: Ladder) -> list[str]:
+    return [*(fields_of(one) if one.rows or not one.scenarios else ()), *(SCENARIO_COLUMNS if one.scenarios else ())]
+
+
+def _in_order(one: Ladder, sort: str) -> Ladder:
     rows = [row for key in dict.fromkeys(map(place, one.rows)) for row in _sorted(one.rows, place, key, sort)]
     loads = [
         row for key in dict.fromkeys(map(load_of, one.scenarios)) for row in _sorted(one.scenarios, load_of, key, sort)

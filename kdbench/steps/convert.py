@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdbench.backends.client import WorkerError
-from kdbench.data.generated import described, hint
+from kdbench.data.generated import described, first_samples, hint
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, pick
 from kdbench.evaluation import parity_on
-from kdbench.onnxfile import load_model, portable
+from kdbench.onnxfile import inputs_of, load_model, portable
 from kdbench.onnxgraph import count_macs, count_parameters
 from kdbench.proofs.widening import widened
 from kdbench.quantization.formats import FORMATS, Converted, converted
@@ -103,7 +103,7 @@ def _within_range(
 
     A CPU would not show it: it computes such a file in float32, as onnxruntime does, and a GPU answers nonsense.
     """
-    few, over = {name: values[:SAMPLES] for name, values in compared.items()}, list[str]()
+    few, over = first_samples(inputs_of(graph), compared, SAMPLES), list[str]()
     for _ in range(PASSES):
         try:
             more = [name for name in overflowing(found.before, found.model, few, batch) if name not in to.keep]

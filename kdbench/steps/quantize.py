@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdbench.data.generated import batch_size, generate
+from kdbench.data.generated import batch_size, generate, in_batches
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import parity_on
@@ -118,7 +118,7 @@ def calibration_batches(parent: Artifact, pack: EvalPack | None, dims: Mapping[s
     step = size or BATCH
     if pack is None:
         made = generate(parent.inputs, size or GENERATED_SAMPLES, dims or {})
-        return lambda: _split(made, step)
+        return lambda: in_batches(parent.inputs, made, step)
     kept, samples = pack, pack.x_calibration
     if samples is None:
         raise UserError(f"{pack.name}: no array 'x_calibration' in it: needed to calibrate")
@@ -131,15 +131,6 @@ def calibration_batches(parent: Artifact, pack: EvalPack | None, dims: Mapping[s
             yield replace(kept, x_calibration=chosen).calibration_inputs(parent.inputs, parent.preprocessing)
 
     return batches
-
-
-def _split(inputs: Arrays, batch: int) -> Iterator[Arrays]:
-    """Whole batches; an input that isn't of one value a sample is the same in all."""
-    samples = max(len(values) for values in inputs.values())
-    for start in range(0, max(samples - batch, 0) + 1, batch):
-        yield {
-            name: values[start : start + batch] if len(values) == samples else values for name, values in inputs.items()
-        }
 
 
 def write_quantized(

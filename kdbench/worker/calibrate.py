@@ -96,7 +96,7 @@ class Collection:
         `asked`: `counted`, whether histograms are wanted; `outputs`, of which it is told whether they ever change;
         `independent`, whether a batch may be run in parts.
         """
-        samples = max(len(values) for values in feed.values())
+        samples = max(len(np.atleast_1d(values)) for values in feed.values())
         if self.part is None:
             self.part = samples
             if asked["independent"] and samples > 1:

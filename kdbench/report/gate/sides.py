@@ -110,14 +110,9 @@ def place_of(key: Key) -> str:
 def remarks(old: Side, new: Side) -> tuple[str, ...]:
     """What should be known of two files that are compared; raises UserError for those of two machines."""
     one, two = old.result.machine, new.result.machine
-    known = bool(one.fingerprint and two.fingerprint)
-    hardware = [
-        machine.fingerprint if known else (machine.cpu, machine.cores_logical, machine.features)
-        for machine in (one, two)
-    ]
-    if hardware[0] != hardware[1]:
+    if one.hardware != two.hardware:
         names = [f"{machine.name} ({machine.cpu}, {machine.cores_logical} cores)" for machine in (one, two)]
-        apart = names if names[0] != names[1] else [f"{names[0]}, {machine.fingerprint}" for machine in (one, two)]
+        apart = names if names[0] != names[1] else [f"{names[0]}, {machine.hardware}" for machine in (one, two)]
         raise UserError(
             f"measured on two machines, which never share a ratio: OLD on {apart[0]}, NEW on {apart[1]}: measure both "
             "models in one job: kdbench compare OLD.onnx NEW.onnx"

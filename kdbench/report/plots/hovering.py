@@ -49,10 +49,14 @@ def hover_svg(plot: Plot) -> str:
 
 def _shortened(text: str) -> str:
     """To a hundredth of a point, without indentation, and in fonts that are as wide as the one it was laid out in."""
-    text = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\d+\.\d{3,}", _rounded, tag[0]), text)
     text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
     text = text.replace("font-family: 'DejaVu Sans'", "font-family: 'DejaVu Sans', Verdana, sans-serif")
     return re.sub(r">\s+<", "><", text)
+
+
+def _rounded(number: re.Match[str]) -> str:
+    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
 
 
 def _give_ids(root: ElementTree.Element, lead: str) -> None:
