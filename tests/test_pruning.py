@@ -157,7 +157,9 @@ def test_the_target_is_reached_with_the_least_pruning(what, scope):
 
 def test_a_target_that_cannot_be_reached_says_the_closest():
     model, x = small("resnet"), samples(IMAGE)
-    with pytest.raises(UserError, match=r"prune.macs: 0.01 can't be reached: 0\.\d+ is the closest") as error:
+    with pytest.raises(
+        structured.UnreachableError, match=r"prune.macs: 0.01 can't be reached: 0\.\d+ is the closest"
+    ) as error:
         structured.prune(model, Prune(macs=0.01, round_to=4), x)
     closest = float(str(error.value).split("reached: ")[1].split()[0])
     found = structured.prune(model, Prune(macs=closest + 0.001, round_to=4), x)

@@ -207,6 +207,17 @@ def test_a_pruning_that_removed_nothing_stops_it_by_name(again, monkeypatch):
     assert found.remarks[0].startswith("stopped: pruning removed nothing: MACs ")
 
 
+def test_a_disk_that_is_full_while_it_prunes_is_no_refusal(again, monkeypatch):
+    def full(path, *_):
+        raise UserError(f"{path}: cannot be written: No space left on device")
+
+    before = (again / spirals.JOURNAL).read_bytes()
+    monkeypatch.setattr(weights, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        spirals.spiral(recipe(**{"spiral.step": "0.3"}), again)
+    assert (again / spirals.JOURNAL).read_bytes() == before
+
+
 def test_the_last_model_in_int8_stands_on_the_ladder_where_all_rungs_are_asked_for(again, monkeypatch):
     measured = []
     monkeypatch.setattr(spirals, "_measured", lambda walk, record, rungs: measured.append(rungs))

@@ -104,7 +104,11 @@ def begun(ground: Ground) -> Walk:
 
 
 def one_turn(walk: Walk, plan: Plan, before: list[TurnRecord]) -> TurnRecord:
-    """What comes of a turn, after those `before`: refused, or taken and exported."""
+    """What comes of a turn, after those `before`: refused, or taken and exported.
+
+    Raises UserError, and the turn is none, for what says nothing of the step: a full disk, a training that failed.
+    """
+    from kdbench.pruning.structured import UnreachableError
     from kdbench.steps import spiral as step
 
     ground, section = walk.ground, walk.section
@@ -118,7 +122,7 @@ def one_turn(walk: Walk, plan: Plan, before: list[TurnRecord]) -> TurnRecord:
     lesson = replace(ground.lesson, dataset=step.seen_by(ground.dataset, source))
     try:
         start = step.narrowed(folder, rung, parent, source, plan.keep, teachers, lesson)
-    except UserError as error:
+    except UnreachableError as error:
         return refused("unreachable", re.sub(r"^prune\.?", "pruning ", str(error)))
     whole, left = (step.costs(path, recipe.folder) for path in (source, start))
     facts = {"macs": left.macs, "parameters": left.parameters, "mark": step.structure(start)}

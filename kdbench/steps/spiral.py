@@ -118,7 +118,7 @@ def narrowed(
 ) -> Path:
     """The weights file of `rung` before it learns: that of its `parent`, of which `keep` is left.
 
-    Kept where it is already there. Raises UserError where so much can't be taken away.
+    Kept where it is already there. Raises UnreachableError where so much can't be taken away.
     """
     dataset, section = lesson.dataset, lesson.recipe.spiral
     assert section is not None
