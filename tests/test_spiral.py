@@ -5,15 +5,16 @@ import shutil
 
 import pytest
 
-from kdbench import UserError
+from kdbench import UserError, pipeline
 from kdbench.pipeline import checking, turns
 from kdbench.pipeline import spiral as spirals
 from kdbench.pipeline.racing import Raced
+from kdbench.pipeline.rungs import LADDER, run_subjects
 from kdbench.records.turns import SpiralRecord
 from kdbench.stats import Interval
 from kdbench.steps import prune
 from kdbench.steps import spiral as steps
-from kdbench.store import load_artifact, load_recipe, load_result
+from kdbench.store import RunFolder, load_artifact, load_recipe, load_result
 from kdbench.training import weights
 from tests.conftest import FLAT, kdbench, overrides
 from tests.test_training import StopError
@@ -244,6 +245,22 @@ def test_a_last_training_is_a_rung_of_its_own(again):
         final = load_artifact(again / "spiral-final.artifact.json")
         assert (final.parent, final.parameters) == ("spiral-1", found.turns[0].parameters)
     assert not list(again.glob("spiral-2.*"))  # of the spiral before
+
+
+def test_a_run_and_a_spiral_in_one_folder_measure_what_each_has_made(reached, tmp_path, monkeypatch):
+    """Of other data: each trains the student anew, and leaves the other's rungs, which name the one before."""
+    measured = []
+    for module in (pipeline, spirals):
+        monkeypatch.setattr(module, "measured_run", lambda _, subjects, *__, **___: measured.append(subjects))
+    run = shutil.copytree(reached, tmp_path / "run")
+    pipeline.run(recipe(**{"data.held_out_samples": "100"}), run)
+    with pytest.raises(UserError, match=r"spiral-1\.onnx: made from another student .*: 'kdbench spiral' with"):
+        run_subjects(RunFolder(run))
+    spirals.spiral(recipe(), run)
+    with pytest.raises(UserError, match=r"teacher-int8\.onnx: made from another teacher .*: 'kdbench run' with"):
+        run_subjects(RunFolder(run))
+    rungs = [[subject.artifact.rung for subject in subjects] for subjects in measured]
+    assert rungs == [[*LADDER], ["teacher", "student", "spiral-1", "spiral-2"]]
 
 
 def test_a_latency_is_measured_beside_the_first_model(again, monkeypatch):

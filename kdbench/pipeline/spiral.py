@@ -223,7 +223,8 @@ def _measured(walk: Walk, record: SpiralRecord, rungs: list[str]) -> Report:
     """The ladder on the evaluation samples, against the first model."""
     ground = walk.ground
     wanted = [*(name for name in walk.teachers if name != record.first), *rungs]
-    found = {subject.artifact.rung: subject for subject in run_subjects(ground.folder)}
+    subjects = run_subjects(ground.folder, lambda artifact: artifact.rung in wanted)
+    found = {subject.artifact.rung: subject for subject in subjects}
     subjects = [found[rung] for rung in wanted if rung in found]
     return measured_run(ground, subjects, record.first, keep=True)
 
