@@ -247,6 +247,22 @@ def test_a_last_training_is_a_rung_of_its_own(again):
     assert not list(again.glob("spiral-2.*"))  # of the spiral before
 
 
+def test_a_last_training_that_was_refused_is_not_done_again(again, monkeypatch):
+    judged, trained = turns._judged, []
+
+    def worse(walk, artifact):
+        trained.append(artifact.rung)
+        found = judged(walk, artifact)
+        return found | {"drop": found["drop"].model_copy(update={"value": 0.9})}
+
+    monkeypatch.setattr(turns, "_judged", worse)
+    fields = {"spiral.final": "{ epochs = 1, learning_rate = 0.05 }"}
+    first, second = (spirals.spiral(recipe(**fields), again).record for _ in range(2))
+    assert (first.final.refusal, first.best) == ("accuracy", "spiral-2")
+    assert second == first
+    assert trained == ["spiral-final"]
+
+
 def test_a_run_and_a_spiral_in_one_folder_measure_what_each_has_made(reached, tmp_path, monkeypatch):
     """Of other data: each trains the student anew, and leaves the other's rungs, which name the one before."""
     measured = []

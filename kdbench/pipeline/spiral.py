@@ -107,9 +107,10 @@ def _walked(walk: Walk) -> SpiralRecord:
     )
     found = search.spiral(make, bounds, past)
     best = walk.rung(found.best)
+    known = record.final
     record = record.model_copy(update={"limit": found.limit, "best": best, "final": None})
     if section.final and found.best:
-        final = final_turn(walk, next(turn for turn in record.turns if turn.number == found.best), record.final)
+        final = final_turn(walk, next(turn for turn in record.turns if turn.number == found.best), known)
         record = record.model_copy(update={"final": final, "best": best if final.refusal else FINAL})
         ground.say(turn_line(final, record))
     return _kept(folder, record.model_copy(update={"remarks": tuple(_remarks(walk, record))}))
