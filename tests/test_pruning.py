@@ -14,7 +14,7 @@ from kdbench.records import Prune, parse
 from kdbench.steps import prune as steps
 from kdbench.steps.prune import Samples
 from kdbench.training import weights
-from tests.prunable import CLASSES, IMAGE, SMALL, TEXT, asked, samples, saved, small
+from tests.prunable import CLASSES, IMAGE, SMALL, TEXT, asked, plain, samples, saved, small
 
 # What can't be followed: channels that a layer norm mixes, or shuffles all along a stage.
 LEFT = {
@@ -180,6 +180,15 @@ def test_ignored_layers_keep_their_channels():
     assert set(found.left) == {"stages.0.0.0", "stages.2.1.0"}
     with pytest.raises(UserError, match=r"prune.ignore: no submodule 'stages\.00': did you mean 'stages\.0"):
         structured.prune(model, asked(ignore=("stages.00",)), x)
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8), nn.BatchNorm2d(8, affine=False)])
+def test_norms_without_weights_are_narrowed_with_their_layers(norm):
+    model, x = plain(), samples(IMAGE)
+    model[1] = norm
+    found = structured.prune(model, Prune(macs=0.6, round_to=2), x)
+    assert found.after.macs <= 0.6 * found.before.macs
+    assert found.model[1].num_features == found.model[0].out_channels < 8
 
 
 def test_a_measured_latency_is_reached_with_few_measurements():

@@ -1,6 +1,6 @@
 """What a network costs, and the least pruning that brings it down to a share of that."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +107,8 @@ MACS: dict[Any, Callable[..., int]] = {
 def cost_without(model: nn.Module, whole: Cost, cuts: Cuts, heads: Mapping[str, int]) -> tuple[int, int]:
     """Parameters and MACs of a network whose cost is `whole`, without what is cut, told without doing it."""
     modules = dict(model.named_modules())
-    made, read = dict.fromkeys(whole.layers, 1.0), dict.fromkeys(whole.layers, 1.0)
+    made: dict[str, float] = defaultdict(lambda: 1.0)  # norms without weights are cut too, and cost nothing
+    read = made.copy()
     for (layer, part), removed in cuts.items():
         side = read if part in READS else made
         side[layer] *= 1 - len(removed) / size(modules[layer], part)
