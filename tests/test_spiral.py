@@ -110,6 +110,13 @@ def test_a_spiral_that_has_ended_is_kept_as_it_is_but_for_a_file_that_is_gone(re
     assert {path: path.read_bytes() for path in files} == files
 
 
+def test_fewer_turns_than_the_journal_knows_are_all_that_there_were(again):
+    found = spirals.spiral(recipe(**{"spiral.turns": "1"}), again).record
+    assert (found.limit, found.best, [turn.number for turn in found.turns]) == ("turns", "spiral-1", [1])
+    assert found.remarks[0].startswith("the most turns, 1, are over; ended with spiral-1: ")
+    assert not list(again.glob("spiral-2.*"))
+
+
 @pytest.mark.parametrize("moment", ["in training", "before the journal"])
 def test_a_spiral_that_was_stopped_ends_with_the_same_bytes(reached, again, monkeypatch, moment):
     """In its second turn, of which nothing but a checkpoint, or all but the journal, is written."""

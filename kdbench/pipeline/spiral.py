@@ -108,7 +108,8 @@ def _walked(walk: Walk) -> SpiralRecord:
     found = search.spiral(make, bounds, past)
     best = walk.rung(found.best)
     known = record.final
-    record = record.model_copy(update={"limit": found.limit, "best": best, "final": None})
+    walked = {"turns": record.turns[: found.turns], "limit": found.limit, "best": best}
+    record = record.model_copy(update={**walked, "final": None})
     if section.final and found.best:
         final = final_turn(walk, next(turn for turn in record.turns if turn.number == found.best), known)
         record = record.model_copy(update={"final": final, "best": best if final.refusal else FINAL})
