@@ -182,6 +182,26 @@ def test_ignored_layers_keep_their_channels():
         structured.prune(model, asked(ignore=("stages.00",)), x)
 
 
+class Named(nn.Conv2d):
+    def forward(self, x):
+        return nn.functional.conv2d(input=x, weight=self.weight, bias=self.bias)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "macs"),
+    [
+        (Named(3, 8, 3), (3, 8, 8), 8 * 6 * 6 * 3 * 9),
+        (nn.ConvTranspose2d(4, 8, 3, groups=2), (4, 8, 8), 4 * 8 * 8 * 4 * 9),
+        # Three products with a weight of 32 × 32 before, one behind, of 16 tokens; scores, and the sums by them.
+        (nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), (16, 32), 16 * 32 * (4 * 32 + 2 * 16 + 2 * 64)),
+    ],
+)
+def test_macs_are_those_of_the_formula(model, shape, macs):
+    found = cost(model, torch.randn(2, *shape))
+    assert found.macs == macs
+    assert sum(own for _, own in found.layers.values()) == macs
+
+
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8), nn.BatchNorm2d(8, affine=False)])
 def test_norms_without_weights_are_narrowed_with_their_layers(norm):
     model, x = plain(), samples(IMAGE)
