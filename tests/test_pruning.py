@@ -277,6 +277,22 @@ class Adds(nn.Module):
         return x + self.features
 
 
+def test_blocks_are_judged_by_all_samples_but_a_part_of_them_at_a_time():
+    """The activations of hundreds of large images don't fit into memory."""
+    model, x = small("resnet"), samples(IMAGE, 150)
+    names, seen, effects = blocks.removable(model, x[:4]), [], {}
+    with torch.no_grad():
+        whole = model(x)
+        for name in names:
+            skipped = small("resnet")
+            shortcuts.put(skipped, name, nn.Identity())
+            effects[name] = float((skipped(x) - whole).square().mean())
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    assert next(blocks.removal_order(model, names, x)) == min(effects, key=effects.get)
+    assert sum(seen) == 150 * (1 + len(names))
+    assert max(seen) <= 64
+
+
 def test_of_two_blocks_that_do_the_same_one_stays():
     """Either of the first two can go and nothing is lost, for the outputs end at 1; without both much is."""
     model = nn.Sequential(Adds(1.0, 0.0), Adds(1.0, 0.0), Adds(0.0, 0.1), nn.Hardtanh(-1, 1))
