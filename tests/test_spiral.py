@@ -140,6 +140,7 @@ def test_a_spiral_that_was_stopped_ends_with_the_same_bytes(reached, again, monk
     for name in ("spiral-2.safetensors", "spiral-2.onnx"):
         assert (again / name).read_bytes() == (reached / name).read_bytes()
     assert [turn.drop for turn in found.turns] == [turn.drop for turn in whole.turns]
+    assert found.turns[1].duration_s >= RunFolder(again).duration_s("spiral-2") - 1e-3  # that before the stop too
 
 
 def test_a_refused_turn_is_rolled_back_and_halved(again, monkeypatch):
@@ -197,10 +198,13 @@ def test_channels_that_were_refused_are_not_trained_again(again, monkeypatch):
         "spiral.training.epochs": "1",
         "spiral.parameters": "0.6",
     }
+    RunFolder(again).note_duration("spiral-2", "training", 1e6)  # of the spiral before
+    (again / "spiral-2.metrics.jsonl").write_text('{"epoch": 1, "samples_per_s": 1e-3, "duration_s": 1e6}\n')
     found = spirals.spiral(recipe(**fields), again).record
     assert [turn.refusal for turn in found.turns] == ["accuracy", *["repeated"] * (len(found.turns) - 1)]
     assert found.turns[1].said == "the same channels as in turn 1, which was refused"
     assert trained == ["spiral-1"]
+    assert found.turns[1].duration_s < 1e6
     assert found.limit == "accuracy"
 
 
@@ -238,6 +242,15 @@ def test_the_last_model_in_int8_stands_on_the_ladder_where_all_rungs_are_asked_f
     spirals.spiral(recipe(), again)
     assert "spiral-int8" not in measured[1]
     assert not (again / "spiral-int8.onnx").exists() and (again / "spiral-2.onnx").exists()
+
+
+def test_sparse_learning_leaves_the_students_own_sparse_rung_alone(again):
+    (again / "student-sparse.safetensors").write_bytes(b"of [sparsify]")
+    fields = {"spiral.sparse": '{ kind = "l1", strength = 1e-4, epochs = 1 }', "spiral.turns": "2"}
+    fields |= {"spiral.parameters": "0.6", "spiral.training.epochs": "1"}
+    assert spirals.spiral(recipe(**fields), again).record.best == "spiral-1"
+    assert (again / "student-sparse.safetensors").read_bytes() == b"of [sparsify]"
+    assert weights.record(again / "spiral-0-sparse.safetensors").history[0]["loss.penalty"] > 0
 
 
 def test_a_last_training_is_a_rung_of_its_own(again):

@@ -16,7 +16,7 @@ from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.learning import Ground, prepared
 from kdbench.pipeline.measuring import Report, measured_run
 from kdbench.pipeline.rungs import ENDS, SPIRAL, every_rung, in_int8, run_subjects, without
-from kdbench.pipeline.turns import FINAL, POINT, Walk, begun, final_turn, forget, one_turn, score, trained_s
+from kdbench.pipeline.turns import FINAL, POINT, Walk, begun, final_turn, forget, lasted, one_turn, score
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Artifact, Recipe, SpiralSection, from_json, read_text
 from kdbench.records.turns import SpiralRecord, TurnRecord
@@ -88,8 +88,7 @@ def _walked(walk: Walk) -> SpiralRecord:
         del turns[plan.number - 1 :]
         begun_s = now()
         turn = one_turn(walk, plan, turns)
-        took_s = max(now() - begun_s, trained_s(folder, walk.rung(plan.number), len(ground.dataset.x_train)))
-        turn = turn.model_copy(update={"duration_s": round(took_s, 3)})
+        turn = lasted(folder, walk.rung(plan.number), turn, now() - begun_s)
         turns.append(turn)
         record = _kept(folder, record.model_copy(update={"turns": tuple(turns), "limit": None}))
         if turn.refusal:

@@ -1,6 +1,5 @@
 """One turn of the spiral: pruned, taught again, exported, and judged on held-out samples against the first model."""
 
-import json
 import math
 import re
 import shutil
@@ -60,6 +59,10 @@ class Walk:
 
     def rung(self, number: int) -> str:
         return f"spiral-{number}" if number else self.first.artifact.rung
+
+    def sparse(self, number: int) -> str:
+        """The name of the same model's weights, drawn towards fewer channels. `student-sparse` is [sparsify]'s."""
+        return f"spiral-{number}-sparse"
 
     def weights(self, number: int) -> Path:
         return self.ground.folder.weights(self.rung(number)) if number else self.first.weights
@@ -121,7 +124,7 @@ def one_turn(walk: Walk, plan: Plan, before: list[TurnRecord]) -> TurnRecord:
 
     lesson = replace(ground.lesson, dataset=step.seen_by(ground.dataset, source))
     try:
-        start = step.narrowed(folder, rung, parent, source, plan.keep, teachers, lesson)
+        start = step.narrowed(folder, rung, walk.sparse(plan.parent), source, plan.keep, teachers, lesson)
     except UnreachableError as error:
         return refused("unreachable", re.sub(r"^prune\.?", "pruning ", str(error)))
     whole, left = (step.costs(path, recipe.folder) for path in (source, start))
@@ -172,8 +175,7 @@ def final_turn(walk: Walk, best: TurnRecord, known: TurnRecord | None) -> TurnRe
     artifact = _exported(walk, FINAL, weights, walk.rung(best.number), {"final": True, "teachers": [*teachers]})
     turn = TurnRecord(number=0, parent=best.number, step=0.0, keep=1.0, share=best.share, mark=mark)
     turn = turn.model_copy(update={**_facts(artifact), **_judged(walk, artifact), "speedup": best.speedup})
-    took_s = max(now() - begun_s, trained_s(folder, FINAL, len(ground.dataset.x_train)))
-    turn = turn.model_copy(update={"duration_s": round(took_s, 3)})
+    turn = lasted(folder, FINAL, turn, now() - begun_s)
     assert turn.drop is not None
     assert best.drop is not None
     if turn.drop.value > best.drop.value:
@@ -253,18 +255,16 @@ def _not_fallen(was: tuple[int | None, int], left: tuple[int | None, int]) -> st
     return f"pruning removed nothing: MACs {was[0]} → {left[0]}, parameters {was[1]} → {left[1]}"
 
 
-def trained_s(folder: RunFolder, rung: str, samples: int) -> float:
-    """What the epochs of a rung took, by their lines; those before a stop too."""
-    path = folder.metrics(rung)
-    if not path.is_file():
-        return 0.0
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return float(sum(samples / line["samples_per_s"] for line in lines if line.get("samples_per_s")))
+def lasted(folder: RunFolder, rung: str, turn: TurnRecord, took_s: float) -> TurnRecord:
+    """The turn with what it took: of one that was trained, with what it did before a stop."""
+    known_s = folder.duration_s(rung) if turn.score is not None else None
+    return turn.model_copy(update={"duration_s": round(max(took_s, known_s or 0.0), 3)})
 
 
 def forget(folder: RunFolder, rung: str) -> None:
     """Removes the files of a turn that is no rung."""
-    shutil.rmtree(folder.tensorboard(rung), ignore_errors=True)
-    for path in (*folder.path.glob(f"{rung}.*"), *folder.path.glob(f"{rung}-*.safetensors")):
+    for curves in (folder.tensorboard(rung), *folder.tensorboard(rung).parent.glob(f"{rung}-*")):
+        shutil.rmtree(curves, ignore_errors=True)
+    for path in (*folder.path.glob(f"{rung}.*"), *folder.path.glob(f"{rung}-*")):
         if path.is_file():
             path.unlink()
