@@ -316,8 +316,9 @@ def test_what_speaks_against_a_latency_stands_below_the_table(again, monkeypatch
     )
     fields = {"spiral.parameters": None, "spiral.latency": "0.05", "spiral.turns": "1"}
     fields = {field: value for field, value in (SPIRAL | fields).items() if value is not None}
+    fields["spiral.final"] = "{ epochs = 1, learning_rate = 0.02 }"
     found = spirals.spiral(load_recipe("digits", fields), again).record
-    assert found.turns[0].doubts == (busy,)
+    assert found.turns[0].doubts == found.final.doubts == (busy,)
     assert busy in (again / "spiral.md").read_text()
 
 

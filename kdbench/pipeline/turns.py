@@ -174,7 +174,8 @@ def final_turn(walk: Walk, best: TurnRecord, known: TurnRecord | None) -> TurnRe
     weights = train.refine(folder, FINAL, source, teachers, lesson, training=training)
     artifact = _exported(walk, FINAL, weights, walk.rung(best.number), {"final": True, "teachers": [*teachers]})
     turn = TurnRecord(number=0, parent=best.number, step=0.0, keep=1.0, share=best.share, mark=mark)
-    turn = turn.model_copy(update={**_facts(artifact), **_judged(walk, artifact), "speedup": best.speedup})
+    timed = {"speedup": best.speedup, "doubts": best.doubts}
+    turn = turn.model_copy(update={**_facts(artifact), **_judged(walk, artifact), **timed})
     turn = lasted(folder, FINAL, turn, now() - begun_s)
     assert turn.drop is not None
     assert best.drop is not None
