@@ -73,9 +73,13 @@ def _read(path: Path) -> "onnx.ModelProto":
         file = path.parent / location
         if "*" in location:  # onnxruntime's mark of an address in memory
             raise UserError(f"{path}: its external data '{location}' is no file: export the model again")
-        if not file.resolve().is_relative_to(path.parent.resolve()):
+        try:
+            inside, there = file.resolve().is_relative_to(path.parent.resolve()), file.is_file()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: no file is named as its external data: {first_line(error, 80)}") from None
+        if not inside:
             raise UserError(f"{path}: its external data '{location}' leads outside its folder")
-        if not file.is_file():
+        if not there:
             raise UserError(f"{path}: its external data '{location}' is missing: put it beside the model")
     return model
 

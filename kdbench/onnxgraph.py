@@ -47,7 +47,8 @@ def _counted(model: "onnx.ModelProto", sizes: Mapping[str, int]) -> tuple[dict[s
     """Multiply-accumulates of a run by a node's first output, and its number of samples."""
     import onnx
 
-    if any(_counts_otherwise(node) for node in model.graph.node):
+    model = inlined(model)
+    if model.functions or any(_counts_otherwise(node) for node in model.graph.node):
         return None
     fixed = onnx.ModelProto()
     fixed.CopyFrom(model)
@@ -129,6 +130,13 @@ def _graphs(graph: "onnx.GraphProto") -> "Iterator[onnx.GraphProto]":
     for node in graph.node:
         for inner in _subgraphs(node):
             yield from _graphs(inner)
+
+
+def inlined(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """Without functions of its own, whose nodes stand where they are called; those of another opset stay."""
+    from onnx.inliner import inline_local_functions
+
+    return inline_local_functions(model) if model.functions else model
 
 
 def nodes_of(model: "onnx.ModelProto") -> "Iterator[onnx.NodeProto]":

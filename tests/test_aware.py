@@ -210,6 +210,16 @@ def test_a_recipe_that_asks_for_it_no_more_loses_the_rung(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["student-int8.onnx"]
 
 
+def test_without_the_int8_rung_that_missed_its_budget_there_is_none_to_train(tmp_path):
+    for name in ("student-qat-int8.onnx", "student-qat-int8.artifact.json", "student-slim.onnx"):
+        (tmp_path / name).touch()
+    said = []
+    ground = Ground(RunFolder(tmp_path), load_recipe("digits", AWARE), None, "", silent, said.append)
+    assert aware_rung(ground, {}, "student-slim", "student-int8") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["student-slim.onnx"]
+    assert said == ["no rung student-qat-int8: there is no student-int8 that it could start from"]
+
+
 def test_nothing_changes_for_a_recipe_that_asks_for_none():
     section = load_recipe("digits").quantize
     assert not section.aware

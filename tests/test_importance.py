@@ -1,17 +1,20 @@
 """Which channels go first, and what draws them towards zero before."""
 
+import numpy as np
 import pytest
 import torch
 import torch_pruning
 from torch import nn
 
+from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.pruning.graph import follow
 from kdbench.pruning.importance import unit_scores
 from kdbench.pruning.sparse import penalty
 from kdbench.records import Sparse
 from kdbench.steps import prune as steps
-from tests.prunable import IMAGE, asked, plain, samples, saved, small
+from kdbench.training import weights
+from tests.prunable import IMAGE, ROW, asked, plain, samples, saved, small
 
 
 def loss_gradients(x, y, size=4):
@@ -87,6 +90,21 @@ def test_taylor_without_data_is_refused(tmp_path):
     with pytest.raises(UserError, match="'taylor' needs data to take gradients on: give --pack"):
         steps.prune(source, tmp_path / "pruned.safetensors", asked(importance="taylor"))
     assert not (tmp_path / "pruned.safetensors").exists()
+
+
+@pytest.mark.parametrize(("classes", "by_labels"), [("abcde", True), ("vwxyz", False)])
+def test_taylor_goes_by_the_labels_of_a_pack_of_the_networks_own_classes(classes, by_labels, tmp_path):
+    source = saved(tmp_path / "whole.safetensors", "mlp", small("mlp"))
+    x, y = samples(ROW, 16).numpy(), np.arange(16) % 5
+    pack = EvalPack("pack", None, None, x, tuple(classes), None, y_calibration=y)
+
+    def taken_out(data):
+        found = steps.prune(source, tmp_path / "pruned.safetensors", asked(importance="taylor"), data)
+        return weights.record(found.path).changes
+
+    known, unknown = taken_out(steps.Samples(x, y)), taken_out(steps.Samples(x))
+    assert known != unknown
+    assert taken_out(pack) == (known if by_labels else unknown)
 
 
 def gradients_of(loss, model):

@@ -52,6 +52,24 @@ def test_macs_are_unknown_where_shapes_are(tmp_path):
     assert inspect(path).macs is None
 
 
+@pytest.mark.parametrize(("opset", "macs"), [(17, 8 * 4), (13, None)])
+def test_macs_within_a_function_of_the_model_are_counted(opset, macs, tmp_path):
+    """Where its opset is another than the model's, it isn't told what it would count."""
+    body = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    function = helper.make_function("own", "Linear", ["x", "w"], ["y"], body, [helper.make_opsetid("", opset)])
+    graph = helper.make_graph(
+        [helper.make_node("Linear", ["x", "w"], ["y"], domain="own")],
+        "function",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(np.ones((8, 4), np.float32), "w")],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    path = tmp_path / "function.onnx"
+    onnx.save(helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8), path)
+    assert inspect(path).macs == macs
+
+
 def make_bad(kind, folder):
     path = folder / "bad.onnx"
     good = save_mlp(folder / "good.onnx").read_bytes()
@@ -72,14 +90,15 @@ def make_bad(kind, folder):
             model = onnx.load_from_string(good)
             onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
             (folder / "weights.bin").unlink()
-        case "outside":
+        case "outside" | "no name" | "long name":
+            location = {"outside": "../weights.bin", "no name": "weights\0.bin", "long name": 5000 * "w"}[kind]
             model = onnx.load_from_string(good)
             onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
             model = onnx.load(path, load_external_data=False)
             for tensor in model.graph.initializer:
                 for entry in tensor.external_data:
                     if entry.key == "location":
-                        entry.value = "../weights.bin"
+                        entry.value = location
             path.write_bytes(model.SerializeToString())
     return path
 
@@ -95,6 +114,8 @@ def make_bad(kind, folder):
         ("half", "not a"),
         ("external", "'weights.bin' is missing"),
         ("outside", "leads outside its folder"),
+        ("no name", "no file is named as its external data"),
+        ("long name", "no file is named as its external data: [Errno 36] File name too long"),
     ],
 )
 def test_what_is_no_model_is_named(kind, message, tmp_path):

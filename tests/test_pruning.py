@@ -14,7 +14,7 @@ from kdbench.records import Prune, parse
 from kdbench.steps import prune as steps
 from kdbench.steps.prune import Samples
 from kdbench.training import weights
-from tests.prunable import CLASSES, IMAGE, SMALL, TEXT, asked, samples, saved, small
+from tests.prunable import CLASSES, IMAGE, SMALL, TEXT, asked, plain, samples, saved, small
 
 # What can't be followed: channels that a layer norm mixes, or shuffles all along a stage.
 LEFT = {
@@ -157,7 +157,9 @@ def test_the_target_is_reached_with_the_least_pruning(what, scope):
 
 def test_a_target_that_cannot_be_reached_says_the_closest():
     model, x = small("resnet"), samples(IMAGE)
-    with pytest.raises(UserError, match=r"prune.macs: 0.01 can't be reached: 0\.\d+ is the closest") as error:
+    with pytest.raises(
+        structured.UnreachableError, match=r"prune.macs: 0.01 can't be reached: 0\.\d+ is the closest"
+    ) as error:
         structured.prune(model, Prune(macs=0.01, round_to=4), x)
     closest = float(str(error.value).split("reached: ")[1].split()[0])
     found = structured.prune(model, Prune(macs=closest + 0.001, round_to=4), x)
@@ -178,6 +180,35 @@ def test_ignored_layers_keep_their_channels():
     assert set(found.left) == {"stages.0.0.0", "stages.2.1.0"}
     with pytest.raises(UserError, match=r"prune.ignore: no submodule 'stages\.00': did you mean 'stages\.0"):
         structured.prune(model, asked(ignore=("stages.00",)), x)
+
+
+class Named(nn.Conv2d):
+    def forward(self, x):
+        return nn.functional.conv2d(input=x, weight=self.weight, bias=self.bias)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "macs"),
+    [
+        (Named(3, 8, 3), (3, 8, 8), 8 * 6 * 6 * 3 * 9),
+        (nn.ConvTranspose2d(4, 8, 3, groups=2), (4, 8, 8), 4 * 8 * 8 * 4 * 9),
+        # Three products with a weight of 32 × 32 before, one behind, of 16 tokens; scores, and the sums by them.
+        (nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), (16, 32), 16 * 32 * (4 * 32 + 2 * 16 + 2 * 64)),
+    ],
+)
+def test_macs_are_those_of_the_formula(model, shape, macs):
+    found = cost(model, torch.randn(2, *shape))
+    assert found.macs == macs
+    assert sum(own for _, own in found.layers.values()) == macs
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8), nn.BatchNorm2d(8, affine=False)])
+def test_norms_without_weights_are_narrowed_with_their_layers(norm):
+    model, x = plain(), samples(IMAGE)
+    model[1] = norm
+    found = structured.prune(model, Prune(macs=0.6, round_to=2), x)
+    assert found.after.macs <= 0.6 * found.before.macs
+    assert found.model[1].num_features == found.model[0].out_channels < 8
 
 
 def test_a_measured_latency_is_reached_with_few_measurements():
@@ -244,6 +275,22 @@ class Adds(nn.Module):
 
     def forward(self, x):
         return x + self.features
+
+
+def test_blocks_are_judged_by_all_samples_but_a_part_of_them_at_a_time():
+    """The activations of hundreds of large images don't fit into memory."""
+    model, x = small("resnet"), samples(IMAGE, 150)
+    names, seen, effects = blocks.removable(model, x[:4]), [], {}
+    with torch.no_grad():
+        whole = model(x)
+        for name in names:
+            skipped = small("resnet")
+            shortcuts.put(skipped, name, nn.Identity())
+            effects[name] = float((skipped(x) - whole).square().mean())
+    model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    assert next(blocks.removal_order(model, names, x)) == min(effects, key=effects.get)
+    assert sum(seen) == 150 * (1 + len(names))
+    assert max(seen) <= 64
 
 
 def test_of_two_blocks_that_do_the_same_one_stays():

@@ -159,6 +159,17 @@ def test_every_method_and_what_it_was_told_are_recorded(folder, tmp_path):
     assert max(errors.values()) < 0.3
 
 
+def test_calibration_samples_that_make_no_whole_batch_count_too(folder, tmp_path):
+    x, scales = np.concatenate([models.images(32), 10 * models.images(1)]), []
+    for count in (32, 33):
+        np.savez(tmp_path / "pack.npz", x_calibration=x[:count])
+        quantize(folder / "cnn.onnx", tmp_path / "int8.onnx", tmp_path / "pack.npz", Quantize(calibration="minmax"))
+        graph = onnx.load(tmp_path / "int8.onnx").graph
+        (scale,) = {node.input[1] for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x"}
+        scales.append(next(numpy_helper.to_array(t).item() for t in graph.initializer if t.name == scale))
+    assert scales[1] > 3 * scales[0]
+
+
 def test_a_model_of_a_fixed_batch_is_filled_up(tmp_path, folder):
     model = onnx.load(folder / "cnn.onnx")
     for value in (*model.graph.input, *model.graph.output):

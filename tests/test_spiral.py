@@ -5,15 +5,16 @@ import shutil
 
 import pytest
 
-from kdbench import UserError
+from kdbench import UserError, pipeline
 from kdbench.pipeline import checking, turns
 from kdbench.pipeline import spiral as spirals
 from kdbench.pipeline.racing import Raced
+from kdbench.pipeline.rungs import LADDER, run_subjects
 from kdbench.records.turns import SpiralRecord
 from kdbench.stats import Interval
 from kdbench.steps import prune
 from kdbench.steps import spiral as steps
-from kdbench.store import load_artifact, load_recipe, load_result
+from kdbench.store import RunFolder, load_artifact, load_recipe, load_result
 from kdbench.training import weights
 from tests.conftest import FLAT, kdbench, overrides
 from tests.test_training import StopError
@@ -109,6 +110,13 @@ def test_a_spiral_that_has_ended_is_kept_as_it_is_but_for_a_file_that_is_gone(re
     assert {path: path.read_bytes() for path in files} == files
 
 
+def test_fewer_turns_than_the_journal_knows_are_all_that_there_were(again):
+    found = spirals.spiral(recipe(**{"spiral.turns": "1"}), again).record
+    assert (found.limit, found.best, [turn.number for turn in found.turns]) == ("turns", "spiral-1", [1])
+    assert found.remarks[0].startswith("the most turns, 1, are over; ended with spiral-1: ")
+    assert not list(again.glob("spiral-2.*"))
+
+
 @pytest.mark.parametrize("moment", ["in training", "before the journal"])
 def test_a_spiral_that_was_stopped_ends_with_the_same_bytes(reached, again, monkeypatch, moment):
     """In its second turn, of which nothing but a checkpoint, or all but the journal, is written."""
@@ -132,6 +140,7 @@ def test_a_spiral_that_was_stopped_ends_with_the_same_bytes(reached, again, monk
     for name in ("spiral-2.safetensors", "spiral-2.onnx"):
         assert (again / name).read_bytes() == (reached / name).read_bytes()
     assert [turn.drop for turn in found.turns] == [turn.drop for turn in whole.turns]
+    assert found.turns[1].duration_s >= RunFolder(again).duration_s("spiral-2") - 1e-3  # that before the stop too
 
 
 def test_a_refused_turn_is_rolled_back_and_halved(again, monkeypatch):
@@ -189,10 +198,13 @@ def test_channels_that_were_refused_are_not_trained_again(again, monkeypatch):
         "spiral.training.epochs": "1",
         "spiral.parameters": "0.6",
     }
+    RunFolder(again).note_duration("spiral-2", "training", 1e6)  # of the spiral before
+    (again / "spiral-2.metrics.jsonl").write_text('{"epoch": 1, "samples_per_s": 1e-3, "duration_s": 1e6}\n')
     found = spirals.spiral(recipe(**fields), again).record
     assert [turn.refusal for turn in found.turns] == ["accuracy", *["repeated"] * (len(found.turns) - 1)]
     assert found.turns[1].said == "the same channels as in turn 1, which was refused"
     assert trained == ["spiral-1"]
+    assert found.turns[1].duration_s < 1e6
     assert found.limit == "accuracy"
 
 
@@ -205,6 +217,17 @@ def test_a_pruning_that_removed_nothing_stops_it_by_name(again, monkeypatch):
     found = spirals.spiral(recipe(**{"spiral.importance": "l1"}), again).record
     assert (found.limit, found.best, len(found.turns)) == ("nothing", "student", 1)
     assert found.remarks[0].startswith("stopped: pruning removed nothing: MACs ")
+
+
+def test_a_disk_that_is_full_while_it_prunes_is_no_refusal(again, monkeypatch):
+    def full(path, *_):
+        raise UserError(f"{path}: cannot be written: No space left on device")
+
+    before = (again / spirals.JOURNAL).read_bytes()
+    monkeypatch.setattr(weights, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        spirals.spiral(recipe(**{"spiral.step": "0.3"}), again)
+    assert (again / spirals.JOURNAL).read_bytes() == before
 
 
 def test_the_last_model_in_int8_stands_on_the_ladder_where_all_rungs_are_asked_for(again, monkeypatch):
@@ -221,6 +244,15 @@ def test_the_last_model_in_int8_stands_on_the_ladder_where_all_rungs_are_asked_f
     assert not (again / "spiral-int8.onnx").exists() and (again / "spiral-2.onnx").exists()
 
 
+def test_sparse_learning_leaves_the_students_own_sparse_rung_alone(again):
+    (again / "student-sparse.safetensors").write_bytes(b"of [sparsify]")
+    fields = {"spiral.sparse": '{ kind = "l1", strength = 1e-4, epochs = 1 }', "spiral.turns": "2"}
+    fields |= {"spiral.parameters": "0.6", "spiral.training.epochs": "1"}
+    assert spirals.spiral(recipe(**fields), again).record.best == "spiral-1"
+    assert (again / "student-sparse.safetensors").read_bytes() == b"of [sparsify]"
+    assert weights.record(again / "spiral-0-sparse.safetensors").history[0]["loss.penalty"] > 0
+
+
 def test_a_last_training_is_a_rung_of_its_own(again):
     fields = {"spiral.final": "{ epochs = 6, learning_rate = 0.05 }", "spiral.parameters": "0.6"}
     found = spirals.spiral(recipe(**fields), again).record
@@ -233,6 +265,38 @@ def test_a_last_training_is_a_rung_of_its_own(again):
         final = load_artifact(again / "spiral-final.artifact.json")
         assert (final.parent, final.parameters) == ("spiral-1", found.turns[0].parameters)
     assert not list(again.glob("spiral-2.*"))  # of the spiral before
+
+
+def test_a_last_training_that_was_refused_is_not_done_again(again, monkeypatch):
+    judged, trained = turns._judged, []
+
+    def worse(walk, artifact):
+        trained.append(artifact.rung)
+        found = judged(walk, artifact)
+        return found | {"drop": found["drop"].model_copy(update={"value": 0.9})}
+
+    monkeypatch.setattr(turns, "_judged", worse)
+    fields = {"spiral.final": "{ epochs = 1, learning_rate = 0.05 }"}
+    first, second = (spirals.spiral(recipe(**fields), again).record for _ in range(2))
+    assert (first.final.refusal, first.best) == ("accuracy", "spiral-2")
+    assert second == first
+    assert trained == ["spiral-final"]
+
+
+def test_a_run_and_a_spiral_in_one_folder_measure_what_each_has_made(reached, tmp_path, monkeypatch):
+    """Of other data: each trains the student anew, and leaves the other's rungs, which name the one before."""
+    measured = []
+    for module in (pipeline, spirals):
+        monkeypatch.setattr(module, "measured_run", lambda _, subjects, *__, **___: measured.append(subjects))
+    run = shutil.copytree(reached, tmp_path / "run")
+    pipeline.run(recipe(**{"data.held_out_samples": "100"}), run)
+    with pytest.raises(UserError, match=r"spiral-1\.onnx: made from another student .*: 'kdbench spiral' with"):
+        run_subjects(RunFolder(run))
+    spirals.spiral(recipe(), run)
+    with pytest.raises(UserError, match=r"teacher-int8\.onnx: made from another teacher .*: 'kdbench run' with"):
+        run_subjects(RunFolder(run))
+    rungs = [[subject.artifact.rung for subject in subjects] for subjects in measured]
+    assert rungs == [[*LADDER], ["teacher", "student", "spiral-1", "spiral-2"]]
 
 
 def test_a_latency_is_measured_beside_the_first_model(again, monkeypatch):
@@ -252,8 +316,9 @@ def test_what_speaks_against_a_latency_stands_below_the_table(again, monkeypatch
     )
     fields = {"spiral.parameters": None, "spiral.latency": "0.05", "spiral.turns": "1"}
     fields = {field: value for field, value in (SPIRAL | fields).items() if value is not None}
+    fields["spiral.final"] = "{ epochs = 1, learning_rate = 0.02 }"
     found = spirals.spiral(load_recipe("digits", fields), again).record
-    assert found.turns[0].doubts == (busy,)
+    assert found.turns[0].doubts == found.final.doubts == (busy,)
     assert busy in (again / "spiral.md").read_text()
 
 

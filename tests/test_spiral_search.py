@@ -55,6 +55,7 @@ def test_it_ends_above_the_floor_and_halves_after_each_refusal(bounds, seed):
             assert outcome.refusal is None
             at = plan.number
     assert found.best == at
+    assert found.turns == len(made)
     reached = shares[at] <= bounds.goal + 1e-6
     assert (found.limit == "target") == reached
     if found.limit == "turns":

@@ -16,7 +16,7 @@ from kdbench.pipeline.comparing import Compared, compared
 from kdbench.pipeline.learning import distilled, learned, needs_torch, prepared
 from kdbench.pipeline.measuring import Report, measured, measured_run
 from kdbench.pipeline.packing import bench_packed, is_packed
-from kdbench.pipeline.rungs import compressed, run_subjects
+from kdbench.pipeline.rungs import compressed, of_spiral, run_subjects
 from kdbench.progress import Progress, is_main, silent, unsaid
 from kdbench.records import Artifact, Bench, Recipe, parse, slug
 from kdbench.store import RunFolder, load_recipe
@@ -50,7 +50,9 @@ def run(
         baseline = next(iter(made))
         compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, progress, say)
         aware(ground, weights, "student-slim", "student-int8")
-        report = measured_run(ground, run_subjects(folder), baseline, keep=not fresh)
+        # A spiral in the same folder has rungs of its own, which may be of an earlier student.
+        subjects = run_subjects(folder, lambda artifact: not of_spiral(artifact.rung))
+        report = measured_run(ground, subjects, baseline, keep=not fresh)
         if publish:
             report = replace(report, published=publish_results(report.results, say=say))
     return report

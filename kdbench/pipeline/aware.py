@@ -14,12 +14,16 @@ FOLDER = "aware"
 
 
 def aware(ground: Ground, weights: dict[str, Path], floating: str, static: str) -> Artifact | None:
-    """The student's int8 rung `static`, of fp32 parent `floating`, trained further; None where none is asked for.
+    """The student's int8 rung `static`, of fp32 parent `floating`, trained further; None where none is asked for, or
+    there is none to start from.
 
     `weights` are those of all trained rungs. What an earlier recipe has left in the folder is removed.
     """
     folder, recipe = ground.folder, ground.recipe
-    if not recipe.quantize.aware:
+    wanted, there = recipe.quantize.aware, folder.onnx(static).is_file()
+    if wanted and not there:
+        ground.say(f"no rung {AWARE}: there is no {static} that it could start from")
+    if not (wanted and there):
         for left in (folder.onnx(AWARE), sidecar(folder.onnx(AWARE))):
             left.unlink(missing_ok=True)
         return None

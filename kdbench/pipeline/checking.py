@@ -187,7 +187,7 @@ def _spiral_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch, estimate: dict
         return steps * watch.step_s(label)
 
     before = (*recipe.teacher_names, *(["student"] if section.start == "student" else []))
-    turn = learns(turn_training(recipe), "spiral-1") + learns(sparse_training(recipe), f"{before[-1]}-sparse")
+    turn = learns(turn_training(recipe), "spiral-1") + learns(sparse_training(recipe), "spiral-0-sparse")
     whole = spiral.turns_expected(section) * turn + learns(section.final, "spiral-1")
     return whole + sum(estimate.get(name, 0.0) for name in (*before, "bench"))
 

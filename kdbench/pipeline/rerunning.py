@@ -123,7 +123,9 @@ def _subjects(file: Path, before: ResultFile, folder: RunFolder) -> list[Subject
         how = f"'kdbench run {before.recipe.name}' makes them again, or {how}"
     if not folder.path.is_dir():
         raise UserError(f"{folder.path}: no such run folder: {how}")
-    found = {subject.artifact.sha256: subject for subject in run_subjects(folder)}
+    measured = {artifact.sha256 for artifact in before.artifacts}
+    subjects = run_subjects(folder, lambda artifact: artifact.sha256 in measured)
+    found = {subject.artifact.sha256: subject for subject in subjects}
     missing = [f"{a.rung} ({a.sha256[:12]}…)" for a in before.artifacts if a.sha256 not in found]
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""

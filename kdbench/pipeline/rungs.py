@@ -45,8 +45,16 @@ RACE_S = 20.0
 """To find the fastest of the int8 files of a rung, where a backend or a budget of accuracy asks for it."""
 
 
-def run_subjects(folder: RunFolder) -> list[Subject]:
-    """The rungs of a run folder in the order of the ladder, then others by name."""
+def of_spiral(rung: str) -> bool:
+    """Whether it is one of those that `kdbench spiral` makes."""
+    return bool(re.fullmatch(rf"{SPIRAL}-(\d+|final|{'|'.join(ENDS)})", rung))
+
+
+def run_subjects(folder: RunFolder, wanted: Callable[[Artifact], bool] = lambda _: True) -> list[Subject]:
+    """The `wanted` rungs of a run folder in the order of the ladder, then others by name.
+
+    Raises UserError where one of them is not as its record says, or was made from another parent than lies beside it.
+    """
     # A teacher of a part of the classes is no rung: its accuracy means nothing.
     artifacts = {
         rung: artifact.model_copy(update={"made_in_s": folder.duration_s(rung) or artifact.made_in_s})
@@ -54,16 +62,18 @@ def run_subjects(folder: RunFolder) -> list[Subject]:
         if "known" not in artifact.options
     }
     order = {rung: index for index, rung in enumerate(ORDER)}
-    rungs = sorted(artifacts, key=lambda rung: (order.get(re.sub(r"^teacher-\d+", "teacher", rung), len(order)), rung))
+    rungs = [rung for rung, artifact in artifacts.items() if wanted(artifact)]
+    rungs.sort(key=lambda rung: (order.get(re.sub(r"^teacher-\d+", "teacher", rung), len(order)), rung))
     subjects = [Subject(artifacts[rung], folder.path / artifacts[rung].file) for rung in rungs]
     for subject in subjects:
         parent = artifacts.get(subject.artifact.parent or "")
         if inspect(subject.model).sha256 != subject.artifact.sha256:
             raise UserError(f"{subject.model}: not the file that its record describes (sha256 differs): make it again")
         if parent and parent.sha256 != subject.artifact.parent_sha256:
+            command = "spiral" if of_spiral(subject.artifact.rung) else "run"
             raise UserError(
                 f"{subject.model}: made from another {parent.rung} than the one beside it: "
-                "'kdbench run' with the same recipe makes it again"
+                f"'kdbench {command}' with the same recipe makes it again, or remove it"
             )
     return subjects
 

@@ -16,7 +16,7 @@ from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.learning import Ground, prepared
 from kdbench.pipeline.measuring import Report, measured_run
 from kdbench.pipeline.rungs import ENDS, SPIRAL, every_rung, in_int8, run_subjects, without
-from kdbench.pipeline.turns import FINAL, POINT, Walk, begun, final_turn, forget, one_turn, score, trained_s
+from kdbench.pipeline.turns import FINAL, POINT, Walk, begun, final_turn, forget, lasted, one_turn, score
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Artifact, Recipe, SpiralSection, from_json, read_text
 from kdbench.records.turns import SpiralRecord, TurnRecord
@@ -88,8 +88,7 @@ def _walked(walk: Walk) -> SpiralRecord:
         del turns[plan.number - 1 :]
         begun_s = now()
         turn = one_turn(walk, plan, turns)
-        took_s = max(now() - begun_s, trained_s(folder, walk.rung(plan.number), len(ground.dataset.x_train)))
-        turn = turn.model_copy(update={"duration_s": round(took_s, 3)})
+        turn = lasted(folder, walk.rung(plan.number), turn, now() - begun_s)
         turns.append(turn)
         record = _kept(folder, record.model_copy(update={"turns": tuple(turns), "limit": None}))
         if turn.refusal:
@@ -107,9 +106,11 @@ def _walked(walk: Walk) -> SpiralRecord:
     )
     found = search.spiral(make, bounds, past)
     best = walk.rung(found.best)
-    record = record.model_copy(update={"limit": found.limit, "best": best, "final": None})
+    known = record.final
+    walked = {"turns": record.turns[: found.turns], "limit": found.limit, "best": best}
+    record = record.model_copy(update={**walked, "final": None})
     if section.final and found.best:
-        final = final_turn(walk, next(turn for turn in record.turns if turn.number == found.best), record.final)
+        final = final_turn(walk, next(turn for turn in record.turns if turn.number == found.best), known)
         record = record.model_copy(update={"final": final, "best": best if final.refusal else FINAL})
         ground.say(turn_line(final, record))
     return _kept(folder, record.model_copy(update={"remarks": tuple(_remarks(walk, record))}))
@@ -223,7 +224,8 @@ def _measured(walk: Walk, record: SpiralRecord, rungs: list[str]) -> Report:
     """The ladder on the evaluation samples, against the first model."""
     ground = walk.ground
     wanted = [*(name for name in walk.teachers if name != record.first), *rungs]
-    found = {subject.artifact.rung: subject for subject in run_subjects(ground.folder)}
+    subjects = run_subjects(ground.folder, lambda artifact: artifact.rung in wanted)
+    found = {subject.artifact.rung: subject for subject in subjects}
     subjects = [found[rung] for rung in wanted if rung in found]
     return measured_run(ground, subjects, record.first, keep=True)
 

@@ -1,6 +1,5 @@
 """One turn of the spiral: pruned, taught again, exported, and judged on held-out samples against the first model."""
 
-import json
 import math
 import re
 import shutil
@@ -61,6 +60,10 @@ class Walk:
     def rung(self, number: int) -> str:
         return f"spiral-{number}" if number else self.first.artifact.rung
 
+    def sparse(self, number: int) -> str:
+        """The name of the same model's weights, drawn towards fewer channels. `student-sparse` is [sparsify]'s."""
+        return f"spiral-{number}-sparse"
+
     def weights(self, number: int) -> Path:
         return self.ground.folder.weights(self.rung(number)) if number else self.first.weights
 
@@ -104,7 +107,11 @@ def begun(ground: Ground) -> Walk:
 
 
 def one_turn(walk: Walk, plan: Plan, before: list[TurnRecord]) -> TurnRecord:
-    """What comes of a turn, after those `before`: refused, or taken and exported."""
+    """What comes of a turn, after those `before`: refused, or taken and exported.
+
+    Raises UserError, and the turn is none, for what says nothing of the step: a full disk, a training that failed.
+    """
+    from kdbench.pruning.structured import UnreachableError
     from kdbench.steps import spiral as step
 
     ground, section = walk.ground, walk.section
@@ -117,8 +124,8 @@ def one_turn(walk: Walk, plan: Plan, before: list[TurnRecord]) -> TurnRecord:
 
     lesson = replace(ground.lesson, dataset=step.seen_by(ground.dataset, source))
     try:
-        start = step.narrowed(folder, rung, parent, source, plan.keep, teachers, lesson)
-    except UserError as error:
+        start = step.narrowed(folder, rung, walk.sparse(plan.parent), source, plan.keep, teachers, lesson)
+    except UnreachableError as error:
         return refused("unreachable", re.sub(r"^prune\.?", "pruning ", str(error)))
     whole, left = (step.costs(path, recipe.folder) for path in (source, start))
     facts = {"macs": left.macs, "parameters": left.parameters, "mark": step.structure(start)}
@@ -167,9 +174,9 @@ def final_turn(walk: Walk, best: TurnRecord, known: TurnRecord | None) -> TurnRe
     weights = train.refine(folder, FINAL, source, teachers, lesson, training=training)
     artifact = _exported(walk, FINAL, weights, walk.rung(best.number), {"final": True, "teachers": [*teachers]})
     turn = TurnRecord(number=0, parent=best.number, step=0.0, keep=1.0, share=best.share, mark=mark)
-    turn = turn.model_copy(update={**_facts(artifact), **_judged(walk, artifact), "speedup": best.speedup})
-    took_s = max(now() - begun_s, trained_s(folder, FINAL, len(ground.dataset.x_train)))
-    turn = turn.model_copy(update={"duration_s": round(took_s, 3)})
+    timed = {"speedup": best.speedup, "doubts": best.doubts}
+    turn = turn.model_copy(update={**_facts(artifact), **_judged(walk, artifact), **timed})
+    turn = lasted(folder, FINAL, turn, now() - begun_s)
     assert turn.drop is not None
     assert best.drop is not None
     if turn.drop.value > best.drop.value:
@@ -249,18 +256,16 @@ def _not_fallen(was: tuple[int | None, int], left: tuple[int | None, int]) -> st
     return f"pruning removed nothing: MACs {was[0]} → {left[0]}, parameters {was[1]} → {left[1]}"
 
 
-def trained_s(folder: RunFolder, rung: str, samples: int) -> float:
-    """What the epochs of a rung took, by their lines; those before a stop too."""
-    path = folder.metrics(rung)
-    if not path.is_file():
-        return 0.0
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return float(sum(samples / line["samples_per_s"] for line in lines if line.get("samples_per_s")))
+def lasted(folder: RunFolder, rung: str, turn: TurnRecord, took_s: float) -> TurnRecord:
+    """The turn with what it took: of one that was trained, with what it did before a stop."""
+    known_s = folder.duration_s(rung) if turn.score is not None else None
+    return turn.model_copy(update={"duration_s": round(max(took_s, known_s or 0.0), 3)})
 
 
 def forget(folder: RunFolder, rung: str) -> None:
     """Removes the files of a turn that is no rung."""
-    shutil.rmtree(folder.tensorboard(rung), ignore_errors=True)
-    for path in (*folder.path.glob(f"{rung}.*"), *folder.path.glob(f"{rung}-*.safetensors")):
+    for curves in (folder.tensorboard(rung), *folder.tensorboard(rung).parent.glob(f"{rung}-*")):
+        shutil.rmtree(curves, ignore_errors=True)
+    for path in (*folder.path.glob(f"{rung}.*"), *folder.path.glob(f"{rung}-*")):
         if path.is_file():
             path.unlink()

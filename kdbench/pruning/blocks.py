@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from kdbench.progress import Progress, silent
 from kdbench.pruning.shortcuts import put
 
+PART = 64
+"""Samples that are answered at a time: of all of them the activations may not fit into memory."""
+
 
 def removable(model: nn.Module, x: Tensor, ignore: Sequence[str] = ()) -> list[str]:
     """Residual blocks with an identity as shortcut, by name: with all weights at 0 they give back what they are given.
@@ -39,19 +42,22 @@ def removal_order(model: nn.Module, blocks: Sequence[str], x: Tensor, progress: 
     outputs for samples `x` least (mean squared difference to those of the whole network).
 
     Blocks that do the same job are thus told apart: when one has gone, the other is missed. What a block did before
-    others went is taken for the least that it does now, so that few are judged again (lazy greedy, Minoux 1978).
+    others went is taken for the least that it does now, so that few are judged again (lazy greedy, Minoux 1978): one
+    that does less once others have gone goes later than its turn.
     """
-    left = deepcopy(model).eval()
+    left, parts = deepcopy(model).eval(), torch.split(x, PART)
 
     def effect(name: str) -> float:
         block = left.get_submodule(name)
         put(left, name, nn.Identity())
-        found = float((left(x) - whole).square().mean())
+        squares = [
+            float((left(part) - answer).double().square().sum()) for part, answer in zip(parts, whole, strict=True)
+        ]
         put(left, name, block)
-        return found
+        return sum(squares) / sum(answer.numel() for answer in whole)
 
     with torch.no_grad():
-        whole = left(x)
+        whole: list[Tensor] = [left(part) for part in parts]
         effects = {}
         for done, name in enumerate(blocks):
             progress("judge blocks", done, len(blocks))

@@ -26,6 +26,10 @@ PROOF = 4
 """Samples by which a pruned network is compared with what it should compute."""
 
 
+class UnreachableError(UserError):
+    """Of this network so much can't be taken away; less may."""
+
+
 @dataclass(frozen=True)
 class Pruned:
     """A network after pruning, and how it came about."""
@@ -53,8 +57,8 @@ def prune(
     """A pruned copy of a network, in evaluation mode, proven on the first of the samples `x` [N, …].
 
     Blocks are judged by all of them. `gradients` are what the importance `taylor` asks for, `measure` the latency.
-    Raises UserError where nothing can be pruned, where the target can't be reached, with the closest that can, and for
-    unknown names in `ignore`.
+    Raises UnreachableError where nothing can be pruned, and where the target can't be reached, with the closest that
+    can; UserError for unknown names in `ignore`.
     """
     what, target = options.target
     whole = deepcopy(model).eval()
@@ -208,7 +212,7 @@ def _narrowed(
     removal = ranking.removal(number)
     why = differs(proof(model, x[:PROOF]), groups, removal)
     if why is not None:
-        raise UserError(f"pruning: the network as a whole doesn't stand it, though each layer does: {why}")
+        raise UnreachableError(f"pruning: the network as a whole doesn't stand it, though each layer does: {why}")
     return redone(removal), share(number), graph
 
 
@@ -218,15 +222,15 @@ def _done(model: nn.Module, x: Tensor, kind: str, options: dict[str, Any]) -> Ch
     return Change(kind=kind, options=options)
 
 
-def _unreachable(options: Prune, graph: Graph, closest: float) -> UserError:
+def _unreachable(options: Prune, graph: Graph, closest: float) -> UnreachableError:
     what, target = options.target
     some = [f"'{name}': {why}" for name, why in graph.left.items()][:2]
     reasons = f" (left alone: {'; '.join(some)}{', …' if len(graph.left) > 2 else ''})" if some else ""
     if closest >= 1:
-        return UserError(
+        return UnreachableError(
             f"prune: no layer of this network can be pruned{reasons}: lower round_to, or leave pruning out"
         )
-    return UserError(
+    return UnreachableError(
         f"prune.{what}: {target:g} can't be reached: {closest:.3f} is the closest, with the least left of every layer"
         f"{reasons}: ask for {closest:.3f} or more, or lower round_to"
     )

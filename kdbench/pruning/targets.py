@@ -1,6 +1,6 @@
 """What a network costs, and the least pruning that brings it down to a share of that."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,26 +64,41 @@ class _Counter(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        made = function(*args, **(kwargs or {}))
+        named = kwargs or {}
+        made = function(*args, **named)
         if function in MACS:
-            self.macs[self.within[-1]] += MACS[function](made, *args)
+            self.macs[self.within[-1]] += MACS[function](made, *args, **named)
         return made
 
 
-def _product(made: Tensor, left: Tensor, *rest: Any) -> int:
-    return made.numel() * left.shape[-1]
+# Their arguments have torch's names, by which they may be given.
 
 
-def _convolution(made: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> int:
+def _product(made: Tensor, input: Tensor, *_: Any, **__: Any) -> int:
+    return made.numel() * input.shape[-1]
+
+
+def _convolution(made: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
     return made.numel() * weight[0].numel()
 
 
-def _attention(made: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> int:
+def _transposed(made: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    return input.numel() * weight[0].numel()
+
+
+def _attention(made: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     return query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
-def _recurrent(made: Any, x: Tensor, states: Any, weights: Sequence[Tensor], *rest: Any) -> int:
-    return x[..., 0].numel() * sum(weight.numel() for weight in weights if weight.ndim > 1)
+def _multi_head(made: tuple[Tensor, Any], query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    """With its four products by weights; the inputs are [length, N, …], one sample's [length, …]."""
+    width = made[0].shape[-1]
+    by_weights = (query.numel() + key.numel() + value.numel() + made[0].numel()) * width
+    return by_weights + 2 * query[..., 0].numel() * key.shape[0] * width
+
+
+def _recurrent(made: Any, input: Tensor, hx: Any, params: Sequence[Tensor], *_: Any, **__: Any) -> int:
+    return input[..., 0].numel() * sum(weight.numel() for weight in params if weight.ndim > 1)
 
 
 MACS: dict[Any, Callable[..., int]] = {
@@ -96,7 +111,11 @@ MACS: dict[Any, Callable[..., int]] = {
     functional.conv1d: _convolution,
     functional.conv2d: _convolution,
     functional.conv3d: _convolution,
+    functional.conv_transpose1d: _transposed,
+    functional.conv_transpose2d: _transposed,
+    functional.conv_transpose3d: _transposed,
     functional.scaled_dot_product_attention: _attention,
+    functional.multi_head_attention_forward: _multi_head,
     torch.lstm: _recurrent,
     torch.gru: _recurrent,
     torch.rnn_tanh: _recurrent,
@@ -107,7 +126,8 @@ MACS: dict[Any, Callable[..., int]] = {
 def cost_without(model: nn.Module, whole: Cost, cuts: Cuts, heads: Mapping[str, int]) -> tuple[int, int]:
     """Parameters and MACs of a network whose cost is `whole`, without what is cut, told without doing it."""
     modules = dict(model.named_modules())
-    made, read = dict.fromkeys(whole.layers, 1.0), dict.fromkeys(whole.layers, 1.0)
+    made: dict[str, float] = defaultdict(lambda: 1.0)  # norms without weights are cut too, and cost nothing
+    read = made.copy()
     for (layer, part), removed in cuts.items():
         side = read if part in READS else made
         side[layer] *= 1 - len(removed) / size(modules[layer], part)

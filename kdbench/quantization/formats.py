@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kdbench.errors import UserError, first_line, nearest
 from kdbench.onnxfile import opset_of
+from kdbench.onnxgraph import inlined
 from kdbench.proofs.layers import WEIGHT_INPUT
 from kdbench.quantization.halves import TABLES, bf16, clamped, fp16, weight_places, without_fp16
 from kdbench.quantization.integers import dynamic_int8, int4_weights
@@ -154,7 +155,7 @@ def converted(model: "onnx.ModelProto", options: Convert, path: Path) -> Convert
             f"--activations {options.activations}: is for --to {others}: {options.to} has "
             f"{' or '.join(row.activations)}"
         )
-    model, notes = at_opset(_inlined(model), row.opset(options), path, options.to)
+    model, notes = at_opset(inlined(model), row.opset(options), path, options.to)
     model = _prepared(model)
     chosen, unable = _chosen(model, options, row, path)
     if not chosen:
@@ -229,13 +230,6 @@ def _float_weights(model: "onnx.ModelProto") -> "dict[str, onnx.TensorProto]":
 def _loses(node: "onnx.NodeProto", weights: Collection[str]) -> bool:
     """Whether a layer with constant weights is passed over, of which the user should know."""
     return node.op_type in WEIGHT_INPUT and _constant(node, WEIGHT_INPUT[node.op_type], weights)
-
-
-def _inlined(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """Without functions of its own."""
-    from onnx.inliner import inline_local_functions
-
-    return inline_local_functions(model) if model.functions else model
 
 
 def _prepared(model: "onnx.ModelProto") -> "onnx.ModelProto":

@@ -22,7 +22,12 @@ def quietly() -> Iterator[None]:
     if TRANSFORMERS in sys.modules:  # its modules find each other there, also those that are imported later
         sys.path.extend(sys.modules[TRANSFORMERS].__path__)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+        sink = io.StringIO()
+        with (
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+            warnings.catch_warnings(action="ignore"),
+        ):
             yield
     finally:
         logging.disable(logging.NOTSET)

@@ -64,6 +64,8 @@ class Ended:
     """Number of the last accepted turn; 0 where that is the first model."""
     refused: Mapping[int, Refusal]
     """By number of the turn; all others were accepted."""
+    turns: int
+    """That there were: of an earlier call's, which may have had other bounds, some may not be among them."""
 
 
 def spiral(make: Callable[[Plan], Outcome], bounds: Bounds, past: Sequence[tuple[Plan, Outcome]] = ()) -> Ended:
@@ -90,7 +92,7 @@ def spiral(make: Callable[[Plan], Outcome], bounds: Bounds, past: Sequence[tuple
     for number in range(1, bounds.turns + 1):
         ended = limit()
         if ended:
-            return Ended(ended, at, refused)
+            return Ended(ended, at, refused, number - 1)
         plan = Plan(number, at, step, max(1 - step, bounds.goal / share))
         if known and known[0][0] == plan:
             outcome = known.pop(0)[1]
@@ -103,7 +105,7 @@ def spiral(make: Callable[[Plan], Outcome], bounds: Bounds, past: Sequence[tuple
         else:
             refused[number] = last
             step /= 2
-    return Ended(limit() or "turns", at, refused)
+    return Ended(limit() or "turns", at, refused, bounds.turns)
 
 
 def refusal(outcome: Outcome, max_drop: float) -> Refusal | None:

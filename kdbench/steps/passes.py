@@ -4,12 +4,8 @@ Each takes a whole model, which it leaves as it is, and the path that errors nam
 saves no node, and raises UserError where it can't do its work.
 """
 
-import contextlib
-import io
-import logging
-import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +14,7 @@ from kdbench.backends.client import Worker, WorkerError
 from kdbench.errors import UserError, first_line
 from kdbench.onnxfile import opset_of
 from kdbench.onnxgraph import nodes_of
+from kdbench.quantization.quiet import quietly
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +66,7 @@ def by_transformers(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
     onnxruntime.transformers' fusions for BERT, which fit other encoders too; most are operators of FUSED_DOMAIN. The
     attention mask stays as it is: their own default counts tokens, which only holds where padding is on the right.
     """
-    with _quiet_fusions():
+    with quietly():
         from onnxruntime.transformers import optimizer
         from onnxruntime.transformers.fusion_options import FusionOptions
 
@@ -84,7 +81,7 @@ def by_transformers(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
 
 def fused_operators(model: "onnx.ModelProto") -> dict[str, int]:
     """How many nodes of each fused operator there are, of those that there are any of."""
-    with _quiet_fusions():
+    with quietly():
         from onnxruntime.transformers.onnx_model_bert import BertOnnxModel
 
         found = BertOnnxModel(model).get_fused_operator_statistics()
@@ -166,20 +163,3 @@ def _tidied(model: "onnx.ModelProto", before: "onnx.ModelProto") -> "onnx.ModelP
     del model.graph.output[:]
     model.graph.output.extend(before.graph.output)
     return model
-
-
-@contextlib.contextmanager
-def _quiet_fusions() -> Iterator[None]:
-    """Without what onnxruntime.transformers prints, and without its folder among those that modules come from, which
-    it adds to them with names such as `benchmark` and `models`."""
-    folders = list(sys.path)
-    logging.disable(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            import onnxruntime.transformers
-
-            sys.path[:] = [*folders, *onnxruntime.transformers.__path__]
-            yield
-    finally:
-        sys.path[:] = folders
-        logging.disable(logging.NOTSET)

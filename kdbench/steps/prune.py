@@ -74,10 +74,10 @@ def prune(
 ) -> Narrowed:
     """Prunes the network of a weights file into another one, which holds how: it is not trained.
 
-    Importance is judged on `data`: samples, or a pack's calibration samples, against what the network itself says of
-    them where there are no labels. Without any, samples are generated, on which `taylor` is refused. Where the model is
-    a user's own, `code` is the folder in which its file lies, which is then run. Raises UserError where the target
-    can't be reached, with the closest that can; nothing is written then.
+    Importance is judged on `data`: samples, or a pack's calibration samples, by their labels, or against what the
+    network itself says of them where there are none, or they are of other classes. Without any, samples are generated,
+    on which `taylor` is refused. Where the model is a user's own, `code` is the folder in which its file lies, which is
+    then run. Raises UserError where the target can't be reached, with the closest that can; nothing is written then.
     """
     source, out = Path(source), output_file(out, Path(source))
     model, trained = weights.model_of(source, None if code is None else Path(code))
@@ -165,7 +165,9 @@ def _samples(trained: Trained, data: Samples | EvalPack | str | Path | None) -> 
     if isinstance(data, Samples):
         return data
     spec = TensorSpec(name="input", dtype=trained.input_dtype, shape=("batch", *trained.input_shape))
-    return Samples(samples_of(trained, spec, open_pack(data)))
+    pack = open_pack(data)
+    of_ours = pack and (pack.task, pack.classes) == (trained.task, trained.classes)
+    return Samples(samples_of(trained, spec, pack), pack.y_calibration if pack and of_ours else None)
 
 
 def _gradients(x: Tensor, labels: Labels | None, task: Task) -> Gradients:

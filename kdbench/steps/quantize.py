@@ -1,7 +1,6 @@
 """Static int8: slimmed, calibrated on training samples that stream, quantized by onnxruntime's quantizer."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from kdbench.onnxfile import QUANTIZED, known_artifact, load_model, portable
 from kdbench.progress import Progress, silent
 from kdbench.proofs.layers import RECURRENT
 from kdbench.quantization.calibration import Batches, Observed, observe
+from kdbench.quantization.samples import BATCH, samples_of
 from kdbench.quantization.static import (
     check_options,
     left_out,
@@ -27,12 +27,11 @@ from kdbench.quantization.static import (
 from kdbench.quantization.targets import targeted
 from kdbench.records import Artifact, Quantize
 from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
-from kdbench.store import Arrays, output_file, part_of, save_artifact, write_atomic
+from kdbench.store import output_file, part_of, save_artifact, write_atomic
 
 if TYPE_CHECKING:
     import onnx
 
-BATCH = 32
 GENERATED_SAMPLES = 128
 
 LEAST_AGREEMENT = 0.95
@@ -109,28 +108,13 @@ def observed_of(
 
 
 def calibration_batches(parent: Artifact, pack: EvalPack | None, dims: Mapping[str, int] | None = None) -> Batches:
-    """The pack's calibration samples as the model takes them, or generated ones; each batch preprocessed when its turn
-    comes.
-
-    Whole batches: samples left over are joined to none, except where there are fewer than one batch of them.
-    """
+    """The pack's calibration samples as the model takes them, each batch preprocessed when its turn comes; or whole
+    batches of generated ones."""
+    if pack is not None:
+        return samples_of(pack, parent.inputs, parent.preprocessing).batches
     size = batch_size(parent.inputs)
-    step = size or BATCH
-    if pack is None:
-        made = generate(parent.inputs, size or GENERATED_SAMPLES, dims or {})
-        return lambda: in_batches(parent.inputs, made, step)
-    kept, samples = pack, pack.x_calibration
-    if samples is None:
-        raise UserError(f"{pack.name}: no array 'x_calibration' in it: needed to calibrate")
-
-    def batches() -> Iterator[Arrays]:
-        for start in range(0, max(len(samples) - step, 0) + 1, step):
-            chosen = samples[start : start + step]
-            if size is not None and len(chosen) < size:  # a fixed batch is filled up
-                chosen = samples[np.arange(size) % len(samples)]
-            yield replace(kept, x_calibration=chosen).calibration_inputs(parent.inputs, parent.preprocessing)
-
-    return batches
+    made = generate(parent.inputs, size or GENERATED_SAMPLES, dims or {})
+    return lambda: in_batches(parent.inputs, made, size or BATCH)
 
 
 def write_quantized(

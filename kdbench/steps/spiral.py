@@ -110,15 +110,16 @@ def costs(source: Path, code: Path) -> Cost:
 def narrowed(
     run: RunFolder,
     rung: str,
-    parent: str,
+    sparse: str,
     source: Path,
     keep: float,
     teachers: Mapping[str, Path],
     lesson: Lesson,
 ) -> Path:
-    """The weights file of `rung` before it learns: that of its `parent`, of which `keep` is left.
+    """The weights file of `rung` before it learns: that of its parent, `source`, of which `keep` is left.
 
-    Kept where it is already there. Raises UserError where so much can't be taken away.
+    Where the spiral has it so, the parent is drawn towards fewer channels before, under the name `sparse`. Kept where
+    it is already there. Raises UnreachableError where so much can't be taken away.
     """
     dataset, section = lesson.dataset, lesson.recipe.spiral
     assert section is not None
@@ -129,9 +130,7 @@ def narrowed(
         facts: dict[str, object] = {"sparse": options.sparse.model_dump()}
         training = sparse_training(recipe)
         unheard = replace(lesson, recipe=recipe, say=unsaid)  # what there is to say is said when it is taught again
-        source = refine(
-            run, f"{parent}-sparse", source, teachers, unheard, training=training, penalty=penalty, facts=facts
-        )
+        source = refine(run, sparse, source, teachers, unheard, training=training, penalty=penalty, facts=facts)
     out = run.weights(f"{rung}-start")
     if not weights.load_matching(out, prune.mark(source, options, recipe.seed)):
         samples = prune.training_samples(recipe, dataset)
