@@ -201,11 +201,11 @@ def test_agreement_is_the_share_of_samples_with_all_labels_alike(walked):
 def test_tables_and_plot_say_that_they_show_f1(walked, tmp_path):
     printed = (walked / "printed.txt").read_text()
     assert "F1 µ %" in printed
-    assert "F1 macro %" in printed
     assert "acc. %" not in printed
     assert max(map(len, printed.splitlines())) <= 100
     (found,) = load_ladders([walked / "run"])
     report = (walked / "run" / "report.md").read_text()
+    assert "F1 macro %" in report  # where the terminal has no room for it, it leaves it out
     assert "F1 µ: of all labels together" in report
     assert "McNemar" not in report
     assert "all labels agree" in details_table(found).header
