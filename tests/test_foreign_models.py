@@ -43,8 +43,13 @@ def test_outputs_that_are_no_class_scores_are_named(tmp_path, pack):
         tmp_path / "sigmoid.onnx", [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)],
         [x], [("y", FLOAT, ["n"])], axes,
     )  # fmt: skip
-    with pytest.raises(UserError, match="one number a sample"):
-        evaluate(one, pack)
+    column = save(
+        tmp_path / "column.onnx", [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)],
+        [x], [("y", FLOAT, ["n", 1])], axes,
+    )  # fmt: skip
+    for single in (one, column):
+        with pytest.raises(UserError, match="one number a sample"):
+            evaluate(single, pack)
     scalar = save(
         tmp_path / "scalar.onnx", [helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], [x], [("y", FLOAT, [])]
     )
@@ -52,12 +57,14 @@ def test_outputs_that_are_no_class_scores_are_named(tmp_path, pack):
         evaluate(scalar, pack)
 
 
-def test_a_class_as_output_is_an_answer(tmp_path, pack):
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_class_as_output_is_an_answer(tmp_path, pack, kept):
     labels = save(
-        tmp_path / "argmax.onnx", [helper.make_node("ArgMax", ["x"], ["y"], axis=1, keepdims=0)],
-        [("x", FLOAT, [1, 4])], [("y", TensorProto.INT64, [1])],
+        tmp_path / "argmax.onnx", [helper.make_node("ArgMax", ["x"], ["y"], axis=1, keepdims=kept)],
+        [("x", FLOAT, [1, 4])], [("y", TensorProto.INT64, [1] * (1 + kept))],
     )  # fmt: skip
-    assert evaluate(labels, pack).samples == 6
+    answers = np.load(pack)["x_test"].argmax(axis=1)
+    assert evaluate(labels, pack).correct == (answers == np.arange(6) % 3).sum() > 0
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
