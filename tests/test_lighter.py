@@ -184,14 +184,15 @@ def test_a_recipe_makes_both_rungs_and_removes_them_again(tmp_path):
 
 def test_a_run_puts_all_of_its_students_into_int8_where_that_is_asked_for(tmp_path):
     fields = SPARSE | {"sparsify.sparsity": "0.75", "factorise.macs": "0.5", "quantize.all_rungs": "true"}
-    done = kdbench("run", "digits", *overrides(fields), "--out", "run", cwd=tmp_path)
+    kdbench("run", "digits", *overrides(fields), "--out", "run", cwd=tmp_path)
+    report = (tmp_path / "run" / "report.md").read_text()
     rows = {row.rung: row for row in load_rows(tmp_path / "run")}
     for student in ("student-sparse", "student-low-rank"):
         light, int8 = rows[f"{student}-slim"], rows[f"{student}-int8"]
         assert (light.parent, int8.parent, int8.precision) == (student, light.rung, "int8")
         assert light.accuracy == rows[student].accuracy
         assert int8.accuracy == pytest.approx(light.accuracy, abs=0.05)
-        assert f"{student}-int8" in done.stdout
+        assert f"| {student}-int8 |" in report
     model = onnx.load(tmp_path / "run" / "student-sparse-int8.onnx")
     weights_ = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
     integers = [array for array in weights_ if array.dtype == np.int8 and array.ndim == 2]

@@ -52,7 +52,9 @@ class EvalPack:
         if self.y_test is None:
             raise UserError(f"{self.name}: no array 'y_test' in it: needed for accuracy and F1; compare by --against")
         width = outputs[0].shape[1] if outputs and len(outputs[0].shape) == 2 else None
-        check_labels(self.y_test, width if isinstance(width, int) else None, f"{self.name}: y_test", self.task)
+        # Of one column it is not known how many classes there are: it may hold the classes themselves.
+        known = width if isinstance(width, int) and (width > 1 or self.task == "multi_label") else None
+        check_labels(self.y_test, known, f"{self.name}: y_test", self.task)
         return self.y_test
 
     def _feed(
