@@ -33,8 +33,8 @@ class Answers:
     def labels(self, task: Task = "classification") -> NDArray[np.int64]:
         """What each sample is predicted to be, from the first output.
 
-        Classification: [N], its largest entry, or the output itself if it is a single whole number. Multi-label: 0 and 1 [N, C], as
-        `labels_above` has it. Raises UserError for an output that can't be read so.
+        Classification: [N], its largest entry, or the output itself if it is a single whole number. Multi-label: 0 and
+        1 [N, C], as `labels_above` has it. Raises UserError for an output that can't be read so.
         """
         name, first = next(iter(self.outputs.items()))
         if task == "multi_label":
@@ -42,11 +42,9 @@ class Answers:
                 raise UserError(f"output '{name}' of shape {first.shape} is not one score a label, [N, labels]")
             return labels_above(first, threshold(first))
         scores = first.reshape(len(first), -1)
-        if scores.shape[1] > 1:
-            return scores.argmax(axis=1).astype(np.int64)
-        if not np.issubdtype(first.dtype, np.integer):
+        if scores.shape[1] == 1 and not np.issubdtype(first.dtype, np.integer):
             raise UserError(f"output '{name}' is one number a sample, not class scores: accuracy can't be told from it")
-        return scores[:, 0].astype(np.int64)
+        return (scores[:, 0] if scores.shape[1] == 1 else scores.argmax(axis=1)).astype(np.int64)
 
 
 def threshold(scores: NDArray[Any]) -> float:
