@@ -30,11 +30,11 @@ from simulations import PRECISION, aa_simulated, coverage, reruns
 from kdbench import stats
 from kdbench.backends.client import Worker
 from kdbench.benchmark.cells import Cell, Subject, inputs, plan
-from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule
+from kdbench.benchmark.schedule import SLICE_RUNS, SLICE_S, Schedule, settings_of
 from kdbench.machine import describe
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.self_test import SelfTest, against_itself
-from kdbench.records import Bench, BenchSettings
+from kdbench.records import Bench
 
 ZOO = {"digits": (1, 8, 8), "cifar10-resnet20": (3, 32, 32), "cifar10-mobilenetv2": (3, 32, 32)}
 """Recipes whose students are measured, and the shape of their samples."""
@@ -151,7 +151,7 @@ def loop(repeat: int, given: Sequence[Path], slices: int = 10, budget_s: float =
             cell = _cell(path, 1)
             pairs = [_slices_of_both(cell, slices) for _ in range(repeat)]
             ours, bare = zip(*pairs, strict=True)
-            ratio = stats.speedup(bare, ours)
+            ratio = stats.speedup(ours, bare)
             assert ratio is not None
             shown = f"{ratio.value:.4f} [{ratio.low:.4f}, {ratio.high:.4f}]"
             print(f"| {path.stem} | 1 | {1e3 * np.median(ours):.3f} ms | {1e3 * np.median(bare):.3f} ms | {shown} |")
@@ -223,11 +223,9 @@ def _overhead(path: Path, budget_s: float, precision: float) -> str:
     batch = min((1, 2, 4, 8, 16, 32), key=lambda batch: abs(np.log(_latency_s(path, batch) / 1e-3)))
     artifact = known_artifact(path)
     subjects = [Subject(artifact.model_copy(update={"rung": name}), path) for name in ("itself", "again")]
-    settings = BenchSettings(
-        seed=0, processes=5, precision=precision, budget_s=budget_s, slice_s=SLICE_S, slice_runs=SLICE_RUNS
-    )
-    cells = plan(subjects, Bench(batches=(batch,)))
-    schedule = Schedule(cells, settings, lambda cell: inputs(cell, None), baseline="itself")
+    options = Bench(batches=(batch,), precision=precision, budget_s=budget_s)
+    cells = plan(subjects, options)
+    schedule = Schedule(cells, settings_of(options, 0), lambda cell: inputs(cell, None), baseline="itself")
     start = time.monotonic()
     rounds = len(list(schedule.rounds()))
     wall_s = time.monotonic() - start

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from peer import peak_bytes
 
 from kdbench.data.pack import EvalPack, load_pack
 from kdbench.onnxfile import known_artifact, load_model
@@ -85,14 +86,6 @@ def pack_of(options: argparse.Namespace, samples: int) -> EvalPack:
 # --- one measurement, in a process of its own -------------------------------------------------------------------------
 
 
-def peak_bytes(process: psutil.Process) -> int:
-    """Peak resident memory of a process so far."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return 0
-
-
 @contextlib.contextmanager
 def watching_children() -> Iterator[dict[int, tuple[int, float]]]:
     """Peak memory and CPU seconds of each child, looked at every 50 ms."""
@@ -103,7 +96,8 @@ def watching_children() -> Iterator[dict[int, tuple[int, float]]]:
         while not done.wait(0.05):
             for child in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
-                    found[child.pid] = peak_bytes(child) or found[child.pid][0], sum(child.cpu_times()[:2])
+                    earlier = found.get(child.pid, (0, 0.0))[0]  # one that has ended tells no more
+                    found[child.pid] = peak_bytes(child.pid) or earlier, sum(child.cpu_times()[:2])
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -122,12 +116,13 @@ def ours(options: argparse.Namespace, method: str, samples: int) -> dict[str, fl
         start, start_cpu_s = time.perf_counter(), time.process_time()
         observed_of(load_model(options.prepared), parent, options.prepared, pack, asked).ranges(asked)
         seconds = time.perf_counter() - start
-    used = [(peak_bytes(psutil.Process()), time.process_time() - start_cpu_s), *children.values()]
+    used = [(peak_bytes(), time.process_time() - start_cpu_s), *children.values()]
     return {"seconds": seconds, "bytes": sum(size for size, _ in used), "cpu_s": sum(cpu_s for _, cpu_s in used)}
 
 
 def theirs(options: argparse.Namespace, method: str, samples: int) -> dict[str, float]:
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, create_calibrator
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     pack = pack_of(options, samples)
     batches = calibration_batches(known_artifact(options.prepared), pack)()
@@ -141,6 +136,7 @@ def theirs(options: argparse.Namespace, method: str, samples: int) -> dict[str, 
         start, start_cpu_s = time.perf_counter(), time.process_time()
         calibrator = create_calibrator(
             options.prepared,
+            [*{*QLinearOpsRegistry, *QDQRegistry}],
             augmented_model_path=str(Path(scratch, "augmented.onnx")),
             calibrate_method=methods[method],
         )
@@ -149,7 +145,7 @@ def theirs(options: argparse.Namespace, method: str, samples: int) -> dict[str, 
         seconds = time.perf_counter() - start
     return {
         "seconds": seconds,
-        "bytes": peak_bytes(psutil.Process()),
+        "bytes": peak_bytes(),
         "cpu_s": time.process_time() - start_cpu_s,
     }
 

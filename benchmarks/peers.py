@@ -35,6 +35,7 @@ from kdbench.machine import describe
 from kdbench.onnxfile import known_artifact
 from kdbench.report.rows import Row
 from kdbench.report.text import three_digits
+from kdbench.store import save_artifact
 
 LOOK_S = 0.05
 MAX_DROP = "0.5"
@@ -155,6 +156,10 @@ def compared(model: Path, pack: Path, options: argparse.Namespace) -> list[Made]
             every.append(made(one, model, sources.get(one.who, plain), out))
             print(f"{model.name}: {one.who}, {one.method}: {every[-1].facts or every[-1].error}", file=sys.stderr)
         able = [one for one in every if not one.error]
+        preprocessing = known_artifact(model).preprocessing
+        for one in able:  # others leave no record, without which the pack's preprocessing would be taken for theirs
+            record = known_artifact(one.file).model_copy(update={"preprocessing": preprocessing})
+            save_artifact(folder, record)
         files = [model, *(one.file for one in able)]
         report = bench(files, baseline=model, pack=pack, budget_s=options.budget, out=folder / "bench")
         fp32, *rows = report.ladder.rows
