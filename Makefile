@@ -1,6 +1,7 @@
 # make demo   sets up .venv and walks the digits ladder
 # make test   sets up .venv with the developer tools and runs every check
 # make docs   writes the generated parts of the documentation again
+# make clean  removes .venv
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -21,11 +22,12 @@ test: .venv/.test
 
 docs: .venv/.test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cog -r $(DOCS)
+	$(BIN)/python -m tests.notebook docs/results.ipynb
 
 .venv/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "kdbench needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 demo"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@touch $@
 
 .venv/.demo: .venv/.base
@@ -39,4 +41,4 @@ docs: .venv/.test
 	@touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv
