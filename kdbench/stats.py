@@ -26,7 +26,7 @@ STOPPED_TWICE_LEVEL = 0.98
 """Of a comparison of two ratios, both of rounds that went on until they seemed to be known well enough (`same_mean`).
 
 Both spreads are then underestimated more often, and the smaller the p-value, the more so: of ratios that are one and
-the same, up to 5 % are told apart at this level, instead of 2 (`python benchmarks/bench.py reruns`).
+the same, up to 6 % are told apart at this level, instead of 2 (`python benchmarks/bench.py reruns`).
 """
 
 POWER = 0.9
