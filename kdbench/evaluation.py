@@ -181,8 +181,9 @@ def judge(
 ) -> tuple[Evaluation, NDArray[np.int64] | None]:
     """Where the model's nodes run and, with a pack, what all its evaluation samples are predicted to be.
 
-    Predictions are classes [N], or 0 and 1 [N, C]; without labels in the pack they are kept to be compared. An
-    Evaluation with the reason where the backend can't; raises UserError where the pack doesn't fit the model.
+    Predictions are classes [N], or 0 and 1 [N, C]; without labels in the pack they are kept to be compared, if there
+    are any in the outputs. An Evaluation with the reason where the backend can't; raises UserError where the pack
+    doesn't fit the model.
     """
     batch = batch_size(artifact.inputs) or batch
     record = Evaluation(
@@ -198,10 +199,16 @@ def judge(
     except WorkerError as error:
         return record.model_copy(update={"error": str(error)}), None
     found = {"placement": answers.placement, "optimized_operators": answers.optimized_operators}
-    predicted = answers.labels(task_of(artifact, pack))
+    record = record.model_copy(update=found)
+    try:
+        predicted = answers.labels(task_of(artifact, pack))
+    except UserError:
+        if labels is not None:
+            raise
+        return record, None  # no classes, such as a regression's: there is nothing to compare
     if labels is not None and predicted.shape != labels.shape:
         raise UserError(f"{pack.name}: y_test of shape {labels.shape}, but {model} answers with {predicted.shape}")
-    return record.model_copy(update=found), predicted
+    return record, predicted
 
 
 def task_of(artifact: Artifact, pack: EvalPack | None) -> Task:

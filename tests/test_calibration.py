@@ -303,7 +303,7 @@ def test_a_large_batch_is_run_in_parts_to_the_same_end(network, monkeypatch):
         return session.run(None, feed)
 
     monkeypatch.setattr(worker, "MOST_BYTES", 4 * (2 * 8 * 16 * 16 * 4 + 40))
-    asked = {"tensors": ["x", "h0", "r2"], "outputs": ["y"], "counted": True, "independent": True}
+    asked = {"tensors": ["x", "h0", "r2"], "outputs": ["y"], "counted": True, "independent": True, "shared": []}
     assert collection.observe(run, names, {"x": models.images(10)}, asked) == []
     assert sizes == [1, 4, 4, 2]
     assert collection.result()[0]["names"] == ["x", "h0", "r2"]

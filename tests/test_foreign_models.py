@@ -57,6 +57,18 @@ def test_outputs_that_are_no_class_scores_are_named(tmp_path, pack):
         evaluate(scalar, pack)
 
 
+def test_outputs_that_are_no_class_scores_are_timed_on_samples_without_labels(tmp_path):
+    nodes = [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)]
+    model = save(
+        tmp_path / "m.onnx", nodes, [("x", FLOAT, ["n", 4])], [("y", FLOAT, ["n", 1])], {"axes": np.array([1])}
+    )
+    write_npz(tmp_path / "pack.npz", {"x_test": np.ones((6, 4), np.float32)})
+    bench([model], pack=tmp_path / "pack.npz", budget_s=0.1, out=tmp_path / "bench")
+    (row,) = load_rows(tmp_path / "bench")
+    assert row.rounds == 5
+    assert row.accuracy is None
+
+
 @pytest.mark.parametrize("kept", [0, 1])
 def test_a_class_as_output_is_an_answer(tmp_path, pack, kept):
     labels = save(

@@ -141,6 +141,16 @@ def test_a_conversion_is_compared_and_proven_on_inputs_as_they_are_given(tmp_pat
     assert inspect(tmp_path / "int8.onnx").precision == "int8"
 
 
+def test_ranges_are_found_with_what_samples_share_as_it_is(tmp_path):
+    """Also where its first size has a name, as a batch's has."""
+    nodes = [helper.make_node("MatMul", ["x", "t"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
+    weights = {"w": np.random.default_rng(0).standard_normal((8, 5)).astype(np.float32)}
+    model = models.save(
+        tmp_path / "m.onnx", nodes, weights, {"x": ["n", "k", "m"], "t": ["m", 8]}, {"y": ["n", "k", 5]}
+    )
+    assert quantize(model, tmp_path / "int8.onnx", dims={"k": 4, "m": 16}).precision == "int8"
+
+
 @pytest.mark.parametrize("shape", [[16], []])
 def test_an_input_that_all_samples_share_reaches_every_step_as_it_is(shape, tmp_path):
     nodes = [

@@ -8,6 +8,7 @@ import pytest
 from kdbench import UserError, pipeline
 from kdbench.pipeline import checking, turns
 from kdbench.pipeline import spiral as spirals
+from kdbench.pipeline.origins import subject_of
 from kdbench.pipeline.racing import Raced
 from kdbench.pipeline.rungs import LADDER, run_subjects
 from kdbench.records.turns import SpiralRecord
@@ -292,6 +293,7 @@ def test_a_run_and_a_spiral_in_one_folder_measure_what_each_has_made(reached, tm
     pipeline.run(recipe(**{"data.held_out_samples": "100"}), run)
     with pytest.raises(UserError, match=r"spiral-1\.onnx: made from another student .*: 'kdbench spiral' with"):
         run_subjects(RunFolder(run))
+    assert subject_of(run, "student-slim").artifact.parent == "student"
     spirals.spiral(recipe(), run)
     with pytest.raises(UserError, match=r"teacher-int8\.onnx: made from another teacher .*: 'kdbench run' with"):
         run_subjects(RunFolder(run))

@@ -257,7 +257,7 @@ def budgeted(command: F) -> F:
             default=30.0,
             show_default=True,
             metavar="SECONDS",
-            help="Time to find the fastest; without --data that of the proof, 5 if left out.",
+            help="Time to find the fastest; with neither --data nor --max-drop that of the proof, 5 if left out.",
         ),
     )
     for option in reversed(added):

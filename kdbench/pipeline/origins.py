@@ -60,9 +60,11 @@ def subject_of(source: Path, rung: str | None) -> Subject:
         if rung is not None:
             raise UserError(f"--rung: {source} is a file, --rung chooses in a run folder: leave it out")
         return Subject(known_artifact(source), source)
-    subjects = {subject.artifact.rung: subject for subject in run_subjects(RunFolder(source))}
-    if rung is not None:
-        return pick(subjects, rung, "rung")
+    folder = RunFolder(source)
+    if rung is not None:  # of a folder whose other rungs may not fit together
+        pick({name: one for name, one in folder.artifacts().items() if "known" not in one.options}, rung, "rung")
+        return run_subjects(folder, lambda one: one.rung == rung)[0]
+    subjects = {subject.artifact.rung: subject for subject in run_subjects(folder)}
     return subjects[next((name for name in reversed(ORDER) if name in subjects), list(subjects)[-1])]
 
 

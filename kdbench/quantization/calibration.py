@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker, WorkerError
+from kdbench.data.generated import sample_count, shared_inputs
 from kdbench.errors import UserError
-from kdbench.onnxfile import load_model
+from kdbench.onnxfile import inputs_of, load_model
 from kdbench.progress import Progress, silent
 from kdbench.quantization.histograms import Histogram, range_of, trimmed
 from kdbench.records import Quantize
@@ -90,11 +91,14 @@ def observe(
     initializers = {tensor.name for tensor in graph.graph.initializer}
     inputs = [value for value in graph.graph.input if value.name not in initializers]
     outputs = [value.name for value in graph.graph.output if value.name in typed]
+    specs = inputs_of(graph)
+    shared = shared_inputs(specs)
     asked: dict[str, Any] = {
         "tensors": wanted,
         "outputs": [output for output in outputs if output not in {value.name for value in inputs}],
         "counted": counted,
-        "independent": all(_free_batch(value) for value in inputs),
+        "independent": all(_free_batch(value) for value in inputs if value.name not in shared),
+        "shared": sorted(shared),
     }
     target, threads = pick_backend("cpu"), available_cpus()
     samples, first, alike = 0, None, True
@@ -103,12 +107,13 @@ def observe(
             worker.load(_written(watched(graph, wanted), Path(scratch)), plain=True)
             for batch in batches():
                 _check_finite(batch, samples)
-                first = first or {input_: np.atleast_1d(values)[:1].copy() for input_, values in batch.items()}
-                alike = alike and all(_same(values, first[input_]) for input_, values in batch.items())
+                own = {input_: values for input_, values in batch.items() if input_ not in shared}
+                first = first or {input_: values[:1].copy() for input_, values in own.items()}
+                alike = alike and all(_same(values, first[input_]) for input_, values in own.items())
                 reply, _ = worker.ask("observe", batch, **asked)
                 if reply["not_finite"]:
                     raise UserError(f"{name}: {_not_finite(graph, reply['not_finite'])}")
-                samples += max(len(np.atleast_1d(values)) for values in batch.values())
+                samples += sample_count(specs, batch)
                 progress("calibrate", samples, max(samples, total))
             if not samples:
                 raise UserError(f"{name}: no calibration samples: give some")
@@ -185,7 +190,8 @@ def _check_finite(batch: Mapping[str, NDArray[Any]], samples: int) -> None:
     """Raises UserError that names the first sample with a value that is not finite, after so many."""
     for name, values in batch.items():
         if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+            rows = np.isfinite(np.atleast_1d(values))
+            bad = np.flatnonzero(~rows.reshape(len(rows), -1).all(axis=1))
             raise UserError(
                 f"calibration sample {samples + int(bad[0]) + 1} has NaN or infinite values in '{name}': remove it"
             )

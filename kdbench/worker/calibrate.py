@@ -94,20 +94,19 @@ class Collection:
         """Runs inputs and takes the values of `asked["tensors"]` in; names of those that were not finite.
 
         `asked`: `counted`, whether histograms are wanted; `outputs`, of which it is told whether they ever change;
-        `independent`, whether a batch may be run in parts.
+        `independent`, whether a batch may be run in parts; `shared`, the inputs that all of its samples have in common.
         """
-        samples = max(len(np.atleast_1d(values)) for values in feed.values())
+        own = [name for name in feed if name not in asked["shared"]]
+        samples = len(feed[own[0]]) if own else 1
         if self.part is None:
             self.part = samples
             if asked["independent"] and samples > 1:
-                one = run({name: values[:1] for name, values in feed.items()})
+                one = run(feed | {name: feed[name][:1] for name in own})
                 size = sum(getattr(output, "nbytes", 0) for output in one)
                 self.part = max(1, min(samples, MOST_BYTES // max(1, size)))
         bad: dict[str, None] = {}
         for start in range(0, samples, self.part):
-            part = feed
-            if self.part < samples:
-                part = {name: values[start : start + self.part] for name, values in feed.items()}
+            part = feed | {name: feed[name][start : start + self.part] for name in own}
             found = {**dict(zip(names, run(part), strict=True)), **part}
             waiting = {
                 name: self.threads.submit(self.tensors.setdefault(name, Tensor()).add, found[name], asked["counted"])
