@@ -138,7 +138,9 @@ def quantize(
         show_artifact(made, target)
         if prove:
             show_proof_of(
-                *(model, target, pack),
+                model,
+                target,
+                pack,
                 backend=backend or "cpu",
                 backend_options=backend_options,
                 batch=batch,

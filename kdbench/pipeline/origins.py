@@ -8,7 +8,7 @@ from kdbench import __version__
 from kdbench.benchmark.cells import Subject
 from kdbench.errors import UserError, pick
 from kdbench.onnxfile import known_artifact
-from kdbench.pipeline.rungs import ORDER, run_subjects
+from kdbench.pipeline.rungs import ORDER, run_subjects, rungs_of
 from kdbench.records import Artifact, Embedded, Origin, Recipe, placeless
 from kdbench.report.card import Seen
 from kdbench.report.judged import judged
@@ -62,7 +62,7 @@ def subject_of(source: Path, rung: str | None) -> Subject:
         return Subject(known_artifact(source), source)
     folder = RunFolder(source)
     if rung is not None:  # of a folder whose other rungs may not fit together
-        pick({name: one for name, one in folder.artifacts().items() if "known" not in one.options}, rung, "rung")
+        pick(rungs_of(folder), rung, "rung")
         return run_subjects(folder, lambda one: one.rung == rung)[0]
     subjects = {subject.artifact.rung: subject for subject in run_subjects(folder)}
     return subjects[next((name for name in reversed(ORDER) if name in subjects), list(subjects)[-1])]

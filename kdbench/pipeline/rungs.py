@@ -50,17 +50,22 @@ def of_spiral(rung: str) -> bool:
     return bool(re.fullmatch(rf"{SPIRAL}-(\d+|final|{'|'.join(ENDS)})", rung))
 
 
+def rungs_of(folder: RunFolder) -> dict[str, Artifact]:
+    """Of a run folder, by name, with what making each of them took."""
+    # A teacher of a part of the classes is no rung: its accuracy means nothing.
+    return {
+        rung: artifact.model_copy(update={"made_in_s": folder.duration_s(rung) or artifact.made_in_s})
+        for rung, artifact in folder.artifacts().items()
+        if "known" not in artifact.options
+    }
+
+
 def run_subjects(folder: RunFolder, wanted: Callable[[Artifact], bool] = lambda _: True) -> list[Subject]:
     """The `wanted` rungs of a run folder in the order of the ladder, then others by name.
 
     Raises UserError where one of them is not as its record says, or was made from another parent than lies beside it.
     """
-    # A teacher of a part of the classes is no rung: its accuracy means nothing.
-    artifacts = {
-        rung: artifact.model_copy(update={"made_in_s": folder.duration_s(rung) or artifact.made_in_s})
-        for rung, artifact in folder.artifacts().items()
-        if "known" not in artifact.options
-    }
+    artifacts = rungs_of(folder)
     order = {rung: index for index, rung in enumerate(ORDER)}
     rungs = [rung for rung, artifact in artifacts.items() if wanted(artifact)]
     rungs.sort(key=lambda rung: (order.get(re.sub(r"^teacher-\d+", "teacher", rung), len(order)), rung))

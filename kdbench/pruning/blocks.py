@@ -39,42 +39,37 @@ def removable(model: nn.Module, x: Tensor, ignore: Sequence[str] = ()) -> list[s
 
 def removal_order(model: nn.Module, blocks: Sequence[str], x: Tensor, progress: Progress = silent) -> Iterator[str]:
     """The blocks in the order in which they go: next is the one whose skipping, beside those gone before, changes the
-    outputs for samples `x` least (mean squared difference to those of the whole network).
+    outputs for samples `x` least (squared difference to those of the whole network).
 
     Blocks that do the same job are thus told apart: when one has gone, the other is missed. What a block did before
     others went is taken for the least that it does now, so that few are judged again (lazy greedy, Minoux 1978): one
     that does less once others have gone goes later than its turn.
     """
     left, parts = deepcopy(model).eval(), torch.split(x, PART)
+    with torch.no_grad():
+        whole = [left(part) for part in parts]
 
+    @torch.no_grad()
     def effect(name: str) -> float:
         block = left.get_submodule(name)
         put(left, name, nn.Identity())
-        squares = [
-            float((left(part) - answer).double().square().sum()) for part, answer in zip(parts, whole, strict=True)
-        ]
+        squares = [(left(part) - answer).double().square().sum() for part, answer in zip(parts, whole, strict=True)]
         put(left, name, block)
-        return sum(squares) / sum(answer.numel() for answer in whole)
+        return float(sum(squares))
 
-    with torch.no_grad():
-        whole: list[Tensor] = [left(part) for part in parts]
-        effects = {}
-        for done, name in enumerate(blocks):
-            progress("judge blocks", done, len(blocks))
-            effects[name] = effect(name)
-    progress("judge blocks", len(blocks), len(blocks))
-    judged = set(blocks)
+    effects = dict.fromkeys(blocks, 0.0)
+    judged: set[str] = set()
     while effects:
         name = min(effects, key=lambda name: (effects[name], name))
-        if name in judged:
-            put(left, name, nn.Identity())
-            del effects[name]
-            judged = set()
-            yield name
-        else:
-            with torch.no_grad():
-                effects[name] = effect(name)
+        if name not in judged:
+            progress("judge blocks", len(judged), len(effects))
+            effects[name] = effect(name)
             judged.add(name)
+            continue
+        put(left, name, nn.Identity())
+        del effects[name]
+        judged.clear()
+        yield name
 
 
 def redo(model: nn.Module, example: Tensor, options: Mapping[str, Any]) -> None:

@@ -150,11 +150,7 @@ def _without_blocks(
     if what == "latency":
         reached = least(len(names), share, target, MEASUREMENTS) if names else 0
     else:  # one after the other, for the order is what takes time
-        reached = None
-        while reached is None and len(gone) < len(names):
-            left = share(len(gone) + 1)
-            progress("choose blocks", min(1 - left, 1 - target), 1 - target)
-            reached = len(gone) if left <= target else None
+        reached = next((number for number in range(1, len(names) + 1) if share(number) <= target), None)
     number = len(names) if reached is None else reached if share(reached) == target else max(0, reached - 1)
     if not number:
         return model, 1.0, []

@@ -88,16 +88,14 @@ def observe(
     typed = float_tensors(graph)
     chosen = typed if tensors is None else frozenset(tensors)
     wanted = [tensor for tensor in typed if tensor in chosen]
-    initializers = {tensor.name for tensor in graph.graph.initializer}
-    inputs = [value for value in graph.graph.input if value.name not in initializers]
     outputs = [value.name for value in graph.graph.output if value.name in typed]
     specs = inputs_of(graph)
     shared = shared_inputs(specs)
     asked: dict[str, Any] = {
         "tensors": wanted,
-        "outputs": [output for output in outputs if output not in {value.name for value in inputs}],
+        "outputs": [output for output in outputs if output not in {spec.name for spec in specs}],
         "counted": counted,
-        "independent": all(_free_batch(value) for value in inputs if value.name not in shared),
+        "independent": not any(isinstance(spec.shape[0], int) for spec in specs if spec.name not in shared),
         "shared": sorted(shared),
     }
     target, threads = pick_backend("cpu"), available_cpus()
@@ -173,12 +171,6 @@ def _written(model: "onnx.ModelProto", folder: Path) -> Path:
     path = folder / "watched.onnx"
     onnx.save(model, str(path), save_as_external_data=model.ByteSize() > LARGE_BYTES)
     return path
-
-
-def _free_batch(value: "onnx.ValueInfoProto") -> bool:
-    """Whether an input takes any number of samples."""
-    dims = value.type.tensor_type.shape.dim
-    return len(dims) > 0 and not dims[0].dim_value
 
 
 def _same(values: NDArray[Any], first: NDArray[Any]) -> bool:
