@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-DOCS := README.md docs/cli.md docs/results-format.md results/README.md
+DOCS := README.md docs/cli.md docs/recipe.md docs/results-format.md results/README.md
 
 .PHONY: demo test docs clean
 

@@ -140,6 +140,7 @@ def test_generated_documents_are_current(monkeypatch):
             "--check",
             "README.md",
             "docs/cli.md",
+            "docs/recipe.md",
             "docs/results-format.md",
             "results/README.md",
         ],

@@ -18,7 +18,7 @@ from kdbench import archive, machine, results_add, results_verify, store
 from kdbench.errors import UserError
 from kdbench.records import Comparison, Recipe
 from kdbench.records.gate import Gate
-from kdbench.report.schema import fields_of, records
+from kdbench.report.schema import fields_of, recipe_to_markdown, records, tables
 from kdbench.report.table import load_ladders
 from tests import test_comparison
 from tests.conftest import PUBLISHED, REPOSITORY
@@ -387,7 +387,11 @@ def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, call):
 # --- the format -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", records(), ids=lambda kind: kind.__name__)
+def test_the_format_of_results_leaves_recipes_to_their_own_page():
+    assert Recipe not in records()
+    assert "[student.training]" in recipe_to_markdown()
+
+
+@pytest.mark.parametrize("kind", dict.fromkeys([*records(), *tables()]), ids=lambda kind: kind.__name__)
 def test_every_field_is_documented(kind):
-    assert kind is not Recipe
     assert [name for name, shown, words in fields_of(kind) if not words or not shown] == []

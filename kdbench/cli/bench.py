@@ -141,7 +141,7 @@ def bench(
     PACKED is a file that `kdbench pack` made of a run. It is measured as its plan says, except where options are given
     here, needs neither torch nor the data, and leaves one file of results to be brought back.
 
-    With --scenario, MLPerf's loadgen sends the queries (pip install "kdbench[loadgen]"): the next one on an answer, the
+    With --scenario, MLPerf's loadgen sends the queries (pip install mlcommons-loadgen): the next one on an answer, the
     same by eights, by chance at the highest rate that keeps the bound, or all at once.
 
     \b

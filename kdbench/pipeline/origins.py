@@ -8,7 +8,7 @@ from kdbench import __version__
 from kdbench.benchmark.cells import Subject
 from kdbench.errors import UserError, pick
 from kdbench.onnxfile import known_artifact
-from kdbench.pipeline.rungs import ORDER, run_subjects, rungs_of
+from kdbench.pipeline.rungs import ORDER, run_subjects, rungs_of, timed
 from kdbench.records import Artifact, Embedded, Origin, Recipe, placeless
 from kdbench.report.card import Seen
 from kdbench.report.judged import judged
@@ -78,7 +78,7 @@ def look_up(
     model, artifact = subject.model, subject.artifact
     folder = RunFolder(model.parent) if sidecar(model).is_file() else None
     told = known_facts(model, artifact)
-    beside = _timed(folder) if folder else []
+    beside = list(timed(folder).values()) if folder else []
     alike = _alike(artifact, beside, told)
     proven = artifact.step != "card" or is_of_parent(model, artifact)
     own = folder.path / RESULTS_FILE if folder else None
@@ -122,14 +122,6 @@ def _seen(path: Path, alike: Mapping[str, str], say: Callable[[str], None] | Non
         if sha in rungs:
             return Seen(ladder(result, arrays), rungs[sha], tuple(judged(result, arrays, rungs[sha])), how)
     return None
-
-
-def _timed(folder: RunFolder) -> list[Artifact]:
-    """The folder's records, with what making each took."""
-    return [
-        artifact.model_copy(update={"made_in_s": folder.duration_s(rung) or artifact.made_in_s})
-        for rung, artifact in folder.artifacts().items()
-    ]
 
 
 def _alike(artifact: Artifact, beside: Iterable[Artifact], told: Embedded | None) -> dict[str, str]:

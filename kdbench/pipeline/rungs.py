@@ -50,14 +50,17 @@ def of_spiral(rung: str) -> bool:
     return bool(re.fullmatch(rf"{SPIRAL}-(\d+|final|{'|'.join(ENDS)})", rung))
 
 
-def rungs_of(folder: RunFolder) -> dict[str, Artifact]:
-    """Of a run folder, by name, with what making each of them took."""
-    # A teacher of a part of the classes is no rung: its accuracy means nothing.
+def timed(folder: RunFolder) -> dict[str, Artifact]:
+    """The records of a run folder by name, with what making each of them took."""
     return {
         rung: artifact.model_copy(update={"made_in_s": folder.duration_s(rung) or artifact.made_in_s})
         for rung, artifact in folder.artifacts().items()
-        if "known" not in artifact.options
     }
+
+
+def rungs_of(folder: RunFolder) -> dict[str, Artifact]:
+    """Those of them that are rungs: the accuracy of a teacher of a part of the classes means nothing."""
+    return {rung: artifact for rung, artifact in timed(folder).items() if "known" not in artifact.options}
 
 
 def run_subjects(folder: RunFolder, wanted: Callable[[Artifact], bool] = lambda _: True) -> list[Subject]:

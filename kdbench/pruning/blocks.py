@@ -62,7 +62,7 @@ def removal_order(model: nn.Module, blocks: Sequence[str], x: Tensor, progress: 
     while effects:
         name = min(effects, key=lambda name: (effects[name], name))
         if name not in judged:
-            progress("judge blocks", len(judged), len(effects))
+            progress("judge blocks", len(blocks) - len(effects), len(blocks))
             effects[name] = effect(name)
             judged.add(name)
             continue

@@ -14,9 +14,11 @@ class Quantize(Record):
     """Static int8; the defaults are the fastest on x86 CPUs."""
 
     activations: Literal["uint8", "int8"] = "uint8"
+    """What they are rounded to."""
     per_channel: bool = True
     """Of the weights: a scale for each output channel."""
     calibration: Literal["minmax", "entropy", "percentile", "mse"] = "minmax"
+    """How the range of an activation is found."""
     operators: tuple[str, ...] = ()
     """Operators to quantize, such as Conv and MatMul; all that onnxruntime can where none is named."""
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
@@ -57,13 +59,16 @@ class Sparse(Record):
     """L1 on all weights or on the scales of batch norm; L2 on groups of channels, the least important most, in
     `growing` more so from epoch to epoch."""
     strength: Positive = 1e-4
+    """Of the penalty: it is multiplied by this."""
     epochs: Count
+    """As many of the student's training."""
 
 
 class Pruning(Record):
     """Which channels and blocks go first."""
 
     importance: Literal["l1", "l2", "group", "batch_norm", "taylor", "random"] = "group"
+    """By which a channel is judged: see docs/compression.md."""
     scope: Literal["global", "layer"] = "global"
     """The least important channels of all layers, or the same share of each layer's."""
     round_to: Count = 8
@@ -80,7 +85,9 @@ class Prune(Pruning):
     """Structured pruning: whole channels, or whole residual blocks. One of the three targets is the share to keep."""
 
     macs: Share | None = None
+    """Of the multiply-accumulates."""
     parameters: Share | None = None
+    """Of the parameters."""
     latency: Share | None = None
     """Of the measured latency on `backend`, at batch 1 and one thread."""
     backend: str = "cpu"
@@ -157,7 +164,9 @@ class Spiral(Pruning):
     """Prune a little, distil, evaluate, and again. Of the four targets at most one, as a share of the first model's."""
 
     macs: Share | None = None
+    """Of the multiply-accumulates."""
     parameters: Share | None = None
+    """Of the parameters."""
     size: Share | None = None
     """Of the ONNX file."""
     latency: Share | None = None

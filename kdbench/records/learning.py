@@ -20,7 +20,10 @@ def _is_number(value: Any) -> bool:
 
 
 class Training(Record):
+    """How long, how fast and in what precision a network learns."""
+
     epochs: Count
+    """Passes over the training samples."""
     learning_rate: Positive
     """The highest of the schedule."""
     batch_size: Annotated[int, Field(ge=2)] = 64
@@ -40,6 +43,7 @@ class Training(Record):
     step_epochs: Annotated[tuple[Count, ...], Field(validate_default=True)] = ()
     """Of the schedule `step`: epochs after which the learning rate is multiplied by `step_factor`."""
     step_factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """See `step_epochs`."""
     clip_norm: Positive | None = None
     """Gradients whose norm, over all parameters together, is larger are shortened to it."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -68,9 +72,13 @@ class Schedule(Record):
     """From `start` to `end` in `epochs` epochs, and `end` from then on; a plain number stays what it is."""
 
     start: NotNegative
+    """In the first epoch."""
     end: NotNegative
+    """In the last one of them."""
     shape: Literal["linear", "cosine"] = "linear"
+    """Of the way between."""
     epochs: Count = 1
+    """How many that takes."""
 
     @model_validator(mode="before")
     @classmethod
@@ -91,6 +99,7 @@ class CommonOptions(Record):
     """What every loss of a recipe takes. Epochs are counted from 1."""
 
     weight: Schedule = Schedule(start=1.0, end=1.0)
+    """In the sum of losses: a number, 1 where nothing is said, or a schedule."""
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     """The weight rises linearly in as many epochs."""
     from_epoch: Count = 1
@@ -113,6 +122,8 @@ class Loss(CommonOptions):
 
 
 class Distill(Record):
+    """Which losses the student learns by."""
+
     mode: Literal["offline", "mutual"] = "offline"
     """`mutual`: student and teacher learn together, each from the other; the teacher's own training is left out."""
     losses: Annotated[dict[str, Loss], Field(min_length=1)]

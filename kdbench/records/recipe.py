@@ -39,18 +39,25 @@ class Augment(Record):
 
 
 class Data(Record):
+    """What is learnt and judged on."""
+
     source: str
+    """A kind of data source; see README, "Your own data"."""
     options: dict[str, Any] = {}
+    """Of the source."""
     train_samples: Count | None = None
     """Learn from so many of the training samples alone, of each class its share."""
     calibration_samples: Count = 256
+    """Training samples that go into the pack: static int8 is calibrated and judged on them."""
     split: Literal["test", "validation"] = "test"
     """What the rungs are evaluated on. `validation` is a part of the training set, then left out of it: for choosing
     options without a look at the test split."""
     validation_samples: Count = 300
+    """How many that part has."""
     held_out_samples: Annotated[int, Field(ge=0)] = 0
     """Training samples that are set aside, on which each epoch is judged: for the best epoch and early stopping."""
     augment: Augment = Augment()
+    """Of images."""
 
 
 class Network(Record):
@@ -59,16 +66,20 @@ class Network(Record):
     model: str
     """Of the zoo by name, or `module.py:function`."""
     options: dict[str, Any] = {}
+    """Of the model: arguments of its function."""
     training: Training
+    """Under its teachers, and alone for `student-alone`."""
 
 
 class Teacher(Record):
     """A teacher: where it comes from, and what it knows."""
 
     source: str = "zoo"
+    """Where models of that name come from: see docs/teachers.md."""
     model: str
     """Of the zoo by name, or `module.py:function`; of a hub by name or folder; an ONNX file by path."""
     options: dict[str, Any] = {}
+    """Of the model, as its source takes them."""
     weights: str | None = None
     """A state_dict of the model: a .safetensors, .pth or .th file, seen from the recipe's folder."""
     new_head: bool = False
@@ -96,11 +107,14 @@ ScenarioName = Literal["single_stream", "multi_stream", "server", "offline"]
 
 
 class Bench(Record):
+    """What is measured, and how long."""
+
     backends: Annotated[tuple[str, ...], Field(min_length=1)] = ("cpu",)
     """Each as NAME[:PRECISION][@PYTHON]."""
     options: dict[str, dict[str, Any]] = {}
     """By the name of a backend: its precision, and what is passed on to its provider."""
     batches: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
+    """Numbers of samples a call: a cell for each, as for each of `threads`."""
     threads: Annotated[tuple[Count, ...], Field(min_length=1)] = (1,)
     processes: Annotated[int, Field(ge=5)] = 5
     """Fresh processes for each cell, at least: the unit of replication."""
@@ -127,14 +141,20 @@ class Bench(Record):
 
 class Recipe(Versioned):
     name: Name
+    """Of the run folder and of published results: small letters, digits, - and _."""
     description: str = ""
+    """In one line, for `kdbench zoo`."""
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Count = 1
     """Training threads. Weights are bit-identical for equal seed, threads and versions."""
     data: Data
+    """What is learnt."""
     teacher: OneOrSeveral
+    """Who teaches; `[[teacher]]` for several."""
     student: Network
+    """Who learns."""
     distill: Distill
+    """How it is taught."""
     methods: dict[Name, Distill] = {}
     """Other ways to distil the same student, by name: `kdbench distill --seeds` compares them with `distill`."""
     prune: PruneSection | None = None
@@ -146,7 +166,9 @@ class Recipe(Versioned):
     spiral: SpiralSection | None = None
     """Of `kdbench spiral` alone."""
     quantize: QuantizeSection = QuantizeSection()
+    """Of the int8 rungs."""
     bench: Bench = Bench()
+    """Of the measurement."""
     _folder: Path = PrivateAttr(default=Path())
 
     @field_validator("methods")

@@ -45,7 +45,7 @@ def load_results(
     try:
         import pandas as pd
     except ImportError:
-        raise UserError("data frames need pandas: pip install 'kdbench[frames]'") from None
+        raise UserError("data frames need pandas: pip install pandas") from None
     selection = Selection(_several(rungs), _several(backends), _several(batches), _several(threads))
     asked = Asked(view, _several(columns), sort, baseline, measure, selection)
     names, lines = lines_of(find(paths, asked))

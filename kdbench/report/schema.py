@@ -1,4 +1,4 @@
-"""The format of results, field by field, as Markdown: from the records themselves and their docstrings."""
+"""The formats of results and of recipes, field by field, as Markdown: from the records and their docstrings."""
 
 import ast
 import functools
@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kdbench.records import RESULTS_SCHEMA, Comparison, Recipe, ResultFile, sealed
+from kdbench.records.writing import toml
 
 OBVIOUS = {
     "kdbench": "Version that wrote it.",
@@ -32,6 +33,8 @@ OBVIOUS = {
     "machine": "Where it was measured.",
 }
 """Fields whose name says it all in every record that has them; this is what it says."""
+
+MAY_MISS = ", may be missing"
 
 WORDS = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "any value", NoneType: "null"}
 
@@ -62,6 +65,45 @@ def records() -> list[type[BaseModel]]:
     return found
 
 
+def recipe_to_markdown() -> str:
+    """A section for each kind of table of a recipe, with where it stands and what its fields are by default."""
+    parts = []
+    for kind, places in tables().items():
+        where = ", ".join(f"`[{place}]`" for place in places) if places != [""] else "Above all tables"
+        text = f"{where}. {inspect.cleandoc(kind.__doc__ or '')}".rstrip()
+        rows = [
+            f"| `{name}` | {shown.removesuffix(MAY_MISS)} | {default} | {words} |"
+            for (name, shown, words), default in zip(fields_of(kind), _defaults(kind), strict=True)
+        ]
+        parts.append("\n".join([f"### {_titled(kind)}", "", text, "", *RECIPE_HEAD, *rows]))
+    return "\n\n".join(parts)
+
+
+RECIPE_HEAD = ("| field | type | default | |", "|:---|:---|:---|:---|")
+
+
+def tables() -> dict[type[BaseModel], list[str]]:
+    """Every kind of table of a recipe, with the names under which it stands there; NAME is one of the user's."""
+    found: dict[type[BaseModel], list[str]] = {}
+    waiting: list[tuple[type[BaseModel], str]] = [(Recipe, "")]
+    while waiting:
+        kind, place = waiting.pop(0)
+        found.setdefault(kind, []).append(place)
+        for name, field in kind.model_fields.items():
+            inner = f"{place}.{name}".lstrip(".") + (".NAME" if get_origin(field.annotation) is dict else "")
+            waiting += [(part, inner) for part in dict.fromkeys(_kinds(field.annotation))]
+    return found
+
+
+def _defaults(kind: type[BaseModel]) -> Iterator[str]:
+    """As TOML, where there is any."""
+    for field in kind.model_fields.values():
+        if field.is_required():
+            yield "needed"
+        else:
+            yield "" if isinstance(field.default, BaseModel | None) else f"`{toml(field.default)}`"
+
+
 def fields_of(kind: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
     """Name, type and words of each field; no words where neither a docstring nor an obvious name gives them."""
     told: dict[str, str] = {}
@@ -75,8 +117,11 @@ def fields_of(kind: type[BaseModel]) -> Iterator[tuple[str, str, str]]:
 
 
 def _type(field: FieldInfo) -> str:
-    default = "" if field.is_required() else ", may be missing"
-    return f"{_words(field.annotation)}{default}"
+    return f"{_words(field.annotation)}{'' if field.is_required() else MAY_MISS}"
+
+
+def _titled(kind: type[BaseModel]) -> str:
+    return kind.__name__.removesuffix("Section")
 
 
 def _words(annotation: Any) -> str:
@@ -85,7 +130,7 @@ def _words(annotation: Any) -> str:
     if annotation in WORDS:
         return WORDS[annotation]
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-        return f"[{annotation.__name__}](#{annotation.__name__.lower()})" if annotation is not Recipe else "recipe"
+        return f"[{_titled(annotation)}](#{_titled(annotation).lower()})" if annotation is not Recipe else "recipe"
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in inner)
     if origin in (Union, UnionType):
