@@ -91,14 +91,17 @@ def _renumbered(labels: Any, order: Any) -> Any:
 
 
 def parted(pack: EvalPack, artifact: Artifact, samples: int | None) -> tuple[Samples, Samples]:
-    """Samples to calibrate on, and others to judge by: at most half of them where they are few."""
+    """Samples to calibrate on, and others to judge by: at most half of them where they are few.
+
+    Of more than `samples` as many are drawn, of each class its share.
+    """
     every = samples_of(pack, artifact.inputs, artifact.preprocessing)
     if samples is not None:
         if samples > len(every):
             raise UserError(
                 f"--samples {samples}: {pack.name} has {len(every)} calibration samples: give a lower number"
             )
-        every = every.first(samples)
+        every = halved(every, samples)[1] if samples < len(every) else every
     return halved(every, max(len(every) - CALIBRATION, len(every) // 2))
 
 

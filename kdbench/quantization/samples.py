@@ -73,7 +73,8 @@ def samples_of(pack: EvalPack, inputs: Sequence[TensorSpec], preprocessing: Prep
 def halved(samples: Samples, judged: int) -> tuple[Samples, Samples]:
     """Samples to calibrate on, and `judged` others, of each class its share, to judge by.
 
-    Raises UserError where that leaves nothing to calibrate on.
+    Both come in the order that they were drawn in: data often lies in the order of its classes, and the first of either
+    part stand for all of it. Raises UserError where that leaves nothing to calibrate on.
     """
     if not 0 < judged < len(samples):
         raise UserError(
@@ -81,9 +82,9 @@ def halved(samples: Samples, judged: int) -> tuple[Samples, Samples]:
             "to judge by: give more of them"
         )
     total, labels = len(samples), samples.labels
-    order = np.random.default_rng(SPLIT_SEED).permutation(total)
+    drawn = np.random.default_rng(SPLIT_SEED).permutation(total)
+    by_class = drawn
     if labels is not None and labels.ndim == 1:
-        order = order[np.argsort(labels[order], kind="stable")]
-    chosen = np.zeros(total, dtype=bool)
-    chosen[order[np.arange(judged) * total // judged]] = True
-    return samples._at(np.flatnonzero(~chosen)), samples._at(np.flatnonzero(chosen))
+        by_class = drawn[np.argsort(labels[drawn], kind="stable")]
+    chosen = np.isin(drawn, by_class[np.arange(judged) * total // judged])
+    return samples._at(drawn[~chosen]), samples._at(drawn[chosen])
