@@ -19,7 +19,7 @@ from kdbench.pipeline.quantizing import fastest_int8, ways_of
 from kdbench.pipeline.racing import Place, raced
 from kdbench.progress import silent, unsaid
 from kdbench.quantization.sensitivity import Layer
-from kdbench.records import Quantize, QuantizeSection, parse
+from kdbench.records import Quantize, QuantizeSection, TensorSpec, parse
 from kdbench.records.base import from_json
 from kdbench.records.budget import Budget, CandidateRecord, Estimate
 from kdbench.report import doubts, flags
@@ -326,6 +326,17 @@ def test_labels_are_numbered_as_the_model_numbers_its_classes(tmp_path):
     assert [artifact.classes[label] for label in found.y_calibration] == ["dog", "dog", "owl"]
     with pytest.raises(UserError, match=r"its classes \(owl, cat, dog, …\) are not those of the model"):
         pack_for(pack, {}, artifact.model_copy(update={"classes": ("cat", "dog", "cow")}), None, 0)
+
+
+@pytest.mark.parametrize("shape", [("n", 1), ("n",)])
+def test_a_class_as_the_output_leaves_the_number_of_classes_open(tmp_path, shape):
+    artifact = known_artifact(save_mlp(tmp_path / "m.onnx"))
+    told = artifact.model_copy(update={"outputs": (TensorSpec(name="class", dtype="int64", shape=shape),)})
+    x, y = np.zeros((3, 4), np.float32), np.array([0, 9, 4])
+    pack = EvalPack("p", x, y, x, (), None, y_calibration=y)
+    assert pack_for(pack, {}, told, None, 0).y_calibration.max() == 9
+    with pytest.raises(UserError, match="label 9 is out of range: 0 to 2 allowed"):
+        pack_for(pack, {}, artifact, None, 0)
 
 
 def test_packs_keep_the_labels_of_their_calibration_samples(digits, tmp_path):
