@@ -184,6 +184,15 @@ def test_a_fixed_batch_is_filled_up_and_cut_again(tmp_path, batch):
     np.testing.assert_allclose(found, h, rtol=1e-4, atol=1e-5)
 
 
+def test_an_output_of_several_rows_a_sample_is_no_answer(tmp_path):
+    """Such as one a token: the first rows would be answers to the first samples."""
+    rows = {"shape": np.array([-1, 4]), "w": np.eye(4, dtype=np.float32)}
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["r"]), helper.make_node("MatMul", ["r", "w"], ["y"])]
+    path = models.save(tmp_path / "m.onnx", nodes, rows, {"x": ["n", 16]}, {"y": ["rows", 4]})
+    with running("cpu") as runner, pytest.raises(UserError, match=r"'y' of shape \(128, 4\) has no batch axis first"):
+        runner.outputs(path, samples(path, features(40)))
+
+
 # --- cross-layer equalisation -----------------------------------------------------------------------------------------
 
 

@@ -39,12 +39,16 @@ class Samples:
     def batch(self) -> int:
         return batch_size(self.inputs) or BATCH
 
+    @property
+    def sizes(self) -> list[int]:
+        """Of the batches, in order."""
+        fixed = batch_size(self.inputs)
+        return [fixed or min(self.batch, len(self) - start) for start in range(0, len(self), self.batch)]
+
     def batches(self) -> Iterator[Arrays]:
         """All samples in order; a model of a fixed batch gets the last one filled up with the first samples."""
-        fixed = batch_size(self.inputs)
-        for start in range(0, len(self), self.batch):
-            index = np.arange(start, start + self.batch if fixed else min(start + self.batch, len(self)))
-            yield self._at(index % len(self)).feed()
+        for number, size in enumerate(self.sizes):
+            yield self._at((number * self.batch + np.arange(size)) % len(self)).feed()
 
     def feed(self) -> Arrays:
         """All samples at once: for a batch of them, or for few."""
