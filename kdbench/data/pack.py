@@ -65,7 +65,8 @@ class EvalPack:
         spec = inputs[0]
         # A model that takes the samples' own integers has its preprocessing inside.
         inside = np.issubdtype(samples.dtype, np.integer) and spec.dtype == samples.dtype.name
-        values = preprocess.apply(samples, None if inside else self.preprocessing and (own or self.preprocessing))
+        wanted = None if inside else self.preprocessing and (own or self.preprocessing)
+        values = preprocess.apply(samples, wanted, f"{self.name}: '{part}'")
         expected = spec.shape[1:]
         if len(values.shape) != len(spec.shape) or any(
             isinstance(size, int) and size != actual for size, actual in zip(expected, values.shape[1:], strict=True)
