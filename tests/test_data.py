@@ -9,7 +9,7 @@ from kdbench import data, evaluate
 from kdbench.data import preprocess
 from kdbench.data.dataset import Dataset
 from kdbench.data.generated import generate
-from kdbench.data.pack import load_pack, save_pack
+from kdbench.data.pack import PackMeta, load_pack, save_pack
 from kdbench.errors import UserError
 from kdbench.records import Data, Preprocessing, TensorSpec
 
@@ -94,6 +94,17 @@ def test_preprocessing_normalises_the_training_set_by_channel():
     assert values.dtype == np.float32
     np.testing.assert_allclose(values.mean(axis=(0, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(values.std(axis=(0, 2, 3)), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", ["last", "too few"])
+def test_means_of_other_channels_than_the_samples_have_are_named(tmp_path, channels):
+    way = Preprocessing(mean=(0.5, 0.5, 0.5), std=(1, 1, 1))
+    shape = (4, 4, 3) if channels == "last" else (2, 4, 4)
+    meta = np.frombuffer(PackMeta(preprocessing=way).to_json().encode(), np.uint8)
+    np.savez(tmp_path / "pack.npz", x_test=np.zeros((2, *shape), np.float32), meta=meta)
+    spec = FLOAT.model_copy(update={"shape": ("batch", *shape)})
+    with pytest.raises(UserError, match=f"'x_test': mean has 3 and std 3 values, .* have {shape[0]} channels, their"):
+        load_pack(tmp_path / "pack.npz").test_inputs([spec])
 
 
 def test_preprocessing_by_hand():

@@ -9,6 +9,7 @@ import pytest
 
 from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import EvalPack, load_pack
+from kdbench.data.preprocess import apply
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect, known_artifact
 from kdbench.pipeline import quantizing, rungs
@@ -19,7 +20,7 @@ from kdbench.pipeline.quantizing import fastest_int8, ways_of
 from kdbench.pipeline.racing import Place, raced
 from kdbench.progress import silent, unsaid
 from kdbench.quantization.sensitivity import Layer
-from kdbench.records import Quantize, QuantizeSection, parse
+from kdbench.records import Preprocessing, Quantize, QuantizeSection, TensorSpec, parse
 from kdbench.records.base import from_json
 from kdbench.records.budget import Budget, CandidateRecord, Estimate
 from kdbench.report import doubts, flags
@@ -260,6 +261,7 @@ BAD = {
     "quantize small.onnx --data pack.npz --node Gem": "has no node 'Gem'",
     "quantize small.onnx --data pack.npz --data-option x=1": "pack.npz: a pack has no options",
     "quantize small.onnx --data pack.npz --preprocess mena=1": "unknown key 'mena': did you mean 'mean'?",
+    "quantize small.onnx --data pack.npz --preprocess mean=[1,2]": "'x_calibration': mean has 2 and std 1 values",
     "quantize small.onnx --data pack.npz --calibration pack.npz": "--data has the samples",
     "quantize small.onnx --data nowhere --max-drop 1": "no file or folder 'nowhere'",
     "quantize small.onnx --data flat.npz --max-drop 1": "calibration samples are the same",
@@ -326,6 +328,28 @@ def test_labels_are_numbered_as_the_model_numbers_its_classes(tmp_path):
     assert [artifact.classes[label] for label in found.y_calibration] == ["dog", "dog", "owl"]
     with pytest.raises(UserError, match=r"its classes \(owl, cat, dog, …\) are not those of the model"):
         pack_for(pack, {}, artifact.model_copy(update={"classes": ("cat", "dog", "cow")}), None, 0)
+
+
+def test_plain_arrays_are_normalised_where_it_is_asked_for(tmp_path):
+    path = mlp(tmp_path / "model.onnx")
+    way = Preprocessing(scale=1 / 255, mean=(0.5,), std=(0.25,))
+    x = np.random.default_rng(0).integers(0, 256, (200, 16), dtype=np.uint8)
+    write_npz(tmp_path / "raw.npz", {"x_calibration": x, "y_calibration": answers(path, apply(x, way))})
+    options = Quantize(target="x86-vnni", calibration="minmax")
+    found = fastest_int8(path, None, tmp_path / "raw.npz", options, preprocessing=way, budget_s=0.1)
+    assert found.budget.fp32 == 1.0
+    assert load_artifact(sidecar(found.file)).preprocessing == way
+
+
+@pytest.mark.parametrize("shape", [("n", 1), ("n",)])
+def test_a_class_as_the_output_leaves_the_number_of_classes_open(tmp_path, shape):
+    artifact = known_artifact(save_mlp(tmp_path / "m.onnx"))
+    told = artifact.model_copy(update={"outputs": (TensorSpec(name="class", dtype="int64", shape=shape),)})
+    x, y = np.zeros((3, 4), np.float32), np.array([0, 9, 4])
+    pack = EvalPack("p", x, y, x, (), None, y_calibration=y)
+    assert pack_for(pack, {}, told, None, 0).y_calibration.max() == 9
+    with pytest.raises(UserError, match="label 9 is out of range: 0 to 2 allowed"):
+        pack_for(pack, {}, artifact, None, 0)
 
 
 def test_packs_keep_the_labels_of_their_calibration_samples(digits, tmp_path):

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
+from kdbench.pipeline.judged_data import parted
 from kdbench.quantization.bias import bias_corrected, bias_shifts
 from kdbench.quantization.calibration import observe
 from kdbench.quantization.equalization import equalized
@@ -140,6 +141,26 @@ def test_samples_are_parted_by_class_and_none_is_on_both_sides(tmp_path):
         halved(every.first(1), 1)
 
 
+@pytest.mark.parametrize("wanted", [None, 200])
+def test_data_in_the_order_of_its_classes_shows_all_of_them(tmp_path, wanted):
+    """In each part, and among the first of it, on which layers are looked at and biases corrected."""
+    artifact, labels = inspect(mlp(tmp_path / "m.onnx")), np.repeat(np.arange(10), 100)
+    parts = parted(pack(features(1000), labels), artifact, wanted)
+    assert [len(part) for part in parts] == [(wanted or 1000) // 2] * 2
+    for part in parts:
+        every, few = (np.bincount(shown.labels, minlength=10) for shown in (part, part.first(64)))
+        assert np.ptp(every) <= 5 and few.min() > 0
+
+
+def test_which_samples_are_judged_stays_the_same(tmp_path):
+    """Figures that were published can be had again."""
+    path, x = mlp(tmp_path / "m.onnx"), features(20)
+    _, judged = halved(samples_of(pack(x, np.arange(20) % 4), inspect(path).inputs, None), 8)
+    assert {row.tobytes() for row in judged.pack.x_calibration} == {
+        row.tobytes() for row in x[[4, 6, 8, 10, 11, 13, 17, 19]]
+    }
+
+
 @pytest.mark.parametrize("batch", ["n", 8])
 def test_a_fixed_batch_is_filled_up_and_cut_again(tmp_path, batch):
     path = mlp(tmp_path / "m.onnx")
@@ -161,6 +182,15 @@ def test_a_fixed_batch_is_filled_up_and_cut_again(tmp_path, batch):
         w = numpy_helper.to_array(next(t for t in model.graph.initializer if t.name == f"w{number}"))
         h = h @ w if number == 2 else np.maximum(h @ w, 0)
     np.testing.assert_allclose(found, h, rtol=1e-4, atol=1e-5)
+
+
+def test_an_output_of_several_rows_a_sample_is_no_answer(tmp_path):
+    """Such as one a token: the first rows would be answers to the first samples."""
+    rows = {"shape": np.array([-1, 4]), "w": np.eye(4, dtype=np.float32)}
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["r"]), helper.make_node("MatMul", ["r", "w"], ["y"])]
+    path = models.save(tmp_path / "m.onnx", nodes, rows, {"x": ["n", 16]}, {"y": ["rows", 4]})
+    with running("cpu") as runner, pytest.raises(UserError, match=r"'y' of shape \(128, 4\) has no batch axis first"):
+        runner.outputs(path, samples(path, features(40)))
 
 
 # --- cross-layer equalisation -----------------------------------------------------------------------------------------

@@ -185,6 +185,17 @@ def test_the_longer_side_is_cropped_and_the_shorter_scaled(tmp_path):
     assert (found == 200).all()
 
 
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4"])
+def test_grey_of_16_bits_keeps_its_shades(dtype):
+    """As X-rays and depth maps come."""
+    deep = np.array([[0, 65535], [257 * 100, 257 * 200 + 128]])
+    file = io.BytesIO()
+    Image.fromarray(deep.astype(dtype)).save(file, "TIFF")
+    for color, channels in (("grey", 1), ("rgb", 3)):
+        found = pixels.decode(file.getvalue(), 2, color, "deep.tif")
+        assert found.tolist() == [[[0, 255], [100, 200]]] * channels
+
+
 def test_a_broken_image_is_named_or_skipped_with_a_remark(tmp_path):
     folder = image_folder(tmp_path)
     broken = folder / "train/dog/3.png"

@@ -104,7 +104,7 @@ def _images(files: Files) -> Detected:
     sizes, modes = zip(*_looked_at(files, _image_facts), strict=True)
     median = int(np.median([min(size) for size in sizes]))
     size_px = min(median, LARGEST_PX)
-    color = "grey" if set(modes) <= {"1", "L", "LA", "I", "I;16"} else "rgb"
+    color = "grey" if set(modes) <= {"1", "L", "LA", "I", "I;16", "I;16B"} else "rgb"
     alike = "all" if len(set(sizes)) == 1 else "of median"
     said = f"images {alike} {median} px at their shorter side, {'grey' if color == 'grey' else 'in colour'}"
     return Detected("folders", {"path": str(files.where), "size_px": size_px, "color": color}, (said,))

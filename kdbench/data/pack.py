@@ -51,10 +51,7 @@ class EvalPack:
         """The labels, checked against the number of classes that the model answers with."""
         if self.y_test is None:
             raise UserError(f"{self.name}: no array 'y_test' in it: needed for accuracy and F1; compare by --against")
-        width = outputs[0].shape[1] if outputs and len(outputs[0].shape) == 2 else None
-        # Of one column it is not known how many classes there are: it may hold the classes themselves.
-        known = width if isinstance(width, int) and (width > 1 or self.task == "multi_label") else None
-        check_labels(self.y_test, known, f"{self.name}: y_test", self.task)
+        check_labels(self.y_test, classes_told(outputs, self.task), f"{self.name}: y_test", self.task)
         return self.y_test
 
     def _feed(
@@ -68,7 +65,8 @@ class EvalPack:
         spec = inputs[0]
         # A model that takes the samples' own integers has its preprocessing inside.
         inside = np.issubdtype(samples.dtype, np.integer) and spec.dtype == samples.dtype.name
-        values = preprocess.apply(samples, None if inside else self.preprocessing and (own or self.preprocessing))
+        wanted = None if inside else self.preprocessing and (own or self.preprocessing)
+        values = preprocess.apply(samples, wanted, f"{self.name}: '{part}'")
         expected = spec.shape[1:]
         if len(values.shape) != len(spec.shape) or any(
             isinstance(size, int) and size != actual for size, actual in zip(expected, values.shape[1:], strict=True)
@@ -82,6 +80,15 @@ class EvalPack:
                 f"{self.name}: '{part}' is {values.dtype}, the model's input '{spec.name}' takes {spec.dtype}"
             )
         return {spec.name: np.ascontiguousarray(values, dtype=spec.dtype)}
+
+
+def classes_told(outputs: Sequence[TensorSpec], task: Task) -> int | None:
+    """How many classes the shape of a model's first output tells of, if it does.
+
+    One column tells of none, but of the single label that any may have: it may hold the classes themselves.
+    """
+    width = outputs[0].shape[1] if outputs and len(outputs[0].shape) == 2 else None
+    return width if isinstance(width, int) and (width > 1 or task == "multi_label") else None
 
 
 def pack_of(dataset: Dataset, calibration_samples: int, seed: int, name: str) -> EvalPack:

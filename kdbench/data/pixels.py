@@ -13,6 +13,9 @@ Color = Literal["rgb", "grey"]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
+DEEPEST = 65535
+"""White in 16 bits; 255 · 257."""
+
 
 def decode(content: bytes, size_px: int, color: Color, where: str) -> NDArray[np.uint8]:
     """An image file as [3 or 1, size_px, size_px]; raises UserError that names `where` for one that can't be read."""
@@ -25,6 +28,8 @@ def decode(content: bytes, size_px: int, color: Color, where: str) -> NDArray[np
 
 def fit(image: Image.Image, size_px: int, color: Color) -> NDArray[np.uint8]:
     """[3 or 1, size_px, size_px]: the shorter side is scaled to `size_px`, what is too long cut off on both ends."""
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, DEEPEST) // 257).astype(np.uint8))
     converted = image.convert("RGB" if color == "rgb" else "L")
     if converted.size != (size_px, size_px):
         side = min(converted.size)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.data.dataset import check_samples
+from kdbench.errors import UserError
 from kdbench.records import Preprocessing
 
 CHUNK = 4096
@@ -36,10 +37,19 @@ def fit(samples: NDArray[Any], scale: float) -> Preprocessing:
     )
 
 
-def apply(samples: NDArray[Any], preprocessing: Preprocessing | None) -> NDArray[Any]:
-    """`(x * scale - mean) / std` in float32, of samples [N, C, …]; the samples themselves without preprocessing."""
+def apply(samples: NDArray[Any], preprocessing: Preprocessing | None, name: str = "preprocessing") -> NDArray[Any]:
+    """`(x * scale - mean) / std` in float32, of samples [N, C, …]; the samples themselves without preprocessing.
+
+    Raises UserError that begins with `name` where there are means or deviations of another number of channels.
+    """
     if preprocessing is None:
         return samples
+    means, stds, channels = len(preprocessing.mean), len(preprocessing.std), samples.shape[1]
+    if len({means, stds, channels} - {1}) > 1:
+        raise UserError(
+            f"{name}: mean has {means} and std {stds} values, but samples of shape {samples.shape[1:]} have {channels} "
+            "channels, their first axis: give one value, or one a channel"
+        )
     shape = (1, -1) + (1,) * (samples.ndim - 2)
     mean = np.asarray(preprocessing.mean, dtype=np.float32).reshape(shape)
     std = np.asarray(preprocessing.std, dtype=np.float32).reshape(shape)

@@ -9,7 +9,7 @@ import numpy as np
 
 from kdbench import data
 from kdbench.data.dataset import check_labels
-from kdbench.data.pack import EvalPack, load_pack, pack_of
+from kdbench.data.pack import EvalPack, classes_told, load_pack, pack_of
 from kdbench.errors import UserError
 from kdbench.pipeline.sections import data_section
 from kdbench.quantization.judging import judged_samples
@@ -58,8 +58,6 @@ def _is_pack(path: Path) -> bool:
 
 def _fitting(pack: EvalPack, artifact: Artifact) -> EvalPack:
     """The pack with labels as the model numbers its classes; raises UserError where these are others."""
-    width = artifact.outputs[0].shape[-1] if artifact.outputs and len(artifact.outputs[0].shape) == 2 else None
-    count = width if isinstance(width, int) else None
     if named(pack.classes) and named(artifact.classes) and pack.classes != artifact.classes:
         if set(pack.classes) != set(artifact.classes):
             ours, theirs = (", ".join(names[:5]) for names in (pack.classes, artifact.classes))
@@ -74,7 +72,7 @@ def _fitting(pack: EvalPack, artifact: Artifact) -> EvalPack:
     for part in ("y_test", "y_calibration"):
         labels = getattr(pack, part)
         if labels is not None:
-            check_labels(labels, count, f"{pack.name}: {part}", pack.task)
+            check_labels(labels, classes_told(artifact.outputs, pack.task), f"{pack.name}: {part}", pack.task)
     return pack
 
 
@@ -91,14 +89,17 @@ def _renumbered(labels: Any, order: Any) -> Any:
 
 
 def parted(pack: EvalPack, artifact: Artifact, samples: int | None) -> tuple[Samples, Samples]:
-    """Samples to calibrate on, and others to judge by: at most half of them where they are few."""
+    """Samples to calibrate on, and others to judge by: at most half of them where they are few.
+
+    Of more than `samples` as many are drawn, of each class its share.
+    """
     every = samples_of(pack, artifact.inputs, artifact.preprocessing)
     if samples is not None:
         if samples > len(every):
             raise UserError(
                 f"--samples {samples}: {pack.name} has {len(every)} calibration samples: give a lower number"
             )
-        every = every.first(samples)
+        every = halved(every, samples)[1] if samples < len(every) else every
     return halved(every, max(len(every) - CALIBRATION, len(every) // 2))
 
 

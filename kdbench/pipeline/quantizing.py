@@ -114,6 +114,8 @@ def fastest_int8(
     if preprocessing is not None:
         artifact = artifact.model_copy(update={"preprocessing": preprocessing})
     pack = pack_for(source, data_options or {}, artifact, samples, seed)
+    if pack.preprocessing is None:  # which is otherwise fed as it is
+        pack = replace(pack, preprocessing=preprocessing)
     calibration, judged = parted(pack, artifact, samples)
     graph, notes = prepare(slimmed_graph(load_model(model), model), model, options.per_channel)
     for way in ways:

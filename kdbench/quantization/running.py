@@ -54,16 +54,12 @@ class Runner:
     def outputs(self, model: "onnx.ModelProto | Path", samples: Samples) -> Outputs:
         """All answers of the model, one for each sample. Raises UserError for outputs without a batch axis."""
         parts: dict[str, list[NDArray[Any]]] = {}
-        for answers in self.batches(model, samples):
+        for size, answers in zip(samples.sizes, self.batches(model, samples), strict=True):
             for name, values in answers.items():
-                if not values.ndim:
-                    raise UserError(f"output '{name}' has no batch axis, so that answers can't be told apart")
+                if not values.ndim or len(values) != size:
+                    raise UserError(f"output '{name}' of shape {values.shape} has no batch axis first")
                 parts.setdefault(name, []).append(values)
-        joined = {name: np.concatenate(values) for name, values in parts.items()}
-        for name, values in joined.items():
-            if len(values) < len(samples):
-                raise UserError(f"output '{name}' of shape {values.shape} has no batch axis first")
-        return [values[: len(samples)] for values in joined.values()]
+        return [np.concatenate(values)[: len(samples)] for values in parts.values()]
 
     def close(self) -> None:
         if self._worker is not None:

@@ -39,12 +39,16 @@ class Samples:
     def batch(self) -> int:
         return batch_size(self.inputs) or BATCH
 
+    @property
+    def sizes(self) -> list[int]:
+        """Of the batches, in order."""
+        fixed = batch_size(self.inputs)
+        return [fixed or min(self.batch, len(self) - start) for start in range(0, len(self), self.batch)]
+
     def batches(self) -> Iterator[Arrays]:
         """All samples in order; a model of a fixed batch gets the last one filled up with the first samples."""
-        fixed = batch_size(self.inputs)
-        for start in range(0, len(self), self.batch):
-            index = np.arange(start, start + self.batch if fixed else min(start + self.batch, len(self)))
-            yield self._at(index % len(self)).feed()
+        for number, size in enumerate(self.sizes):
+            yield self._at((number * self.batch + np.arange(size)) % len(self)).feed()
 
     def feed(self) -> Arrays:
         """All samples at once: for a batch of them, or for few."""
@@ -73,7 +77,8 @@ def samples_of(pack: EvalPack, inputs: Sequence[TensorSpec], preprocessing: Prep
 def halved(samples: Samples, judged: int) -> tuple[Samples, Samples]:
     """Samples to calibrate on, and `judged` others, of each class its share, to judge by.
 
-    Raises UserError where that leaves nothing to calibrate on.
+    Both come in the order that they were drawn in: data often lies in the order of its classes, and the first of either
+    part stand for all of it. Raises UserError where that leaves nothing to calibrate on.
     """
     if not 0 < judged < len(samples):
         raise UserError(
@@ -81,9 +86,9 @@ def halved(samples: Samples, judged: int) -> tuple[Samples, Samples]:
             "to judge by: give more of them"
         )
     total, labels = len(samples), samples.labels
-    order = np.random.default_rng(SPLIT_SEED).permutation(total)
+    drawn = np.random.default_rng(SPLIT_SEED).permutation(total)
+    by_class = drawn
     if labels is not None and labels.ndim == 1:
-        order = order[np.argsort(labels[order], kind="stable")]
-    chosen = np.zeros(total, dtype=bool)
-    chosen[order[np.arange(judged) * total // judged]] = True
-    return samples._at(np.flatnonzero(~chosen)), samples._at(np.flatnonzero(chosen))
+        by_class = drawn[np.argsort(labels[drawn], kind="stable")]
+    chosen = np.isin(drawn, by_class[np.arange(judged) * total // judged])
+    return samples._at(drawn[~chosen]), samples._at(drawn[chosen])
