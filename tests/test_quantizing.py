@@ -25,7 +25,7 @@ from kdbench.records.budget import Budget, CandidateRecord, Estimate
 from kdbench.report import doubts, flags
 from kdbench.report.budget import candidates_table
 from kdbench.stats import Interval
-from kdbench.store import RunFolder, load_artifact, save_artifact, sidecar, write_npz
+from kdbench.store import RunFolder, load_artifact, load_recipe, save_artifact, sidecar, write_npz, zoo_recipes
 from tests import models
 from tests.conftest import kdbench, save_mlp
 from tests.test_sensitivity import features, mlp
@@ -179,6 +179,11 @@ def test_options_that_are_given_stand_and_the_others_are_tried():
     (only,) = ways_of(Quantize(target="tensorrt", calibration="entropy", max_drop=1))
     assert (only.calibration, only.symmetric, only.max_drop) == ("entropy", True, 1)
     assert {way.activations for way in ways_of(Quantize(activations="int8"))} == {"int8"}
+
+
+def test_a_recipe_that_comes_along_leaves_a_budget_all_that_can_be_tried():
+    for name in zoo_recipes():
+        assert ways_of(load_recipe(name, {"quantize.max_drop": "1"}).quantize.static) == ways_of(Quantize(max_drop=1))
 
 
 def test_a_recipe_with_a_budget_makes_its_int8_rungs_so(sensitive, tmp_path, monkeypatch):
