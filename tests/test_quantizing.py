@@ -208,6 +208,16 @@ def test_a_recipe_with_a_budget_makes_its_int8_rungs_so(sensitive, tmp_path, mon
     assert "no rung student-int8" in said[0] and not folder.onnx("student-int8").exists()
 
 
+def test_a_default_that_a_recipe_says_no_more_makes_its_int8_rung_again(tmp_path):
+    folder, rng = RunFolder(tmp_path), np.random.default_rng(0)
+    write_npz(folder.pack, {"x_calibration": rng.standard_normal((64, 4)).astype(np.float32)})
+    save_artifact(folder.path, inspect(save_mlp(folder.onnx("student"))))
+    for said, activations in (({"activations": "uint8"}, "uint8"), ({}, "int8")):
+        section = parse(QuantizeSection, {"target": "x86-signed"} | said, "quantize")
+        rungs.compressed(folder, section, None, silent, unsaid)
+        assert folder.artifacts()["student-int8"].options["activations"] == activations
+
+
 def test_students_beside_the_ladder_are_quantized_where_all_rungs_are_asked_for(tmp_path):
     folder, rng = RunFolder(tmp_path), np.random.default_rng(0)
     write_npz(folder.pack, {"x_calibration": rng.standard_normal((64, 4)).astype(np.float32)})
