@@ -17,7 +17,7 @@ def is_own(name: str) -> bool:
 
 def find(name: str, folder: Path) -> Path | None:
     """The file or folder `name`: beside the recipe, in `folder`, or else in the working directory."""
-    return next((path.resolve() for path in (folder / name, Path(name)) if path.exists()), None)
+    return next((path for path in (folder / name, Path(name)) if path.exists()), None)
 
 
 def source(reference: str, folder: Path, what: str) -> Path:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from kdbench.data.sizes import combinations
-from kdbench.records import BenchSettings, ScenarioMeasurement, recipe_from_toml
+from kdbench.quantization.targets import targeted
+from kdbench.records import BenchSettings, Recipe, ScenarioMeasurement, from_json, recipe_from_toml
 from kdbench.records.writing import recipe_to_toml
 from kdbench.report.again import commands
 from kdbench.report.conclusion import conclusion_table, sentences
@@ -113,3 +114,12 @@ def test_a_file_is_shown_with_the_command_to_measure_it_again(tmp_path):
 def test_a_recipe_as_toml_is_read_as_the_same_recipe(name):
     recipe = load_recipe(name, {"description": "'a \"quoted\" \\ text'"})
     assert recipe_from_toml(recipe_to_toml(recipe), "x").to_json() == recipe.to_json()
+
+
+def test_a_default_that_a_recipe_says_is_kept_where_a_target_would_fill_it_in():
+    signed = {"quantize.target": "x86-signed"}
+    for fields, activations in ((signed, "int8"), (signed | {"quantize.activations": "uint8"}, "uint8")):
+        recipe = load_recipe("digits", fields)
+        for read in (recipe_from_toml(recipe_to_toml(recipe), "x"), from_json(Recipe, recipe.to_json(), "x")):
+            assert targeted(read.quantize.static).activations == activations
+            assert read.to_json() == recipe.to_json()

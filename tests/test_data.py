@@ -1,6 +1,7 @@
 """Data: splits that don't leak, packs that fit, arrays that make sense."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,10 @@ from kdbench.data.dataset import Dataset
 from kdbench.data.generated import generate
 from kdbench.data.pack import PackMeta, load_pack, save_pack
 from kdbench.errors import UserError
+from kdbench.pipeline.learning import loaded
 from kdbench.records import Data, Preprocessing, TensorSpec
+from kdbench.records.writing import recipe_to_toml
+from kdbench.store import load_recipe
 
 FLOAT = TensorSpec(name="x", dtype="float32", shape=("batch", 1, 8, 8))
 
@@ -202,6 +206,21 @@ def test_arrays_of_ones_own(tmp_path):
     assert found.x_train.shape == (20, 3, 6, 6)
     assert found.classes == ("a", "b", "c", "d")
     np.testing.assert_array_equal(found.x_train[0, 1], images[0, :, :, 1])
+
+
+def test_files_are_looked_for_beside_the_recipe_and_then_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = "a,label\n1,x\n2,y\n3,x\n"
+    for name, text in (("train.csv", "a,label\n"), ("test.csv", table), ("sub/train.csv", table + "4,y\n")):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+    tables = {"data.options": '{ train = "train.csv", test = "test.csv" }', "data.source": "tables"}
+    small = {"model": "mlp", "options": "{ widths = [4] }"}
+    models = {f"{part}.{field}": value for part in ("teacher", "student") for field, value in small.items()}
+    recipe = load_recipe("digits", {**tables, **models, "data.augment": "{}"})
+    Path("sub/recipe.toml").write_text(recipe_to_toml(recipe))
+    found, _ = loaded(load_recipe("sub/recipe.toml"), print)
+    assert (len(found.x_train), len(found.x_test)) == (4, 3)
 
 
 @pytest.mark.parametrize(

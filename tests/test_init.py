@@ -183,6 +183,7 @@ def test_a_model_of_the_zoo_is_to_be_trained_here_on_data_of_the_zoo(here):
     assert "to be trained here" in said(start)
     assert "of training on this machine" in said(start, "time")
     assert load_recipe("a/x.toml") == start.recipe
+    assert not start.recipe.quantize.model_fields_set  # all is left to a budget
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from kdbench.records.budget import Budget, CandidateRecord, Estimate
 from kdbench.report import doubts, flags
 from kdbench.report.budget import candidates_table
 from kdbench.stats import Interval
-from kdbench.store import RunFolder, load_artifact, save_artifact, sidecar, write_npz
+from kdbench.store import RunFolder, load_artifact, load_recipe, save_artifact, sidecar, write_npz, zoo_recipes
 from tests import models
 from tests.conftest import kdbench, save_mlp
 from tests.test_sensitivity import features, mlp
@@ -182,6 +182,11 @@ def test_options_that_are_given_stand_and_the_others_are_tried():
     assert {way.activations for way in ways_of(Quantize(activations="int8"))} == {"int8"}
 
 
+def test_a_recipe_that_comes_along_leaves_a_budget_all_that_can_be_tried():
+    for name in zoo_recipes():
+        assert ways_of(load_recipe(name, {"quantize.max_drop": "1"}).quantize.static) == ways_of(Quantize(max_drop=1))
+
+
 def test_a_recipe_with_a_budget_makes_its_int8_rungs_so(sensitive, tmp_path, monkeypatch):
     monkeypatch.setattr(rungs, "RACE_S", 1.0)
     folder = RunFolder(tmp_path / "run")
@@ -202,6 +207,16 @@ def test_a_recipe_with_a_budget_makes_its_int8_rungs_so(sensitive, tmp_path, mon
     monkeypatch.setattr(quantizing, "attempts", lambda ground, ways: [])
     rungs.compressed(folder, impossible, None, silent, said.append)
     assert "no rung student-int8" in said[0] and not folder.onnx("student-int8").exists()
+
+
+def test_a_default_that_a_recipe_says_no_more_makes_its_int8_rung_again(tmp_path):
+    folder, rng = RunFolder(tmp_path), np.random.default_rng(0)
+    write_npz(folder.pack, {"x_calibration": rng.standard_normal((64, 4)).astype(np.float32)})
+    save_artifact(folder.path, inspect(save_mlp(folder.onnx("student"))))
+    for said, activations in (({"activations": "uint8"}, "uint8"), ({}, "int8")):
+        section = parse(QuantizeSection, {"target": "x86-signed"} | said, "quantize")
+        rungs.compressed(folder, section, None, silent, unsaid)
+        assert folder.artifacts()["student-int8"].options["activations"] == activations
 
 
 def test_students_beside_the_ladder_are_quantized_where_all_rungs_are_asked_for(tmp_path):

@@ -18,6 +18,7 @@ from kdbench.report.comma import tables_to_csv
 from kdbench.report.html import to_html
 from kdbench.report.latex import to_latex
 from kdbench.report.markdown import to_markdown, views_to_markdown
+from kdbench.report.page import to_page
 from kdbench.report.rendering import FORMATS
 from kdbench.report.rows import COLUMNS
 from kdbench.report.selection import Selection, in_order, rebased, selected
@@ -307,6 +308,15 @@ def test_a_report_of_chosen_columns_has_no_others():
     assert "McNemar p" in to_markdown([whole])
     assert "## Details" not in chosen
     assert {line for line in chosen.splitlines() if line.startswith("| rung")} == {"| rung | size |  |"}
+
+
+def test_equal_headings_of_two_files_are_told_apart():
+    alike = [ladder(*load_result(PUBLISHED), name) for name in ("first", "second")]
+    titles = [line for line in to_markdown(alike).splitlines() if line.startswith("# ")]
+    machine = alike[0].result.machine.name
+    assert [title.partition(" cores")[2] for title in titles] == [f" ({machine}/first)", f" ({machine}/second)"]
+    assert f"{machine}/second)</bdi></h2>" in to_page(alike)
+    assert to_markdown(alike[:1]).splitlines()[0].endswith(" cores")
 
 
 def test_headings_of_a_report_stand_apart():

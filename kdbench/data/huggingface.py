@@ -16,7 +16,7 @@ from kdbench.records import Count
 
 
 def load(
-    name: str,
+    name: str | Path,
     config: str | None = None,
     revision: str | None = None,
     train: str = "train",
@@ -37,6 +37,7 @@ def load(
     `train` and `test` name the splits; with `test_samples` so many of the training split are set aside instead. Give a
     `revision` (a commit) for data that stays the same.
     """
+    name = str(name)
     splits = _splits(name, config, revision)
     wanted = (train,) if test_samples else (train, test)
     for split in wanted:

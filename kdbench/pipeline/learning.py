@@ -64,7 +64,7 @@ def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["C
     from kdbench.steps import check as fitting
     from kdbench.steps import lighter as beside
 
-    dataset = data.load(recipe.data)
+    dataset = data.load(recipe.data, recipe.folder)
     for remark in remarks(dataset):
         say(remark)
     prune.check(recipe, dataset)

@@ -154,7 +154,7 @@ def in_int8(
     pack = load_pack(folder.pack)
     facts: dict[str, Any] = {
         "pack": sha256(folder.pack.read_bytes()),
-        "options": options.model_dump(),
+        "options": options.model_dump(exclude_unset=options.filled_in),
         "saturates": saturates_in_int8(),
     }
 

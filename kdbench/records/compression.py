@@ -51,6 +51,12 @@ class Quantize(Record):
     equalization: bool | None = None
     """Whether neighbouring layers share their ranges first; where nothing is said, likewise."""
 
+    @property
+    def filled_in(self) -> bool:
+        """Whether what isn't said is chosen: by the target, or among what is plausible for a backend or a bound. A
+        default that is said is then another choice than none."""
+        return self.target is not None or self.backend is not None or self.max_drop is not None
+
 
 class Sparse(Record):
     """A training before pruning that draws what will be pruned towards zero."""

@@ -1,11 +1,13 @@
 """What a recipe does with its student beside distilling it, each with the trainings that it takes."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
     Field,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
 )
 from pydantic_core import PydanticCustomError
 
@@ -89,7 +91,17 @@ class QuantizeSection(Quantize):
     @property
     def static(self) -> Quantize:
         """What makes the int8 file without a training."""
-        return Quantize(**self.model_dump(include=self.model_fields_set & Quantize.model_fields.keys()))
+        return Quantize(**{name: getattr(self, name) for name in self.model_fields_set & Quantize.model_fields.keys()})
+
+    @model_serializer(mode="wrap")
+    def _as_said(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is filled in where it isn't said is left out, so that it isn't said in what is read from this either."""
+        plain: dict[str, Any] = write(self)
+        if not self.filled_in:
+            return plain
+        fields = {name: field for name, field in type(self).model_fields.items() if name not in self.model_fields_set}
+        unsaid = {known for name, field in fields.items() for known in (name, field.alias)}
+        return {name: value for name, value in plain.items() if name not in unsaid}
 
     def training_after(self, student: Training) -> Training:
         """That of the rung, after the student's own."""

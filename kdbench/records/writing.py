@@ -26,8 +26,11 @@ def _key(name: str) -> str:
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
-    """The recipe as `recipe_from_toml` reads it; what stands at its default is left out."""
+    """The recipe as `recipe_from_toml` reads it; what stands at its default is left out, unless that says something."""
     plain = recipe.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+    if recipe.quantize.filled_in:
+        said = recipe.quantize.model_dump(mode="json", by_alias=True, exclude_none=True)
+        plain["quantize"] = said | plain["quantize"]
     values = [(name, value) for name, value in plain.items() if not isinstance(value, Mapping)]
     sections = [(name, value) for name, value in plain.items() if isinstance(value, Mapping)]
     lines = [f"{_key(name)} = {toml(value)}" for name, value in values]

@@ -15,7 +15,7 @@ from kdbench.report.comparison import comparison_table
 from kdbench.report.ladder_tables import details_table, ladder_tables, unmeasured
 from kdbench.report.operators import slimming_lines
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
-from kdbench.report.table import Ladder
+from kdbench.report.table import Ladder, titles
 from kdbench.report.text import Cell, TextTable, count, mark, size
 from kdbench.store import Arrays
 
@@ -35,6 +35,7 @@ def to_markdown(
     )
     sections = [
         {
+            "title": title,
             "result": ladder.result,
             "tables": [*ladder_tables(ladder, columns=columns), *scenario_tables(ladder, columns)],
             "details": None if columns or all(row.error for row in ladder.rows) else details_table(ladder),
@@ -45,7 +46,7 @@ def to_markdown(
             "circumstances": circumstances(ladder),
             "again": again(ladder.result),
         }
-        for ladder, images in zip_longest(ladders, plots)
+        for ladder, title, images in zip_longest(ladders, titles(ladders), plots)
     ]
     return template.render(sections=sections, heading=heading).strip() + "\n"
 

@@ -26,7 +26,7 @@ from kdbench.report.page_tables import Block, block
 from kdbench.report.plots import Plot, hover_svg, of_ladder
 from kdbench.report.scaling_view import scaling_tables
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
-from kdbench.report.table import Ladder
+from kdbench.report.table import Ladder, titles
 from kdbench.report.text import TextTable
 from kdbench.store import Arrays
 
@@ -89,8 +89,8 @@ def to_page(
     numbers = count(1)
     several = len(ladders) + len(comparisons) > 1
     sections = [
-        _ladder_section(f"m{at}", ladder, of_ladder(plots, at), numbers, several)
-        for at, ladder in enumerate(ladders, 1)
+        _ladder_section(f"m{at}", name, ladder, of_ladder(plots, at), numbers, several)
+        for at, (name, ladder) in enumerate(zip(titles(ladders), ladders, strict=True), 1)
     ]
     sections += [
         _comparison_section(f"c{at}", *comparison, numbers, several) for at, comparison in enumerate(comparisons, 1)
@@ -159,9 +159,10 @@ def _head(sections: Sequence[Section], records: Sequence[ResultFile | Comparison
     }
 
 
-def _ladder_section(id: str, ladder: Ladder, plots: Sequence[Plot], numbers: Iterator[int], several: bool) -> Section:
+def _ladder_section(
+    id: str, name: str, ladder: Ladder, plots: Sequence[Plot], numbers: Iterator[int], several: bool
+) -> Section:
     result = ladder.result
-    name = f"{result.name} on {result.machine.cpu}, {result.machine.cores_logical} cores"
     warnings = []
     if not result.complete:
         warnings.append("Interrupted: the cells below are those that were measured.")

@@ -71,10 +71,22 @@ def _led(ladders: Sequence[Ladder], rows: Callable[[Ladder], Sequence[AnyRow]]) 
     if len(ladders) == 1:
         return list(rows(ladders[0]))
     return [
-        replace(row, rung=f"{lead}/{row.rung}", parent=f"{lead}/{row.parent}" if row.parent else None)
+        replace(row, rung=f"{_lead(one)}/{row.rung}", parent=f"{_lead(one)}/{row.parent}" if row.parent else None)
         for one in ladders
-        for lead in [f"{one.result.machine.name}/{one.source}"]
         for row in rows(one)
+    ]
+
+
+def _lead(one: Ladder) -> str:
+    return f"{one.result.machine.name}/{one.source}"
+
+
+def titles(ladders: Sequence[Ladder]) -> list[str]:
+    """Of the sections of a report: what was measured where, and the file too where several would have the same."""
+    results = [one.result for one in ladders]
+    said = [f"{result.name} on {result.machine.cpu}, {result.machine.cores_logical} cores" for result in results]
+    return [
+        f"{title} ({_lead(one)})" if said.count(title) > 1 else title for one, title in zip(ladders, said, strict=True)
     ]
 
 
