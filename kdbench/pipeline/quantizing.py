@@ -32,7 +32,7 @@ from kdbench.records import Artifact, Preprocessing, Quantize
 from kdbench.records.budget import Budget, CandidateRecord
 from kdbench.report.plots import save_plots
 from kdbench.report.plots.sensitivity import RECORD, plots
-from kdbench.steps.quantize import float_artifact
+from kdbench.steps.quantize import float_artifact, warnings_of
 from kdbench.steps.slim import derived, slimmed_graph
 from kdbench.store import output_file, save_artifact, write_atomic
 
@@ -152,6 +152,10 @@ def fastest_int8(
         tested = _tested(chosen, runner, parent)
         said = [*remarks(chosen.loss, len(judged), bound, judge.metric), *on_test(tested, bound)]
         file = next(subject.model for subject in subjects if subject.artifact.rung == chosen.name)
+        asked = chosen.options.model_copy(
+            update={"exclude": (*chosen.options.exclude, *_float_layers(chosen)["left_in_float"])}
+        )
+        said += warnings_of(graph, load_model(file), asked, observed)
         said += why_slow(time, file, target, place, feed)
         write_atomic(out, file.read_bytes())
     budget = Budget(
