@@ -1,12 +1,23 @@
 """What `kdbench quantize --max-drop` says of what it has chosen, and of what it could not do, and why."""
 
+import re
+from unittest import mock
+
 import numpy as np
+import pytest
 from onnx import helper
 
+from kdbench.backends import pick_backend
+from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import EvalPack
-from kdbench.pipeline import quantizing
+from kdbench.errors import UserError
+from kdbench.evaluation import Parity
+from kdbench.onnxfile import inspect
+from kdbench.pipeline import quantizing, reasons
 from kdbench.pipeline.quantizing import fastest_int8
-from kdbench.pipeline.racing import Raced
+from kdbench.pipeline.racing import Place, Raced
+from kdbench.pipeline.reasons import on_test, why_slow
+from kdbench.quantization.judging import Loss
 from kdbench.records import Quantize
 from kdbench.stats import Interval
 from tests import models
@@ -62,3 +73,64 @@ def test_outputs_that_are_always_the_same_are_remarked(tmp_path, monkeypatch):
     path = models.save(tmp_path / "dead.onnx", nodes, weights, {"x": ["n", 4]}, {"y": ["n", 3]})
     found = fastest_int8(path, None, EvalPack("made", None, None, features(64)[:, :4], (), None), ONE_WAY)
     assert any("outputs are the same for all 32 calibration samples" in said for said in found.artifact.warnings)
+
+
+# --- where int8 does not win ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_on_cpu(tmp_path, monkeypatch):
+    """What is said of an int8 file of a small CNN that is not faster, whose record has these options."""
+    monkeypatch.setattr(reasons, "PROFILE_S", 0.05)
+    fp32 = models.cnn(tmp_path / "fp32.onnx", layers=2)
+    feed = EvalPack("made", models.images(8), None, None, (), None)
+
+    def said(speedup, options=None, **quantized):
+        path = models.int8(fp32, tmp_path / "int8.onnx", **quantized)
+        file = Subject(inspect(path, "x86-vnni, minmax", options=options or {}), path)
+        return why_slow(Raced(speedup, 1.0, (), None), file, pick_backend("cpu"), Place("cpu", {}), feed)
+
+    return said
+
+
+def test_int8_that_does_not_win_names_the_slowest_operator_and_what_to_try(slow_on_cpu):
+    first, *causes = slow_on_cpu(Interval(0.8, 0.7, 0.9))
+    assert re.match(r"int8 does not win on cpu \(speed-up 0.80 \[0.70, 0.90\]\): \w+ takes \d+% of the kernels'", first)
+    assert "try" in "".join(causes) or first.endswith("; ship it in fp32")
+    assert not any("does not win" in cause for cause in causes)
+    assert slow_on_cpu(None)[0].startswith("int8 does not win on cpu (speed-up not known): ")
+    assert slow_on_cpu(Interval(1.2, 0.9, 1.5)) and not slow_on_cpu(TWICE)
+
+
+def test_int8_that_cannot_be_profiled_is_answered_with_fp32(slow_on_cpu, monkeypatch):
+    monkeypatch.setattr(reasons, "profile_one", mock.Mock(side_effect=UserError("no trace")))
+    assert slow_on_cpu(None) == ["int8 does not win on cpu (speed-up not known): ship it in fp32"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"operators": [], "left_in_float": ["conv1", "relu1"]},
+            "left in float to keep the accuracy, raise --max-drop",
+        ),
+        ({"operators": [], "exclude": ["conv1", "relu1"]}, "left in float by --exclude"),
+        ({"operators": []}, "onnxruntime's quantizer leaves it out"),
+        ({"operators": ["MatMul"]}, "without --operator, or with --operator Conv"),
+    ],
+)
+def test_layers_in_float_are_explained_by_what_the_user_asked_for(slow_on_cpu, options, said):
+    # Between int8 nodes onnxruntime would quantize its weights by itself.
+    found = "\n".join(slow_on_cpu(None, options, nodes_to_exclude=["conv1", "relu1", "pool", "flat"]))
+    assert f"(c1: {said})" in found or f"(c1: not quantized in the file, `kdbench quantize` it {said})" in found
+    assert ("--operator" in found) is bool(options["operators"])
+
+
+def test_a_drop_on_the_test_split_beyond_the_budget_is_a_remark():
+    def said(value, bound):
+        loss = Loss(Interval(value, value, value), 0.0, Parity(90, 0.1, 1.0, 1.0, 1.0))
+        return on_test(loss, bound)
+
+    (remark,) = said(0.02, 0.01)
+    assert "on the 90 test samples the drop is 2 points, more than the budget of 1:" in remark
+    assert said(0.01, 0.01) == said(0.02, None) == on_test(None, 0.01) == []

@@ -151,12 +151,13 @@ def fastest_int8(
         assert chosen.loss is not None
         tested = _tested(chosen, runner, parent)
         said = [*remarks(chosen.loss, len(judged), bound, judge.metric), *on_test(tested, bound)]
-        file = next(subject.model for subject in subjects if subject.artifact.rung == chosen.name)
+        made = next(subject for subject in subjects if subject.artifact.rung == chosen.name)
+        file = made.model
         asked = chosen.options.model_copy(
-            update={"exclude": (*chosen.options.exclude, *_float_layers(chosen)["left_in_float"])}
+            update={"exclude": (*chosen.options.exclude, *_made_by(chosen)["left_in_float"])}
         )
         said += warnings_of(graph, load_model(file), asked, observed)
-        said += why_slow(time, file, target, place, feed)
+        said += why_slow(time, made, target, place, feed)
         write_atomic(out, file.read_bytes())
     budget = Budget(
         model=model.name,
@@ -205,15 +206,16 @@ def _subjects(able: Sequence[Candidate], parent: Parent, folder: Path) -> list[S
     for number, candidate in enumerate(able):
         path = folder / f"{number}.onnx"
         path.write_bytes(portable(candidate.model()))
-        lineage = {"preprocessing": parent.artifact.preprocessing, "options": _float_layers(candidate)}
+        lineage = {"preprocessing": parent.artifact.preprocessing, "options": _made_by(candidate)}
         subjects.append(Subject(inspect(path, candidate.name, **lineage), path))
     return subjects
 
 
-def _float_layers(candidate: Candidate) -> dict[str, Any]:
-    """What the record says of layers that are meant to run in float."""
+def _made_by(candidate: Candidate) -> dict[str, Any]:
+    """The options of its record, those layers among them that are meant to run in float."""
     left = [layer for layer in candidate.layers if layer.name in candidate.left]
-    return {"left_in_float": names_of(left), "float_layers": sum(layer.operator in FLOAT_KERNELS for layer in left)}
+    meant = {"left_in_float": names_of(left), "float_layers": sum(layer.operator in FLOAT_KERNELS for layer in left)}
+    return candidate.options.model_dump() | meant
 
 
 def _fastest(able: Sequence[Candidate], times: Mapping[str, Raced]) -> Candidate:
@@ -267,7 +269,7 @@ def _saved(
         "bias_correction": bool(chosen.shifts),
         "equalization": chosen.equalized,
     }
-    used = chosen.options.model_dump() | how | _float_layers(chosen) | notes
+    used = _made_by(chosen) | how | notes
     used.pop("backend")
     if chosen.options.reduce_range is None:
         used["reduce_range"] = saturates_in_int8()

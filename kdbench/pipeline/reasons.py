@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdbench.backends import Target
+from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.pipeline.candidates import Candidate
 from kdbench.pipeline.racing import Place, Raced
 from kdbench.proofs.explanations import explain
-from kdbench.proofs.layers import INT8_KERNELS
-from kdbench.proofs.profile import profile_one
+from kdbench.proofs.layers import FLOAT_KERNELS, RECURRENT
+from kdbench.proofs.profile import Profile, profile_one
 from kdbench.quantization.judging import Judge, Loss
 
 PROFILE_S = 1.0
@@ -43,21 +44,29 @@ def on_test(tested: Loss | None, bound: float | None) -> list[str]:
     ]
 
 
-def why_slow(time: Raced, file: Path, target: Target, place: Place, feed: EvalPack) -> list[str]:
-    """Where int8 does not win: what takes the time, and what to try."""
-    if time.speedup is not None and time.speedup.low > 1:
+def why_slow(time: Raced, file: Subject, target: Target, place: Place, feed: EvalPack) -> list[str]:
+    """Where int8 does not win: the operator and the node that take most of the time, then the known causes, each with
+    what to try."""
+    speedup = time.speedup
+    if speedup is not None and speedup.low > 1:
         return []
-    ratio = "its speed-up can't be told" if time.speedup is None else f"speed-up {time.speedup.value:.2f}"
+    ratio = f"speed-up {speedup.value:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]" if speedup else "speed-up not known"
+    slow = f"int8 does not win on {target} ({ratio})"
     try:
-        found = profile_one(file, target, place.batch, place.threads, feed, {}, PROFILE_S)
+        found = profile_one(file.model, target, place.batch, place.threads, feed, {}, PROFILE_S, file.artifact)
     except UserError:
-        return [f"int8 does not win on {target} ({ratio}): ship it in fp32"]
-    sentences = explain(found)
-    slow = [(name, spent) for name, _, spent in found.by_operator() if name not in INT8_KERNELS]
-    if not sentences and slow:
-        name, spent = slow[0]
-        share = spent / found.kernels_s
-        sentences = [
-            f"{name}, which is not computed in int8, takes {share:.0%} of the kernels' time; try a larger --batch"
-        ]
-    return [f"int8 does not win on {target} ({ratio}): {sentence}" for sentence in sentences or ["ship it in fp32"]]
+        return [f"{slow}: ship it in fp32"]
+    causes = [f"int8 on {target}: {cause}" for cause in explain(found)]
+    said = [*_slowest(found), *([] if causes else ["ship it in fp32"])]
+    return [f"{slow}: {'; '.join(said)}" if said else slow, *causes]
+
+
+def _slowest(found: Profile) -> list[str]:
+    """The operator that takes most of the time, and of its nodes the slowest; nothing where no kernel is told of."""
+    if not found.kernels:
+        return []
+    name, count, spent = found.by_operator()[0]
+    node = max((kernel for kernel in found.kernels if kernel.operator == name), key=lambda kernel: kernel.time_s)
+    in_float = " in float" if name in (*FLOAT_KERNELS, *RECURRENT) else ""
+    of_it = f"{node.time_s / found.kernels_s:.0%} in {node.name}" if count > 1 else node.name
+    return [f"{name}{in_float} takes {spent / found.kernels_s:.0%} of the kernels' time ({of_it})"]
