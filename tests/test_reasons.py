@@ -4,6 +4,7 @@ import re
 from unittest import mock
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
@@ -14,12 +15,14 @@ from kdbench.errors import UserError
 from kdbench.evaluation import Parity
 from kdbench.onnxfile import inspect
 from kdbench.pipeline import quantizing, reasons
-from kdbench.pipeline.quantizing import fastest_int8
+from kdbench.pipeline.candidates import Candidate
+from kdbench.pipeline.quantizing import _fastest, fastest_int8
 from kdbench.pipeline.racing import Place, Raced
 from kdbench.pipeline.reasons import on_test, why_slow
 from kdbench.quantization.judging import Loss
 from kdbench.records import Quantize
 from kdbench.stats import Interval
+from kdbench.store import load_artifact, sidecar, write_npz
 from tests import models
 from tests.test_quantizing import TINY, answers
 from tests.test_sensitivity import features, mlp
@@ -73,6 +76,45 @@ def test_outputs_that_are_always_the_same_are_remarked(tmp_path, monkeypatch):
     path = models.save(tmp_path / "dead.onnx", nodes, weights, {"x": ["n", 4]}, {"y": ["n", 3]})
     found = fastest_int8(path, None, EvalPack("made", None, None, features(64)[:, :4], (), None), ONE_WAY)
     assert any("outputs are the same for all 32 calibration samples" in said for said in found.artifact.warnings)
+
+
+# --- which one is chosen ----------------------------------------------------------------------------------------------
+
+FASTER, LEVEL, FAST = (Interval(2.0, 1.9, 2.1), Interval(1.95, 1.8, 2.05), Interval(1.5, 1.4, 1.6))
+HELD, BROKEN = (), ("int8 did not fuse: 1 of 8 convolutions and matrix products run in float",)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "chosen"),
+    [
+        ((FASTER, HELD), (FAST, HELD), "first"),  # though it loses more
+        ((FASTER, HELD), (LEVEL, HELD), "second"),  # which can't be told from it, and loses less
+        ((FASTER, HELD), (None, HELD), "first"),
+        ((None, HELD), (FAST, HELD), "second"),
+        ((None, HELD), (None, HELD), "second"),
+        ((FASTER, BROKEN), (FAST, HELD), "second"),
+        ((FASTER, BROKEN), (FAST, BROKEN), "first"),
+        ((FASTER, BROKEN), (None, HELD), "first"),
+    ],
+)
+def test_the_fastest_whose_claims_hold_is_chosen_and_of_equal_ones_the_least_lossy(first, second, chosen):
+    def lossy(name, drop):
+        loss = Loss(Interval(drop, drop, drop), 0.0, Parity(90, 0.1, 1.0, 1.0, 1.0))
+        return Candidate(name, Quantize(), onnx.ModelProto(), {}, (), loss=loss)
+
+    times = {name: Raced(found[0], 1.0, found[1], None) for name, found in (("first", first), ("second", second))}
+    for able in ([lossy("first", 0.01), lossy("second", 0.0)], [lossy("second", 0.0), lossy("first", 0.01)]):
+        assert _fastest(able, times).name == chosen
+
+
+def test_a_claim_that_the_chosen_file_breaks_is_a_warning_of_its_record(tmp_path, monkeypatch, typed):
+    race(monkeypatch, *BROKEN)
+    path = mlp(tmp_path / "model.onnx")
+    write_npz(tmp_path / "pack.npz", {"x_calibration": features(64)})
+    said = typed("quantize", path, "--data", tmp_path / "pack.npz", "--max-drop", "50", "--method", "minmax")
+    warning = f"on cpu, for which it was chosen: {BROKEN[0]}"
+    assert f"WARNING: {warning}" in said.err
+    assert warning in load_artifact(sidecar(tmp_path / "model-int8.onnx")).warnings
 
 
 # --- where int8 does not win ------------------------------------------------------------------------------------------

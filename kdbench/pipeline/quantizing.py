@@ -157,6 +157,7 @@ def fastest_int8(
             update={"exclude": (*chosen.options.exclude, *_made_by(chosen)["left_in_float"])}
         )
         said += warnings_of(graph, load_model(file), asked, observed)
+        said += [f"on {target}, for which it was chosen: {claim}" for claim in time.broken_claims]
         said += why_slow(time, made, target, place, feed)
         write_atomic(out, file.read_bytes())
     budget = Budget(
@@ -219,10 +220,13 @@ def _made_by(candidate: Candidate) -> dict[str, Any]:
 
 
 def _fastest(able: Sequence[Candidate], times: Mapping[str, Raced]) -> Candidate:
-    """The fastest; of those that can't be told from it, as their interval reaches its speed-up, the least lossy."""
-    speed = {one.name: times[one.name].speedup for one in able}
-    best = max((found.value for found in speed.values() if found), default=0.0)
-    level = [one for one in able if (found := speed[one.name]) is not None and found.high >= best]
+    """The fastest of those whose claims hold, or where none's do, of all; of those that can't be told from it, as their
+    interval reaches its speed-up, the least lossy."""
+    timed = [one for one in able if times[one.name].speedup]
+    sound = [one for one in timed if not times[one.name].broken_claims]
+    speed = {one.name: found for one in sound or timed if (found := times[one.name].speedup)}
+    best = max((found.value for found in speed.values()), default=0.0)
+    level = [one for one in able if one.name in speed and speed[one.name].high >= best]
     return min(level or able, key=lambda one: one.drop)
 
 
