@@ -120,13 +120,16 @@ def test_without_labels_agreement_is_judged(sensitive, tmp_path):
 
 
 def test_nothing_is_written_where_every_layer_would_have_to_stay_in_float(tmp_path):
-    path = mlp(tmp_path / "model.onnx", (TINY, TINY, TINY))
+    path, said = mlp(tmp_path / "model.onnx", (TINY, TINY, TINY)), []
     x = features(400, TINY)
     pack = EvalPack("made", None, None, x, (), None, y_calibration=answers(path, x))
     with pytest.raises(
-        UserError, match=r"no int8 file within 0 points of accuracy on 200 samples.*closest.*raise --max"
+        UserError,
+        match=r"no int8 file within 0 points of accuracy on 200 samples.*stay in float, most of all fc\d \(Gemm\); "
+        r"the closest.*raise --max",
     ):
-        fastest_int8(path, tmp_path / "int8.onnx", pack, Quantize(max_drop=0), budget_s=1)
+        fastest_int8(path, tmp_path / "int8.onnx", pack, Quantize(max_drop=0), budget_s=1, say=said.append)
+    assert any("`kdbench convert --to dynamic`" in one and "aware = true without max_drop" in one for one in said)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
 
 

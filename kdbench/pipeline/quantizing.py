@@ -18,7 +18,7 @@ from kdbench.pipeline.candidates import Candidate, Ground, attempts, estimate, k
 from kdbench.pipeline.judged_data import pack_for, parted, test_samples
 from kdbench.pipeline.mending import contenders
 from kdbench.pipeline.racing import Place, Raced, raced
-from kdbench.pipeline.reasons import on_test, why_none, why_slow
+from kdbench.pipeline.reasons import instead, on_test, why_none, why_slow
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.proofs.layers import FLOAT_KERNELS
 from kdbench.quantization.calibration import observe
@@ -140,6 +140,8 @@ def fastest_int8(
         able = [one for one in picked if keeps(ground, one)]
         every = [*picked, *(one for one in tried if one.name not in {other.name for other in picked})]
         if not able:
+            for advice in instead(every, target):
+                say(advice)
             raise UserError(why_none(model, every, judge, options.max_drop))
         subjects = _subjects(able, parent, Path(scratch))
         feed = replace(judged.pack, x_test=judged.pack.x_calibration, y_test=None)
