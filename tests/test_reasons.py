@@ -19,7 +19,7 @@ from kdbench.pipeline.candidates import Candidate
 from kdbench.pipeline.quantizing import _fastest, fastest_int8
 from kdbench.pipeline.racing import Place, Raced
 from kdbench.pipeline.reasons import on_test, why_slow
-from kdbench.quantization.judging import Loss
+from kdbench.quantization.judging import Judge, Loss
 from kdbench.records import Quantize
 from kdbench.stats import Interval
 from kdbench.store import load_artifact, sidecar, write_npz
@@ -166,6 +166,20 @@ def test_layers_in_float_are_explained_by_what_the_user_asked_for(slow_on_cpu, o
     found = "\n".join(slow_on_cpu(None, options, nodes_to_exclude=["conv1", "relu1", "pool", "flat"]))
     assert f"(c1: {said})" in found or f"(c1: not quantized in the file, `kdbench quantize` it {said})" in found
     assert ("--operator" in found) is bool(options["operators"])
+
+
+def test_a_budget_that_even_float_misses_is_said_with_what_was_tried(tmp_path, monkeypatch, typed):
+    """A backend that answers otherwise than the CPU, whatever is in int8."""
+    judged = Judge.loss
+    monkeypatch.setattr(Judge, "loss", lambda self, outputs: judged(self, [np.roll(outputs[0], 1, axis=1)]))
+    path = mlp(tmp_path / "model.onnx")
+    write_npz(tmp_path / "pack.npz", {"x_calibration": features(64)})
+    said = typed("quantize", path, "--data", tmp_path / "pack.npz", "--max-drop", "1", "--method", "minmax")
+    *notes, last = said.err.splitlines()
+    assert said.status == 2 and said.out == "" and not list(tmp_path.glob("*int8*.onnx"))
+    assert "samples: even with every layer in float it misses the budget; the closest, " in last
+    assert last.endswith("raise --max-drop, or choose another backend by --for")
+    assert len(notes) == 1 and str(tmp_path / "model-int8.budget.json") in notes[0]
 
 
 def test_a_drop_on_the_test_split_beyond_the_budget_is_a_remark():

@@ -18,7 +18,7 @@ from kdbench.pipeline.candidates import Candidate, Ground, attempts, estimate, k
 from kdbench.pipeline.judged_data import pack_for, parted, test_samples
 from kdbench.pipeline.mending import contenders
 from kdbench.pipeline.racing import Place, Raced, raced
-from kdbench.pipeline.reasons import instead, on_test, why_none, why_slow
+from kdbench.pipeline.reasons import closest, instead, on_test, why_none, why_slow
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.proofs.layers import FLOAT_KERNELS
 from kdbench.quantization.calibration import observe
@@ -104,7 +104,7 @@ def fastest_int8(
     `budget_s` seconds in all; where none is within it, layers are left in float.
 
     `out` is by default `MODEL-int8.onnx`. Raises UserError for what doesn't fit, and where nothing in int8 keeps the
-    accuracy; nothing is written then.
+    accuracy; nothing is written then but what a search over layers has found.
     """
     model, options = Path(model), options or Quantize()
     out = output_file(out or model.with_name(f"{model.stem}-int8.onnx"), model)
@@ -139,7 +139,24 @@ def fastest_int8(
         picked = contenders(ground, tried, options.bias_correction, options.equalization)
         able = [one for one in picked if keeps(ground, one)]
         every = [*picked, *(one for one in tried if one.name not in {other.name for other in picked})]
+        searched = Budget(
+            model=model.name,
+            model_sha256=artifact.sha256,
+            backend=target.label,
+            threads=threads,
+            batch=batch_size(artifact.inputs) or batch,
+            metric=judge.metric,
+            fp32=judge.score,
+            max_drop=bound,
+            calibration_samples=len(calibration),
+            judged_samples=len(judged),
+            evaluations=runner.evaluations,
+            candidates=tuple(one.record for one in every),
+        )
         if not able:
+            if closest(every) is not None:
+                record, drawn = _kept(out, searched)
+                say(f"no int8 file is written; what was tried: {', '.join(map(str, (record, *drawn)))}")
             for advice in instead(every, target):
                 say(advice)
             raise UserError(why_none(model, every, judge, options.max_drop))
@@ -162,24 +179,15 @@ def fastest_int8(
         said += [f"on {target}, for which it was chosen: {claim}" for claim in time.broken_claims]
         said += why_slow(time, made, target, place, feed)
         write_atomic(out, file.read_bytes())
-    budget = Budget(
-        model=model.name,
-        model_sha256=artifact.sha256,
-        backend=target.label,
-        threads=threads,
-        batch=batch_size(artifact.inputs) or batch,
-        metric=judge.metric,
-        fp32=judge.score,
-        max_drop=bound,
-        calibration_samples=len(calibration),
-        judged_samples=len(judged),
-        evaluations=runner.evaluations,
-        candidates=tuple(_record(one, times.get(one.name)) for one in every),
-        chosen=chosen.name,
-        test_drop=None if tested is None else estimate(tested.drop),
-        test_samples=0 if tested is None else tested.parity.samples,
-        remarks=tuple(said),
-    )
+    found = {
+        "evaluations": runner.evaluations,
+        "candidates": tuple(_record(one, times.get(one.name)) for one in every),
+        "chosen": chosen.name,
+        "test_drop": None if tested is None else estimate(tested.drop),
+        "test_samples": 0 if tested is None else tested.parity.samples,
+        "remarks": tuple(said),
+    }
+    budget = searched.model_copy(update=found)
     return _saved(out, rung, artifact, chosen, options, notes, budget)
 
 
@@ -282,7 +290,12 @@ def _saved(
     artifact = derived(out, rung, parent, "quantize", used, chosen.loss.parity, budget.remarks)
     drop = {"judged_drop": chosen.loss.drop.value, "judged_samples": float(budget.judged_samples)}
     artifact = artifact.model_copy(update={"metrics": artifact.metrics | drop})
+    record, drawn = _kept(out, budget)
+    return Quantized(save_artifact(out.parent, artifact), out, budget, record, drawn)
+
+
+def _kept(out: Path, budget: Budget) -> tuple[Path, tuple[Path, ...]]:
+    """The record of a search and its figure, written beside the file or where that would be."""
     record = out.with_name(out.stem + RECORD)
     write_atomic(record, budget.to_json())
-    drawn = save_plots(plots(budget, f"{out.stem}-budget"), out.parent)
-    return Quantized(save_artifact(out.parent, artifact), out, budget, record, tuple(drawn))
+    return record, tuple(save_plots(plots(budget, f"{out.stem}-budget"), out.parent))
