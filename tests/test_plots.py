@@ -297,6 +297,12 @@ def test_the_sensitivity_curve_is_readable_and_lies_among_the_plots_of_its_run(t
     page = hover_svg(plot)
     assert "layers in float: 4\ndrop of accuracy: 6.00 [4.00, 8.00] points" in page
     assert f"{names[0]} (Conv, 9 multiply-accumulates)\nnoise: 0.0 dB\nfloat" in page
+    worse = candidate.model_copy(update={"name": "worse", "curve": candidate.curve[:2], "layers": candidate.layers[:3]})
+    missed = budget.model_copy(update={"chosen": None, "candidates": (worse, candidate)})
+    (tmp_path / "student-int8.budget.json").write_text(missed.to_json())
+    (plot,) = plots_of([], RunFolder(tmp_path))
+    assert plot.title.endswith("per-channel") and "is the budget kept" in plot.alt  # the one that came closest
+    assert any("nothing chosen; dashed" in text for text in assert_readable(plot))
 
 
 def write(path, entries):

@@ -120,15 +120,22 @@ def test_without_labels_agreement_is_judged(sensitive, tmp_path):
     assert "fc0" in found.budget.candidates[0].left_in_float
 
 
-def test_nothing_is_written_where_every_layer_would_have_to_stay_in_float(tmp_path):
-    path = mlp(tmp_path / "model.onnx", (TINY, TINY, TINY))
+def test_only_the_search_is_written_where_every_layer_would_have_to_stay_in_float(tmp_path):
+    path, said = mlp(tmp_path / "model.onnx", (TINY, TINY, TINY)), []
     x = features(400, TINY)
     pack = EvalPack("made", None, None, x, (), None, y_calibration=answers(path, x))
     with pytest.raises(
-        UserError, match=r"no int8 file within 0 points of accuracy on 200 samples.*closest.*raise --max"
+        UserError,
+        match=r"no int8 file within 0 points of accuracy on 200 samples.*stay in float, most of all fc\d \(Gemm\); "
+        r"the closest.*raise --max",
     ):
-        fastest_int8(path, tmp_path / "int8.onnx", pack, Quantize(max_drop=0), budget_s=1)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx"]
+        fastest_int8(path, tmp_path / "int8.onnx", pack, Quantize(max_drop=0), budget_s=1, say=said.append)
+    assert any("`kdbench convert --to dynamic`" in one and "aware = true without max_drop" in one for one in said)
+    written = ["int8-budget.png", "int8-budget.svg", "int8.budget.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*written, "model.onnx"]
+    assert any(all(str(tmp_path / name) in one for name in written) for one in said)
+    budget = from_json(Budget, (tmp_path / "int8.budget.json").read_text(), "budget")
+    assert budget.chosen is None and max(len(one.curve) for one in budget.candidates) > 1
 
 
 def exactly(costs):

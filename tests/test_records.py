@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdbench.errors import UserError
-from kdbench.records import Loss, Preprocessing, Recipe, Schedule, TensorSpec, from_json, recipe_from_toml, slug
+from kdbench.records import (
+    Loss,
+    Preprocessing,
+    QuantizeSection,
+    Recipe,
+    Schedule,
+    TensorSpec,
+    from_json,
+    recipe_from_toml,
+    slug,
+)
 
 TEXT = """
 name = "mine"
@@ -39,6 +49,9 @@ def test_recipe_has_its_values_and_defaults():
         ("bench.batches", "[1, 8]", (1, 8)),
         ("description", "plain text", "plain text"),
         ("bench.budget_s", "3", 3.0),
+        ("quantize", "{ max_drop = 0.5, bias_correction = true }", QuantizeSection(max_drop=0.5, bias_correction=True)),
+        ("quantize", "{ for = 'cpu', equalization = true }", QuantizeSection(backend="cpu", equalization=True)),
+        ("quantize.equalization", "false", False),
     ],
 )
 def test_any_field_can_be_overridden(field, value, read):
@@ -59,6 +72,11 @@ def test_any_field_can_be_overridden(field, value, read):
         ({"bench.batches": "[0]"}, "'bench.batches.1' should be greater than or equal to 1"),
         ({"bench.processes": "3"}, "'bench.processes' should be greater than or equal to 5"),
         ({"name": "../up"}, "'name' should"),
+        (
+            {"quantize.bias_correction": "true"},
+            "'quantize.bias_correction' should be left out without max_drop or for, not true",
+        ),
+        ({"quantize.equalization": "true"}, "'quantize.equalization' should be left out without max_drop or for"),
         ({"name.first": "x"}, "--set name.first: 'name' is a value, not a section"),
         ({"schema": "2"}, "written by a newer kdbench (schema 2, this one reads up to 1): upgrade"),
     ],

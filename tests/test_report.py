@@ -183,6 +183,23 @@ def test_int8_that_is_slower_says_so_and_what_runs():
     assert "3 conversions" in found
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"float_layers": 2}, "2 of 6 layers run in float (Conv) to keep the accuracy: raise max_drop"),
+        ({}, "2 of 6 layers run in float (Conv): `kdbench profile` says why"),
+    ],
+)
+def test_int8_that_is_slower_with_layers_in_float_says_so(options, said):
+    found = flags_of(
+        cell("student", "1", "int8"),
+        artifact("student", "teacher", "int8", options=options),
+        evaluation("student", "1", optimized_operators={"QLinearConv": 4, "Conv": 2}),
+        arrays(speed=0.5),
+    )
+    assert f"2× slower than teacher: {said}" in found
+
+
 def test_a_rung_trained_in_int8_says_how_good_it_is_beside_the_static_one():
     made = result(
         artifacts=(

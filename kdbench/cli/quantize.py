@@ -24,7 +24,8 @@ from kdbench.progress import bars
     "--for",
     "backend",
     metavar="BACKEND",
-    help="Choose types, format and scales as this backend of this machine likes them; options below go before.",
+    help="Choose types, format and scales as this backend of this machine likes them; options below go before. With "
+    "neither --data nor --max-drop the first of its targets, unmeasured.",
 )
 @click.option(
     "--method",

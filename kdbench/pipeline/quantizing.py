@@ -18,7 +18,7 @@ from kdbench.pipeline.candidates import Candidate, Ground, attempts, estimate, k
 from kdbench.pipeline.judged_data import pack_for, parted, test_samples
 from kdbench.pipeline.mending import contenders
 from kdbench.pipeline.racing import Place, Raced, raced
-from kdbench.pipeline.reasons import on_test, why_none, why_slow
+from kdbench.pipeline.reasons import closest, instead, on_test, why_none, why_slow
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.proofs.layers import FLOAT_KERNELS
 from kdbench.quantization.calibration import observe
@@ -32,7 +32,7 @@ from kdbench.records import Artifact, Preprocessing, Quantize
 from kdbench.records.budget import Budget, CandidateRecord
 from kdbench.report.plots import save_plots
 from kdbench.report.plots.sensitivity import RECORD, plots
-from kdbench.steps.quantize import float_artifact
+from kdbench.steps.quantize import float_artifact, warnings_of
 from kdbench.steps.slim import derived, slimmed_graph
 from kdbench.store import output_file, save_artifact, write_atomic
 
@@ -104,7 +104,7 @@ def fastest_int8(
     `budget_s` seconds in all; where none is within it, layers are left in float.
 
     `out` is by default `MODEL-int8.onnx`. Raises UserError for what doesn't fit, and where nothing in int8 keeps the
-    accuracy; nothing is written then.
+    accuracy; nothing is written then but what a search over layers has found.
     """
     model, options = Path(model), options or Quantize()
     out = output_file(out or model.with_name(f"{model.stem}-int8.onnx"), model)
@@ -141,7 +141,26 @@ def fastest_int8(
         picked = contenders(ground, tried, options.bias_correction, options.equalization)
         able = [one for one in picked if keeps(ground, one)]
         every = [*picked, *(one for one in tried if one.name not in {other.name for other in picked})]
+        searched = Budget(
+            model=model.name,
+            model_sha256=artifact.sha256,
+            backend=target.label,
+            threads=threads,
+            batch=batch_size(artifact.inputs) or batch,
+            metric=judge.metric,
+            fp32=judge.score,
+            max_drop=bound,
+            calibration_samples=len(calibration),
+            judged_samples=len(judged),
+            evaluations=runner.evaluations,
+            candidates=tuple(one.record for one in every),
+        )
         if not able:
+            if closest(every) is not None:
+                record, drawn = _kept(out, searched)
+                say(f"no int8 file is written; what was tried: {', '.join(map(str, (record, *drawn)))}")
+            for advice in instead(every, target):
+                say(advice)
             raise UserError(why_none(model, every, judge, options.max_drop))
         subjects = _subjects(able, parent, Path(scratch))
         feed = replace(judged.pack, x_test=judged.pack.x_calibration, y_test=None)
@@ -153,27 +172,24 @@ def fastest_int8(
         assert chosen.loss is not None
         tested = _tested(chosen, runner, parent)
         said = [*remarks(chosen.loss, len(judged), bound, judge.metric), *on_test(tested, bound)]
-        file = next(subject.model for subject in subjects if subject.artifact.rung == chosen.name)
-        said += why_slow(time, file, target, place, feed)
+        made = next(subject for subject in subjects if subject.artifact.rung == chosen.name)
+        file = made.model
+        asked = chosen.options.model_copy(
+            update={"exclude": (*chosen.options.exclude, *_made_by(chosen)["left_in_float"])}
+        )
+        said += warnings_of(graph, load_model(file), asked, observed)
+        said += [f"on {target}, for which it was chosen: {claim}" for claim in time.broken_claims]
+        said += why_slow(time, made, target, place, feed)
         write_atomic(out, file.read_bytes())
-    budget = Budget(
-        model=model.name,
-        model_sha256=artifact.sha256,
-        backend=target.label,
-        threads=threads,
-        batch=batch_size(artifact.inputs) or batch,
-        metric=judge.metric,
-        fp32=judge.score,
-        max_drop=bound,
-        calibration_samples=len(calibration),
-        judged_samples=len(judged),
-        evaluations=runner.evaluations,
-        candidates=tuple(_record(one, times.get(one.name)) for one in every),
-        chosen=chosen.name,
-        test_drop=None if tested is None else estimate(tested.drop),
-        test_samples=0 if tested is None else tested.parity.samples,
-        remarks=tuple(said),
-    )
+    found = {
+        "evaluations": runner.evaluations,
+        "candidates": tuple(_record(one, times.get(one.name)) for one in every),
+        "chosen": chosen.name,
+        "test_drop": None if tested is None else estimate(tested.drop),
+        "test_samples": 0 if tested is None else tested.parity.samples,
+        "remarks": tuple(said),
+    }
+    budget = searched.model_copy(update=found)
     return _saved(out, rung, artifact, chosen, options, notes, budget)
 
 
@@ -203,22 +219,26 @@ def _subjects(able: Sequence[Candidate], parent: Parent, folder: Path) -> list[S
     for number, candidate in enumerate(able):
         path = folder / f"{number}.onnx"
         path.write_bytes(portable(candidate.model()))
-        lineage = {"preprocessing": parent.artifact.preprocessing, "options": _float_layers(candidate)}
+        lineage = {"preprocessing": parent.artifact.preprocessing, "options": _made_by(candidate)}
         subjects.append(Subject(inspect(path, candidate.name, **lineage), path))
     return subjects
 
 
-def _float_layers(candidate: Candidate) -> dict[str, Any]:
-    """What the record says of layers that are meant to run in float."""
+def _made_by(candidate: Candidate) -> dict[str, Any]:
+    """The options of its record, those layers among them that are meant to run in float."""
     left = [layer for layer in candidate.layers if layer.name in candidate.left]
-    return {"left_in_float": names_of(left), "float_layers": sum(layer.operator in FLOAT_KERNELS for layer in left)}
+    meant = {"left_in_float": names_of(left), "float_layers": sum(layer.operator in FLOAT_KERNELS for layer in left)}
+    return candidate.options.model_dump() | meant
 
 
 def _fastest(able: Sequence[Candidate], times: Mapping[str, Raced]) -> Candidate:
-    """The fastest; of those that can't be told from it, as their interval reaches its speed-up, the least lossy."""
-    speed = {one.name: times[one.name].speedup for one in able}
-    best = max((found.value for found in speed.values() if found), default=0.0)
-    level = [one for one in able if (found := speed[one.name]) is not None and found.high >= best]
+    """The fastest of those whose claims hold, or where none's do, of all; of those that can't be told from it, as their
+    interval reaches its speed-up, the least lossy."""
+    timed = [one for one in able if times[one.name].speedup]
+    sound = [one for one in timed if not times[one.name].broken_claims]
+    speed = {one.name: found for one in sound or timed if (found := times[one.name].speedup)}
+    best = max((found.value for found in speed.values()), default=0.0)
+    level = [one for one in able if one.name in speed and speed[one.name].high >= best]
     return min(level or able, key=lambda one: one.drop)
 
 
@@ -265,14 +285,19 @@ def _saved(
         "bias_correction": bool(chosen.shifts),
         "equalization": chosen.equalized,
     }
-    used = chosen.options.model_dump() | how | _float_layers(chosen) | notes
+    used = _made_by(chosen) | how | notes
     used.pop("backend")
     if chosen.options.reduce_range is None:
         used["reduce_range"] = saturates_in_int8()
     artifact = derived(out, rung, parent, "quantize", used, chosen.loss.parity, budget.remarks)
     drop = {"judged_drop": chosen.loss.drop.value, "judged_samples": float(budget.judged_samples)}
     artifact = artifact.model_copy(update={"metrics": artifact.metrics | drop})
+    record, drawn = _kept(out, budget)
+    return Quantized(save_artifact(out.parent, artifact), out, budget, record, drawn)
+
+
+def _kept(out: Path, budget: Budget) -> tuple[Path, tuple[Path, ...]]:
+    """The record of a search and its figure, written beside the file or where that would be."""
     record = out.with_name(out.stem + RECORD)
     write_atomic(record, budget.to_json())
-    drawn = save_plots(plots(budget, f"{out.stem}-budget"), out.parent)
-    return Quantized(save_artifact(out.parent, artifact), out, budget, record, tuple(drawn))
+    return record, tuple(save_plots(plots(budget, f"{out.stem}-budget"), out.parent))

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -86,7 +86,15 @@ def _quantizers(profile: Profile) -> Mapping[str, object] | None:
     share = profile.time_share(QUANTIZERS + MOVERS)
     if profile.artifact.precision != "int8" or share <= MUCH:
         return None
-    return {"share": share, "count": sum(kernel.operator in QUANTIZERS + MOVERS for kernel in profile.kernels)}
+    every = _all_asked(profile.artifact.options)
+    tries = [] if every else ["quantize without --operator, so that neighbours stay in int8"]
+    if profile.larger_latency_s is not None:
+        tries.append("try a larger --batch")
+    return {
+        "share": share,
+        "count": sum(kernel.operator in QUANTIZERS + MOVERS for kernel in profile.kernels),
+        "tries": ", or ".join(tries) or "wider layers would have fewer of them for their work",
+    }
 
 
 def _ranges(profile: Profile) -> Mapping[str, object] | None:
@@ -153,15 +161,16 @@ def _float_left(profile: Profile) -> Mapping[str, object] | None:
     layers = layers_of(profile.model.graph)
     reasons: dict[str, list[str]] = {}
     for kernel in left:
-        why = _why_float(layers.get(kernel.layer or ""), profile.model.graph)
+        why = _why_float(layers.get(kernel.layer or ""), profile)
         reasons.setdefault(why, []).append(kernel.layer or kernel.name)
     told = "; ".join(f"{_listed(names)}: {why}" for why, names in reasons.items())
     return {"count": len(left), "told": told, "share": profile.time_share((*FLOAT_KERNELS, *RECURRENT))}
 
 
-def _why_float(node: "onnx.NodeProto | None", graph: "onnx.GraphProto") -> str:
+def _why_float(node: "onnx.NodeProto | None", profile: Profile) -> str:
     if node is None:
         return "why is not known"
+    graph, options = profile.model.graph, profile.artifact.options
     dynamic = any(other.op_type in DYNAMIC for other in graph.node)
     if node.op_type in RECURRENT:
         static = "" if dynamic else "static "
@@ -174,12 +183,24 @@ def _why_float(node: "onnx.NodeProto | None", graph: "onnx.GraphProto") -> str:
         return f"not converted in the file, `kdbench convert` it with --operator {node.op_type}, or without --keep"
     makers = {output: maker.op_type for maker in graph.node for output in maker.output}
     if any(makers.get(name) != "DequantizeLinear" for name in node.input[:2]):
+        if node.name in options.get("left_in_float", ()):
+            return "left in float to keep the accuracy, raise --max-drop"
+        if node.name in options.get("exclude", ()):
+            return "left in float by --exclude"
+        if _all_asked(options):
+            return "onnxruntime's quantizer leaves it out"
         return f"not quantized in the file, `kdbench quantize` it without --operator, or with --operator {node.op_type}"
     users = [user.op_type for user in graph.node if node.output[0] in user.input]
     others = [user for user in users if user != "QuantizeLinear"]
     if others:
-        return f"its output goes on in float to {_listed(others)}, quantize without --operator"
+        advice = "" if _all_asked(options) else ", quantize without --operator"
+        return f"its output goes on in float to {_listed(others)}{advice}"
     return "why is not known"
+
+
+def _all_asked(options: Mapping[str, Any]) -> bool:
+    """Whether the file's record says that all operators and nodes were to be quantized; not of files without one."""
+    return "operators" in options and not options["operators"] and not options.get("nodes")
 
 
 def _listed(names: Iterable[str], most: int = 3) -> str:
@@ -206,7 +227,7 @@ EXPLANATIONS = (
         "conversions",
         _quantizers,
         "{share:.0%} of the kernels' time goes into {count} conversions between float, int8 and memory layouts; "
-        "quantize without --operator, so that neighbours stay in int8, or try a larger --batch",
+        "{tries}",
     ),
     Explanation(
         "ranges",

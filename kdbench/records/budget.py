@@ -80,7 +80,8 @@ class Budget(Versioned):
     evaluations: int
     """Models that were run to judge them or their layers."""
     candidates: tuple[CandidateRecord, ...]
-    chosen: str
+    chosen: str | None = None
+    """None where nothing in int8 was within the budget."""
     test_drop: Estimate | None = None
     """Of the chosen one on the test split, which had no part in the choice; None where there is none."""
     test_samples: int = 0

@@ -88,6 +88,13 @@ class QuantizeSection(Quantize):
             raise PydanticCustomError("rounded_twice", "in fp32, in which the rounding to int8 is simulated")
         return training
 
+    @field_validator("bias_correction", "equalization")
+    @classmethod
+    def _judged(cls, wanted: bool | None, info: ValidationInfo) -> bool | None:
+        if wanted and info.data.get("max_drop") is None and info.data.get("backend") is None:
+            raise PydanticCustomError("unjudged", "left out without max_drop or for")
+        return wanted
+
     @property
     def static(self) -> Quantize:
         """What makes the int8 file without a training."""

@@ -1,6 +1,6 @@
 """Everything that may be said beside a number: each flag names the fact and, where there is one, what to try."""
 
-from kdbench.proofs.layers import DYNAMIC, RECURRENT
+from kdbench.proofs.layers import DYNAMIC, FLOAT_KERNELS, RECURRENT
 from kdbench.records import Artifact, Evaluation, Measurement, ResultFile
 from kdbench.report.claims import kernels
 from kdbench.report.text import points
@@ -60,17 +60,19 @@ def _why(artifact: Artifact, evaluation: Evaluation | None) -> str:
         return ": it looks for the ranges of its activations in each run; try `kdbench quantize`, which knows them"
     if artifact.precision != "int8":
         return ""
-    int8, floating, conversions = kernels(evaluation)
-    why = ""
-    if evaluation and int8 and not floating and not any(evaluation.optimized_operators.get(name) for name in RECURRENT):
-        all_run = (
-            f"all of its {int8} convolutions and matrix products run" if int8 > 1 else "its one matrix product runs"
-        )
-        why = (
-            f": {all_run} in int8, but the {conversions} conversions around cost more than that gains; "
-            "try more width or a larger batch"
-        )
-    return why
+    int8, _, conversions = kernels(evaluation)
+    floating = {name: operators[name] for name in (*FLOAT_KERNELS, *RECURRENT) if operators.get(name)}
+    if floating:
+        count, meant = sum(floating.values()), int(artifact.options.get("float_layers", 0))
+        why = " to keep the accuracy: raise max_drop" if meant >= count else ": `kdbench profile` says why"
+        return f": {count} of {int8 + count} layers run in float ({', '.join(floating)}){why}"
+    if not int8:
+        return ""
+    all_run = f"all of its {int8} convolutions and matrix products run" if int8 > 1 else "its one matrix product runs"
+    return (
+        f": {all_run} in int8, but the {conversions} conversions around cost more than that gains; "
+        "try more width or a larger batch"
+    )
 
 
 def _few_processes(result: ResultFile, m: Measurement, medians: dict[int, float]) -> str | None:

@@ -73,9 +73,7 @@ def quantize(
         kinds = ", ".join(sorted({node.op_type for node in quantized.graph.node})[:8])
         raise UserError(f"{model}: nothing in it can be quantized (operators: {kinds}): ship it as it is")
     warnings: tuple[str, ...] = () if pack is not None else (GENERATED_WARNING,)
-    if observed.same_outputs:
-        warnings += (f"its outputs are the same for all {observed.samples} calibration samples: is the model trained?",)
-    warnings += tuple(_stays(operator, nodes) for operator, nodes in left_out(graph, quantized, options).items())
+    warnings += warnings_of(graph, quantized, options, observed)
     used = options.model_dump() | notes
     if options.reduce_range is None:
         used["reduce_range"] = saturates_in_int8()
@@ -148,6 +146,15 @@ def write_quantized(
             "quantize fewer operators, such as --operator Conv --operator Gemm --operator MatMul",
         )
     return save_artifact(out.parent, derived(out, rung, parent, "quantize", options, check, warnings))
+
+
+def warnings_of(
+    graph: "onnx.ModelProto", quantized: "onnx.ModelProto", options: Quantize, observed: Observed
+) -> tuple[str, ...]:
+    """That the outputs of a prepared model don't depend on the samples, and what in it can't be quantized."""
+    same = f"its outputs are the same for all {observed.samples} calibration samples: is the model trained?"
+    stay = (_stays(operator, nodes) for operator, nodes in left_out(graph, quantized, options).items())
+    return (*([same] if observed.same_outputs else []), *stay)
 
 
 def _stays(operator: str, nodes: list[str]) -> str:

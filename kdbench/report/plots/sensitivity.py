@@ -30,20 +30,27 @@ RECORD = ".budget.json"
 
 
 def plots(budget: Budget, name: str) -> list[Plot]:
-    """Of the candidate that was chosen; nothing where all of its layers are in int8."""
-    candidate = next(found for found in budget.candidates if found.name == budget.chosen)
-    if not candidate.layers:
+    """Of the candidate that was chosen, or else that came closest; nothing where all of its layers are in int8."""
+    looked_at = [one for one in budget.candidates if one.layers and budget.chosen in (one.name, None)]
+    if not looked_at:
         return []
+    candidate = min(looked_at, key=_least)
     model, layers, left = plain(Path(budget.model).stem), len(candidate.layers), len(candidate.left_in_float)
+    ended = f"of {layers} layers {left} stay in float" if budget.chosen else "with none in int8 is the budget kept"
     return [
         Plot(
             name,
             f"{model} in int8 on {budget.backend}: {candidate.name}",
-            f"Left, what int8 costs with more and more layers in float; of {layers} layers {left} stay in float. "
+            f"Left, what int8 costs with more and more layers in float; {ended}. "
             f"Right, the output noise of each layer alone in int8: {plain(candidate.layers[0].layer)} makes the most.",
             functools.partial(_draw, budget, candidate),
         )
     ]
+
+
+def _least(candidate: CandidateRecord) -> float:
+    """The smallest drop with a layer in int8."""
+    return min(point.drop.value for point in candidate.curve if len(point.left_in_float) < len(candidate.layers))
 
 
 def plots_in(run: RunFolder) -> list[Plot]:
@@ -60,7 +67,7 @@ def _draw(budget: Budget, candidate: CandidateRecord) -> Figure:
         10.0,
         max(3.9, 1.6 + 0.22 * len(layers)),
         f"{Path(budget.model).stem} in int8 on {budget.backend}: {candidate.name}",
-        "Left: bars 95 %; numbers: layers in float; square: chosen"
+        f"Left: bars 95 %; numbers: layers in float; {'square: chosen' if budget.chosen else 'nothing chosen'}"
         + ("." if budget.max_drop is None else "; dashed: the budget."),
     )
     curve, bars = figure.subplots(1, 2)
@@ -91,7 +98,7 @@ def _curve(axis: Any, budget: Budget, candidate: CandidateRecord) -> tuple[list[
             f"layers in float: {len(point.left_in_float)}\n"
             f"{what}: {value:.2f} [{value - below:.2f}, {value + above:.2f}] {unit}{in_int8}",
         )
-        if set(point.left_in_float) == set(candidate.left_in_float):
+        if budget.chosen and set(point.left_in_float) == set(candidate.left_in_float):
             axis.plot(place, value, "s", markersize=12, fillstyle="none", color=FLOAT)
     if budget.max_drop is not None:
         axis.axhline(100 * budget.max_drop, linestyle="--", color=BLACK, linewidth=1)
