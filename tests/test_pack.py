@@ -17,11 +17,13 @@ from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
 from kdbench.pipeline.packing import unpacked
 from kdbench.pipeline.rungs import LADDER, run_subjects
-from kdbench.records import sealed
+from kdbench.records import placeless, sealed
+from kdbench.records.turns import SpiralRecord
 from kdbench.store import RunFolder, load_result, save_artifact
 from tests.conftest import REPOSITORY, kdbench, save_mlp
 from tests.packs import rewritten
 from tests.rows import load_rows
+from tests.test_published_spirals import JOURNAL
 
 BLOCKER = """
 import sys
@@ -54,7 +56,8 @@ def two_rungs(tiny_run, tmp_path):
         shutil.copy(tiny_run / name, folder / name)
     result, _ = load_result(tiny_run / "results.json")
     kept = tuple(artifact for artifact in result.artifacts if artifact.rung in rungs)
-    (folder / "results.json").write_text(sealed(result.model_copy(update={"artifacts": kept})).to_json())
+    changes = {"artifacts": kept, "spiral": JOURNAL}
+    (folder / "results.json").write_text(sealed(result.model_copy(update=changes)).to_json())
     return folder
 
 
@@ -75,6 +78,7 @@ def test_a_machine_without_torch_measures_a_packed_run_and_its_results_come_home
     assert result.name == "digits"
     assert all(artifact in at_home.artifacts for artifact in result.artifacts)
     assert result.inputs_sha256 == at_home.inputs_sha256
+    assert result.spiral == placeless(SpiralRecord, JOURNAL)
     assert result.recipe.bench.batches == (2,)
     assert result.recipe.model_copy(update={"bench": at_home.recipe.bench}) == at_home.recipe
     assert load_rows(back) == load_rows(tmp_path / "there")

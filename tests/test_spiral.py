@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from kdbench import UserError, pipeline
+from kdbench import UserError, pipeline, results_add
 from kdbench.pipeline import checking, turns
 from kdbench.pipeline import spiral as spirals
 from kdbench.pipeline.origins import subject_of
@@ -15,7 +15,7 @@ from kdbench.records.turns import SpiralRecord
 from kdbench.stats import Interval
 from kdbench.steps import prune
 from kdbench.steps import spiral as steps
-from kdbench.store import RunFolder, load_artifact, load_recipe, load_result
+from kdbench.store import RunFolder, load_artifact, load_recipe, load_record, load_result
 from kdbench.training import weights
 from tests.conftest import FLAT, kdbench, overrides
 from tests.test_training import StopError
@@ -89,6 +89,8 @@ def test_turns_are_judged_on_held_out_samples_and_the_ladder_on_the_test_split(r
     _, arrays = load_result(reached / "results.json")
     assert len(arrays["labels"]) == 450
     assert "| spiral-2 " in (reached / "report.md").read_text()
+    (published,) = results_add(reached, into=reached.parent / "results")
+    assert load_record(published).spiral == found
 
 
 def test_the_command_says_what_stopped_it_and_what_it_ended_with(reached):
@@ -141,6 +143,7 @@ def test_a_spiral_that_was_stopped_ends_with_the_same_bytes(reached, again, monk
     for name in ("spiral-2.safetensors", "spiral-2.onnx"):
         assert (again / name).read_bytes() == (reached / name).read_bytes()
     assert [turn.drop for turn in found.turns] == [turn.drop for turn in whole.turns]
+    assert load_record(again / "results.json").spiral == found
     assert found.turns[1].duration_s >= RunFolder(again).duration_s("spiral-2") - 1e-3  # that before the stop too
 
 

@@ -129,15 +129,9 @@ def show_report(report: "Report") -> None:
 
 
 def show_spiral(found: "Spiralled") -> None:
-    """The ladder of what was accepted, then all turns, and what stopped them."""
-    from kdbench.report.spiral import turns_table
-    from kdbench.report.terminal import print_table
-
+    """The ladder of what was accepted, all turns and what stopped them; then where the files lie, and the last one."""
     show_report(found.report)
-    click.echo(f"turns    {found.turns}\n")
-    print_table(turns_table(found.record))
-    for sentence in found.record.remarks:
-        click.echo(f"\n{sentence}")
+    click.echo(f"turns    {found.turns}")
     show_artifact(found.best, found.file)
 
 

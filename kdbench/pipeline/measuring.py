@@ -23,6 +23,7 @@ from kdbench.pipeline.keeping import same_results
 from kdbench.pipeline.learning import Ground
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Bench, BenchSettings, RawFile, Recipe, ResultFile
+from kdbench.records.turns import SpiralRecord
 from kdbench.report.files import save_report
 from kdbench.report.table import Ladder, ladder
 from kdbench.store import (
@@ -55,7 +56,9 @@ class Report:
     """Results in one file, to be brought back from the machine that measured a packed run."""
 
 
-def measured_run(ground: Ground, subjects: Sequence[Subject], baseline: str, *, keep: bool) -> Report:
+def measured_run(
+    ground: Ground, subjects: Sequence[Subject], baseline: str, *, spiral: SpiralRecord | None = None, keep: bool
+) -> Report:
     """Those of a recipe's run, as its `bench` has it, on the run's evaluation samples; reported in its folder."""
     folder, recipe = ground.folder, ground.recipe
     return measured(
@@ -66,6 +69,7 @@ def measured_run(ground: Ground, subjects: Sequence[Subject], baseline: str, *, 
         folder.path,
         name=recipe.name,
         recipe=recipe,
+        spiral=spiral,
         seed=recipe.seed,
         keep=keep,
         progress=ground.progress,
@@ -83,6 +87,7 @@ def measured(
     name: str,
     seed: int,
     recipe: Recipe | None = None,
+    spiral: SpiralRecord | None = None,
     dims: Sweep | None = None,
     given: Mapping[str, str] | None = None,
     keep: bool = False,
@@ -114,6 +119,7 @@ def measured(
         inputs="data" if pack else "generated",
         inputs_sha256=sha256(Path(pack.name).read_bytes()) if pack else None,
         artifacts=tuple(subject.artifact for subject in subjects),
+        spiral=spiral,
         raw=RawFile(file="", sha256=""),
     )
     if keep and (earlier := same_results(path, empty, cells, loads)):
@@ -220,7 +226,7 @@ def _without_paths(recipe: Recipe, cells: Sequence[Cell]) -> Recipe:
 
 def _read_again(path: Path, found: ResultFile, arrays: Arrays, wanted: ResultFile) -> Report:
     """The report of what was measured before, by what is `wanted` of its tables."""
-    changed = {"settings": wanted.settings, "recipe": wanted.recipe}
+    changed = {"settings": wanted.settings, "recipe": wanted.recipe, "spiral": wanted.spiral}
     if changed != {name: getattr(found, name) for name in changed}:
         found = save_results(path, found.model_copy(update=changed), arrays)
     return _report(path, found, arrays)

@@ -30,6 +30,7 @@ from kdbench.records import (
     read_text,
     slug,
 )
+from kdbench.records.turns import SpiralRecord
 from kdbench.store import (
     PARTIAL_FILE,
     RESULTS_FILE,
@@ -79,7 +80,7 @@ def pack(
     folder = RunFolder(Path(run))
     subjects = run_subjects(folder)
     measured_before = _earlier(folder, subjects, say)
-    recipe = measured_before.recipe if measured_before else None
+    recipe, spiral = (measured_before.recipe, measured_before.spiral) if measured_before else (None, None)
     name = measured_before.name if measured_before else slug(folder.path.resolve().name)
     chosen = (recipe.bench if recipe else Bench()).model_dump(mode="json") | dict(plan or {})
     members: dict[str, bytes | Path] = {}
@@ -101,6 +102,7 @@ def pack(
         plan=chosen_plan,
         baseline=measured_before.baseline if measured_before else subjects[0].artifact.rung,
         recipe=placeless(Recipe, recipe) if recipe else None,
+        spiral=placeless(SpiralRecord, spiral) if spiral else None,
         files=tuple(_described(name, members[name]) for name in sorted(members)),
     )
     path = output_file(out or f"{name}{SUFFIX}", *(source for source in members.values() if isinstance(source, Path)))
@@ -160,6 +162,7 @@ def bench_packed(
             out,
             name=record.name,
             recipe=record.recipe and record.recipe.model_copy(update={"bench": options}),
+            spiral=record.spiral,
             seed=seed,
             dims=dims,
             given=described,

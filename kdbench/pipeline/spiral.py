@@ -20,7 +20,8 @@ from kdbench.pipeline.turns import FINAL, POINT, Walk, begun, final_turn, forget
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Artifact, Recipe, SpiralSection, from_json, read_text
 from kdbench.records.turns import SpiralRecord, TurnRecord
-from kdbench.report.spiral import ended, save_turns, turn_line
+from kdbench.report.files import save_turns
+from kdbench.report.spiral import ended, turn_line
 from kdbench.search import spiral as search
 from kdbench.search.spiral import Bounds, Outcome, Plan
 from kdbench.store import SIDECAR, RunFolder, fingerprint, load_recipe, sha256, sha256_of_file, sidecar, write_atomic
@@ -227,7 +228,7 @@ def _measured(walk: Walk, record: SpiralRecord, rungs: list[str]) -> Report:
     subjects = run_subjects(ground.folder, lambda artifact: artifact.rung in wanted)
     found = {subject.artifact.rung: subject for subject in subjects}
     subjects = [found[rung] for rung in wanted if rung in found]
-    return measured_run(ground, subjects, record.first, keep=True)
+    return measured_run(ground, subjects, record.first, spiral=record, keep=True)
 
 
 def _remarks(walk: Walk, record: SpiralRecord) -> list[str]:

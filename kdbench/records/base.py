@@ -42,7 +42,7 @@ SPOKEN = (
     "probabilities",
 )
 """Fields of words, and of names inside an ONNX file, which are no paths whatever they begin with."""
-SAID = ("error", "warnings", "reasons")
+SAID = ("doubts", "error", "reasons", "remarks", "said", "warnings")
 """Fields of sentences, which may have paths in them."""
 
 

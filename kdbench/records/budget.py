@@ -9,8 +9,11 @@ class Estimate(Record):
     """A value with its 95 % interval."""
 
     value: float
+    """The estimate."""
     low: float
+    """Lower limit of the interval."""
     high: float
+    """Upper limit."""
 
 
 class CurvePoint(Record):

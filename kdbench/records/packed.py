@@ -6,6 +6,7 @@ from pydantic import Field
 
 from kdbench.records.base import Name, Record, Versioned
 from kdbench.records.recipe import Bench, Recipe
+from kdbench.records.turns import SpiralRecord
 
 
 class PackedFile(Record):
@@ -24,4 +25,6 @@ class PackedRun(Versioned):
     baseline: str
     recipe: Recipe | None = None
     """Of the run, where it is known; without folders of the machine that packed it."""
+    spiral: SpiralRecord | None = None
+    """The journal of the spiral that made the rungs, likewise."""
     files: tuple[PackedFile, ...]

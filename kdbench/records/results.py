@@ -8,6 +8,7 @@ from kdbench.records.artifacts import Artifact
 from kdbench.records.base import Count, Name, Positive, Record, Task
 from kdbench.records.recipe import Recipe, ScenarioName
 from kdbench.records.sealed import Sealed
+from kdbench.records.turns import SpiralRecord
 
 
 class Machine(Record):
@@ -273,6 +274,8 @@ class ResultFile(Sealed):
     """One a cell, also of cells that failed."""
     scenarios: tuple[ScenarioMeasurement, ...] = ()
     """In the place of `measurements`, where scenarios were asked for."""
+    spiral: SpiralRecord | None = None
+    """The journal of the spiral that made the rungs; None where none did, and in files from before it was kept."""
     raw: RawFile
     """Where the raw values lie."""
 

@@ -21,16 +21,22 @@ class TurnRecord(Record):
     parent: int
     """Number of the turn whose model was pruned; 0 for the first model."""
     step: float
+    """Share that a turn takes away, halved with each refusal."""
     keep: float
     """Share of the parent's MACs or parameters that was asked for."""
     refusal: Refusal | None = None
+    """Why it was not taken: below the floor, no such pruning, the same as was refused before, nothing fell; None for
+    one that was taken."""
     said: str = ""
     """Of a refused one, in words."""
     share: float | None = None
     """Of the first model's target quantity, so much is left; None where that was not measured."""
     macs: int | None = None
+    """Left; None where it came to no pruning."""
     parameters: int | None = None
+    """Left, likewise."""
     size_bytes: int | None = None
+    """Of the ONNX file; None where it came to none."""
     score: float | None = None
     """Accuracy or micro F1 on the held-out samples."""
     drop: Estimate | None = None
@@ -44,6 +50,7 @@ class TurnRecord(Record):
     mark: str | None = None
     """Of what it was trained from: of one parent, equal ones need not be trained again."""
     onnx_sha256: str | None = None
+    """Of the ONNX file; None where it came to none."""
     duration_s: float = 0.0
     """For this turn alone."""
 
@@ -56,6 +63,7 @@ class SpiralRecord(Versioned):
     first: str
     """Rung of the first model."""
     metric: Literal["accuracy", "micro F1"]
+    """Of the scores."""
     score: float
     """Of the first model, on the held-out samples."""
     samples: int
@@ -63,16 +71,20 @@ class SpiralRecord(Versioned):
     target: str | None = None
     """What is to fall, to `goal`; None where only the accuracy ends it."""
     goal: float = 0.0
+    """Share of the first model's, to be reached."""
     max_drop: float
     """In points."""
     macs: int | None
+    """Of the first model, as the next two."""
     parameters: int
     size_bytes: int
     turns: tuple[TurnRecord, ...] = ()
+    """In their order, refused ones too."""
     final: TurnRecord | None = None
     """The last training of the best one, without pruning; its number is 0."""
     limit: Limit | None = None
-    """None while it is under way."""
+    """What ended it; None while it is under way."""
     best: str = ""
     """Rung of the model that it ended with."""
     remarks: tuple[str, ...] = ()
+    """What ended it, and what the held-out samples can't tell."""

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from kdbench.records.turns import SpiralRecord
 from kdbench.report.comma import to_csv
-from kdbench.report.markdown import to_markdown
+from kdbench.report.markdown import to_markdown, turns_to_markdown
 from kdbench.report.methods_view import Compared
 from kdbench.report.page import to_page
 from kdbench.report.plots import Plot, of_ladder, plots_of, remove_other_plots, save_plots
@@ -46,6 +47,13 @@ def save_report(
         else:
             path.unlink(missing_ok=True)  # of an earlier measurement
     return [report, page, *drawn, *tables]
+
+
+def save_turns(record: SpiralRecord, folder: Path) -> Path:
+    """Writes the table of a spiral's turns as Markdown; its path."""
+    path = folder / "spiral.md"
+    write_atomic(path, turns_to_markdown(record))
+    return path
 
 
 def _images(plots: Sequence[Plot], number: int) -> list[tuple[str, str]]:

@@ -9,12 +9,14 @@ import jinja2
 
 from kdbench.errors import printable
 from kdbench.records import Comparison
+from kdbench.records.turns import SpiralRecord
 from kdbench.report.again import again
 from kdbench.report.circumstances import circumstances, circumstances_of, how_compared, how_measured
 from kdbench.report.comparison import comparison_table
 from kdbench.report.ladder_tables import details_table, ladder_tables, unmeasured
 from kdbench.report.operators import slimming_lines
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
+from kdbench.report.spiral import turns_table
 from kdbench.report.table import Ladder, titles
 from kdbench.report.text import Cell, TextTable, count, mark, size
 from kdbench.store import Arrays
@@ -42,6 +44,7 @@ def to_markdown(
             "slimmed": slimming_lines(ladder.result.artifacts),
             "unmeasured": [*unmeasured(ladder.rows), *unmeasured_loads(ladder)],
             "plots": images or (),
+            "turns": turns_table(ladder.result.spiral) if ladder.result.spiral and not columns else None,
             "measured": how_measured(ladder),
             "circumstances": circumstances(ladder),
             "again": again(ladder.result),
@@ -69,6 +72,12 @@ def views_to_markdown(tables: Sequence[TextTable]) -> str:
     return template.render(tables=tables).strip() + "\n"
 
 
+def turns_to_markdown(record: SpiralRecord) -> str:
+    """The turns of a spiral with what ended it, on a page of their own."""
+    template = template_environment().get_template("spiral")
+    return template.render(heading="#", table_=turns_table(record), remarks=record.remarks).strip() + "\n"
+
+
 def comparison_to_markdown(comparison: Comparison, arrays: Arrays, images: Sequence[tuple[str, str]] = ()) -> str:
     """The comparison of methods, and how it was made; `images` have an address and a text each."""
     template = template_environment().from_string(
@@ -89,10 +98,12 @@ def comparison_to_markdown(comparison: Comparison, arrays: Arrays, images: Seque
 
 
 def template_environment() -> jinja2.Environment:
-    """For templates of Markdown, with its filters and the macro `table`."""
-    macros = files(__package__).joinpath("macros.md.j2").read_text(encoding="utf-8")
+    """For templates of Markdown, with its filters, the macro `table`, and the part `spiral` of a page."""
+    parts = {
+        name: files(__package__).joinpath(f"{name}.md.j2").read_text(encoding="utf-8") for name in ("macros", "spiral")
+    }
     environment = jinja2.Environment(  # noqa: S701 — Markdown, not HTML: `cell` escapes what Markdown reads
-        loader=jinja2.DictLoader({"macros": macros}),
+        loader=jinja2.DictLoader(parts),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,

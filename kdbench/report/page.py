@@ -26,6 +26,7 @@ from kdbench.report.page_tables import Block, block
 from kdbench.report.plots import Plot, hover_svg, of_ladder
 from kdbench.report.scaling_view import scaling_tables
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
+from kdbench.report.spiral import turns_table
 from kdbench.report.table import Ladder, titles
 from kdbench.report.text import TextTable
 from kdbench.store import Arrays
@@ -186,6 +187,12 @@ def _ladder_section(
             "Under load" if result.scenarios else "Ladder",
             blocks=blocks(first),
             lines=[*unmeasured(ladder.rows), *unmeasured_loads(ladder)],
+        ),
+        Part(
+            f"{id}-spiral",
+            "The spiral",
+            blocks=blocks([turns_table(result.spiral)] if result.spiral else []),
+            lines=[f"{remark}." for remark in result.spiral.remarks] if result.spiral else (),
         ),
         Part(f"{id}-plots", "Plots", plots=[_drawing(plot) for plot in plots]),
         Part(f"{id}-views", "Backends, batches and threads", blocks=blocks(views)),

@@ -2,13 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.resources import files
-from pathlib import Path
 
 from kdbench.progress import duration
 from kdbench.records.budget import Estimate
 from kdbench.records.turns import SpiralRecord, TurnRecord
-from kdbench.report.markdown import template_environment
 from kdbench.report.text import (
     DASH,
     FLAGS,
@@ -24,7 +21,6 @@ from kdbench.report.text import (
     size,
     three_digits,
 )
-from kdbench.store import write_atomic
 
 WHAT = {"macs": "MACs", "parameters": "parameters", "size": "size", "latency": "latency"}
 
@@ -35,7 +31,7 @@ def turns_table(record: SpiralRecord) -> TextTable:
     timed = record.target == "latency"
     judged = "F1" if record.metric == "micro F1" else "acc."
     none = Cell(DASH)
-    first = (name_cell(record.first), none, number_cell(record.score, percent), none, none, *_figures(record))
+    first = (name_cell(record.first), none, none, number_cell(record.score, percent), none, none, *_figures(record))
     rows = [(*first, *((Cell("1.00×", 1.0),) if timed else ()), none, Cell(""))]
     final = (record.final,) if record.final else ()
     for turn in (*record.turns, *final):
@@ -43,6 +39,7 @@ def turns_table(record: SpiralRecord) -> TextTable:
         cells = (
             name_cell(rung(turn)),
             name_cell(f"spiral-{turn.parent}" if turn.parent else record.first),
+            number_cell(turn.keep if turn.number else None, percent),
             number_cell(turn.score, percent),
             _estimated(turn.drop, _points),
             number_cell(turn.p, "{:.2g}".format),
@@ -53,9 +50,11 @@ def turns_table(record: SpiralRecord) -> TextTable:
         )
         rows.append(cells)
     goal = f"to {record.goal:.3g} of the {WHAT[record.target]}" if record.target else "as far as the accuracy goes"
+    taken = "parameters" if record.target in ("parameters", "size") else "MACs"
     legend = (
-        f"Judged on {record.samples:,} held-out samples, not on the test split. drop: points below {record.first}, "
-        f"paired by sample, at most {record.max_drop:g}; p: McNemar's exact test; min: minutes of this turn."
+        f"Judged on {record.samples:,} held-out samples, not on the test split. asked: share of the parent's {taken} "
+        f"to be left; drop: points below {record.first}, paired by sample, at most {record.max_drop:g}; p: McNemar's "
+        "exact test; min: minutes of this turn."
     )
     columns = [column for column in COLUMNS if timed or column.key != "speedup"]
     columns = [replace(column, name=f"{judged} %") if column.key == "score" else column for column in columns]
@@ -65,6 +64,7 @@ def turns_table(record: SpiralRecord) -> TextTable:
 COLUMNS = (
     Column("rung", "rung", left=True),
     Column("parent", "parent", left=True),
+    Column("asked", "keep"),
     Column("acc. %", "score"),
     Column("drop", "drop"),
     Column("p", "p"),
@@ -122,16 +122,6 @@ def turn_line(turn: TurnRecord, record: SpiralRecord) -> str:
     end = f"refused: {turn.said}" if turn.refusal else "accepted"
     took = duration(turn.duration_s)
     return f"{rung(turn)} {end}: {percent(turn.score)}, drop {_points(turn.drop)}, {count(turn.macs)} MACs, {took}"
-
-
-def save_turns(record: SpiralRecord, folder: Path) -> Path:
-    """Writes the table as Markdown; its path."""
-    template = template_environment().from_string(
-        files(__package__).joinpath("spiral.md.j2").read_text(encoding="utf-8")
-    )
-    path = folder / "spiral.md"
-    write_atomic(path, template.render(table_=turns_table(record), remarks=record.remarks).strip() + "\n")
-    return path
 
 
 def _points(drop: Estimate | None) -> str:

@@ -13,6 +13,7 @@ from kdbench.report.ladder_tables import ladder_tables, rungs_table, unmeasured
 from kdbench.report.operators import slimming_lines
 from kdbench.report.rendering import Found
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
+from kdbench.report.spiral import turns_table
 from kdbench.report.table import Ladder
 from kdbench.report.text import Cell, Column, TextTable, mark
 
@@ -24,7 +25,7 @@ LONGEST_TEXT = 40
 """In one line; sentences are broken."""
 WIDEST_MARKS = 9
 """Of a row's footnotes, which go on in a second line rather than push a column of numbers off the table."""
-SPARE = ("p99", "per s", "size", "F1 macro %")
+SPARE = ("p99", "per s", "size", "F1 macro %", "p", "param.")
 """Columns that a table which is too wide goes without, in this order; reports have them all."""
 
 
@@ -38,6 +39,12 @@ def print_ladder(ladder: Ladder) -> None:
         _print(console, made)
         for line in slimming_lines(ladder.result.artifacts):
             console.print(printable(line))
+        console.print()
+    spiral = ladder.result.spiral
+    if spiral:
+        _print(console, turns_table(spiral))
+        for remark in spiral.remarks:
+            console.print(f"\n{printable(remark)}")
         console.print()
     for line in (*unmeasured(ladder.rows), *unmeasured_loads(ladder)):
         console.print(printable(line))

@@ -15,6 +15,7 @@ from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.scenarios import COLUMNS as SCENARIO_COLUMNS
 from kdbench.report.scenarios import load_of
 from kdbench.report.selection import in_order, known_column, rebased
+from kdbench.report.spiral import turns_table
 from kdbench.report.table import Ladder
 from kdbench.report.text import FLAGS, Column, TextTable, name_cell
 
@@ -82,10 +83,12 @@ def _minded(tables: Sequence[TextTable], ladders: Sequence[Ladder]) -> list[Text
 
 
 def _ladder(one: Ladder, columns: Sequence[str], brief: bool, details: bool) -> list[TextTable]:
-    """Tables of a result file, what each rung is in detail, and last what could not be measured."""
+    """Tables of a result file, what each rung is in detail, a spiral's turns, and last what could not be measured."""
     tables = [*ladder_tables(one, brief, columns), *scenario_tables(one, columns)]
     if details and any(not row.error for row in one.rows):
         tables.append(details_table(one))
+    if details and one.result.spiral:
+        tables.append(turns_table(one.result.spiral))
     reasons = [*unmeasured(one.rows), *unmeasured_loads(one)]
     if reasons:
         rows = tuple((name_cell(reason.removeprefix("not measured: ")),) for reason in reasons)
