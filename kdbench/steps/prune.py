@@ -55,7 +55,7 @@ class Narrowed:
     before: Cost
     after: Cost
     target: str
-    """What was to fall: macs, parameters or latency."""
+    """What was to fall: macs, parameters or latency, or channels, by ratios."""
     share: float
     """Of it, so much is left."""
     left: Mapping[str, str]
@@ -85,7 +85,7 @@ def prune(
     x = torch.from_numpy(samples.x[: options.samples])
     judged = None if data is None else _gradients(x, samples.y if trained.class_map is None else None, trained.task)
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, deterministic(torch.get_num_threads()):
-        timed = options.target[0] == "latency"
+        timed = options.latency is not None
         measure = beside_the_first(Path(scratch), x, options.backend, seed) if timed else None
         found = structured.prune(model, options, x, gradients=judged, measure=measure, seed=seed, progress=progress)
     kept = {
@@ -93,7 +93,8 @@ def prune(
         "fingerprint": mark(source, options, seed),
     }
     weights.save(out, found.model.state_dict(), trained.model_copy(update=kept))
-    return Narrowed(out, found.before, found.after, options.target[0], found.share, found.left)
+    what = options.target[0] if options.target else "channels"
+    return Narrowed(out, found.before, found.after, what, found.share, found.left)
 
 
 def mark(source: Path, options: Prune, seed: int) -> str:
@@ -108,7 +109,7 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
     trained."""
     if recipe.prune is None:
         return
-    if recipe.prune.target[0] == "latency":
+    if recipe.prune.latency is not None:
         check_backends([recipe.prune.backend])
     student = initial(recipe.student, dataset, recipe.seed, "student", recipe.folder)
     x = torch.from_numpy(apply(dataset.x_train[: structured.PROOF], dataset.preprocessing))
