@@ -88,7 +88,9 @@ def test_turns_are_judged_on_held_out_samples_and_the_ladder_on_the_test_split(r
     assert [artifact["rung"] for artifact in results["artifacts"]] == ["teacher", "student", "spiral-1", "spiral-2"]
     _, arrays = load_result(reached / "results.json")
     assert len(arrays["labels"]) == 450
-    assert "| spiral-2 " in (reached / "report.md").read_text()
+    report = (reached / "report.md").read_text()
+    assert "| spiral-2 " in report
+    assert "| as teacher % |" in report  # while the baseline is the student
 
 
 def test_the_command_says_what_stopped_it_and_what_it_ended_with(reached):
