@@ -20,7 +20,8 @@ def by_group(model: nn.Module, graph: Graph, ratios: Mapping[str, float]) -> dic
     for name in ratios:
         if name not in names:
             raise UserError(f"prune.ratios: no submodule '{name}': {nearest(name, names)}")
-    found, used = {}, set[str]()
+    found: dict[str, float] = {}
+    used: set[str] = set()
     for group in graph.groups:
         makers = [member.layer for member in group.members if member.part in MAKES]
         asked = sorted({name for layer in makers for name in _around(layer, ratios)[:1]})

@@ -20,7 +20,7 @@ from kdbench.pruning.targets import MEASUREMENTS, Cost, Ranking, Removal, cost, 
 from kdbench.records import Prune
 
 Measure = Callable[[nn.Module], float]
-"""Seconds that a network takes where it is to be fast."""
+"""What is measured of a network, such as the seconds that it takes where it is to be fast."""
 
 PROOF = 4
 """Samples by which a pruned network is compared with what it should compute."""
@@ -85,18 +85,25 @@ def prune(
     return Pruned(current, tuple(made), before, cost(current, x), share, left)
 
 
-def check(model: nn.Module, options: Prune, x: Tensor) -> None:
+def check(model: nn.Module, options: Prune, x: Tensor, measure: Measure | None = None) -> None:
     """Raises UserError where a network of this structure can't be pruned so, as far as that can be told without its
-    weights and without measurements."""
+    weights: of a latency by one look at the narrowest network beside the whole one."""
+    blind = options.model_copy(update={"importance": "l2"}) if options.importance == "taylor" else options
     if options.latency is None:
-        blind = "l2" if options.importance == "taylor" else options.importance
-        prune(model, options.model_copy(update={"importance": blind}), x)
+        prune(model, blind, x)
         return
-    rewritten = deepcopy(model)
-    shortcuts.redo(rewritten, x, {"layers": shortcuts.rewritable(rewritten)})
-    graph = follow(rewritten, x[:PROOF], options.ignore)
-    if not graph.groups and not (options.blocks and blocks.removable(model, x[:PROOF], options.ignore)):
+    whole, narrow = deepcopy(model).eval(), deepcopy(model).eval()
+    if options.blocks:
+        blocks.redo(narrow, x, {"blocks": blocks.removable(narrow, x[:PROOF], options.ignore)})
+    _rewritten(narrow, x)
+    graph, ranking = _ranked(narrow, blind, x, None, 0)
+    channels.redo(narrow, x, _cut(graph.groups, ranking.removal(ranking.length)))
+    if cost(narrow, x).parameters == cost(whole, x).parameters:
         raise _unreachable(options, graph, 1.0)
+    price = _price("latency", x, measure, silent)
+    closest = _share(price, price(whole), narrow)
+    if closest > options.latency:
+        raise _unreachable(options, graph, closest)
 
 
 def _price(what: str, x: Tensor, measure: Measure | None, progress: Progress) -> Callable[[nn.Module], float]:
@@ -264,6 +271,11 @@ def _unreachable(options: Prune, graph: Graph, closest: float) -> UnreachableErr
     what, target = options.target
     some = [f"'{name}': {why}" for name, why in graph.left.items()][:2]
     reasons = f" (left alone: {'; '.join(some)}{', …' if len(graph.left) > 2 else ''})" if some else ""
+    if closest >= 1 and what == "latency" and graph.groups:
+        return UnreachableError(
+            f"prune.latency: {target:g} can't be reached: with the least left of every layer it is as slow{reasons}: "
+            "take macs, lower round_to, or leave pruning out"
+        )
     if closest >= 1:
         return UnreachableError(
             f"prune: no layer of this network can be pruned{reasons}: lower round_to, or leave pruning out"

@@ -1,0 +1,94 @@
+"""A spiral's targets, teachers and ends: what can't be reached is refused at once, and what stopped it is said."""
+
+import shutil
+
+import pytest
+
+from kdbench import UserError, pipeline
+from kdbench.pipeline import spiral as spirals
+from kdbench.pruning import structured
+from kdbench.pruning.targets import cost
+from kdbench.records import Prune
+from kdbench.steps import spiral as steps
+from kdbench.store import load_recipe
+from tests.prunable import SMALL, samples, small
+from tests.test_spiral import SPIRAL
+
+WALKED = {field: value for field, value in SPIRAL.items() if field != "spiral.parameters"} | {
+    "spiral.training": "{ epochs = 1, learning_rate = 0.02 }"
+}
+
+
+def recipe(**fields):
+    return load_recipe("digits", WALKED | fields)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A run with teacher and student, before any turn."""
+    folder = tmp_path_factory.mktemp("taught") / "run"
+    pipeline.distill(recipe(), folder)
+    return folder
+
+
+@pytest.fixture
+def run(taught, tmp_path, monkeypatch):
+    """A copy of it; the ladder of what becomes of it is not measured."""
+    monkeypatch.setattr(spirals, "_measured", lambda *_: None)
+    return shutil.copytree(taught, tmp_path / "run")
+
+
+def looks(monkeypatch, share):
+    """The narrowest network takes such a share of the latency."""
+    seen = iter([1.0, share])
+    monkeypatch.setattr(steps, "beside_the_first", lambda *_: lambda model: next(seen))
+
+
+# --- until what -------------------------------------------------------------------------------------------------------
+
+
+def test_a_size_out_of_reach_is_refused_before_any_training(tmp_path):
+    with pytest.raises(UserError, match=r"^spiral\.size: 0\.05 can't be reached: 0\.\d+ is the closest") as error:
+        spirals.spiral(recipe(**{"spiral.size": "0.05"}), tmp_path / "run")
+    closest = float(str(error.value).split("reached: ")[1].split()[0])
+    assert closest > 0.15  # 4 of 32 channels have an eighth of the parameters, and the file is more than these
+    assert not list(tmp_path.glob("run/*.safetensors"))
+
+
+def test_a_latency_out_of_reach_is_refused_before_any_training(monkeypatch, tmp_path):
+    looks(monkeypatch, 0.4)
+    with pytest.raises(UserError, match=r"^spiral\.latency: 0\.3 can't be reached: 0\.400 is the closest"):
+        spirals.spiral(recipe(**{"spiral.latency": "0.3"}), tmp_path / "run")
+    assert not list(tmp_path.glob("run/*.safetensors"))
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("vgg", False), ("resnet", True), ("resnet-pad", False)])
+def test_one_look_at_the_narrowest_network_tells_what_the_search_would(name, blocks):
+    x = samples(SMALL[name][1])
+    options = Prune(latency=0.001, round_to=4, blocks=blocks)
+    refusals, looked = [], []
+
+    def macs(model):
+        looked.append(model)
+        return float(cost(model, x).macs)
+
+    for refuse in (structured.prune, structured.check):
+        looked.clear()
+        with pytest.raises(structured.UnreachableError, match=r"0\.\d+ is the closest") as error:
+            refuse(small(name), options, x, measure=macs)
+        refusals.append(str(error.value))
+    assert refusals[0] == refusals[1]
+    assert len(looked) == 2
+
+
+def test_a_network_that_gets_no_faster_is_not_told_that_it_cannot_be_pruned():
+    with pytest.raises(
+        structured.UnreachableError, match=r"latency: 0\.5 can't be reached: .* it is as slow: take macs"
+    ):
+        structured.check(small("mlp"), Prune(latency=0.5), samples(SMALL["mlp"][1]), lambda model: 1.0)
+
+
+# --- who teaches ------------------------------------------------------------------------------------------------------
+
+
+# --- what stopped it --------------------------------------------------------------------------------------------------
