@@ -6,11 +6,14 @@ import pytest
 
 from kdbench import UserError, pipeline
 from kdbench.pipeline import spiral as spirals
+from kdbench.pipeline import turns
+from kdbench.pipeline.racing import Raced
 from kdbench.pruning import structured
 from kdbench.pruning.targets import cost
 from kdbench.records import Prune
+from kdbench.stats import Interval
 from kdbench.steps import spiral as steps
-from kdbench.store import load_recipe
+from kdbench.store import load_artifact, load_recipe
 from tests.prunable import SMALL, samples, small
 from tests.test_spiral import SPIRAL
 
@@ -45,6 +48,26 @@ def looks(monkeypatch, share):
 
 
 # --- until what -------------------------------------------------------------------------------------------------------
+
+
+def test_it_walks_to_a_latency(run, monkeypatch):
+    looks(monkeypatch, 0.1)
+    faster = Raced(Interval(2.25, 2.2, 2.3), None, (), None)
+    monkeypatch.setattr(turns, "raced", lambda subjects, *_: {subjects[-1].artifact.rung: faster})
+    found = spirals.spiral(recipe(**{"spiral.latency": "0.6"}), run).record
+    assert (found.limit, found.best, [turn.share for turn in found.turns]) == ("target", "spiral-1", [1 / 2.25])
+    assert found.remarks[0].startswith("the target is reached; ended with spiral-1: ")
+    assert found.remarks[0].endswith(", 2.25 × faster")
+
+
+def test_it_walks_to_a_size(run):
+    found = spirals.spiral(recipe(**{"spiral.size": "0.7"}), run).record
+    assert found.limit == "target"
+    sizes = [load_artifact(run / f"{rung}.artifact.json").size_bytes for rung in ("student", found.best)]
+    assert (run / f"{found.best}.onnx").stat().st_size == sizes[1] <= 0.7 * sizes[0]
+    assert found.turns[-1].share == sizes[1] / sizes[0]
+    assert [turn.share > 0.7 for turn in found.turns] == [*[True] * (len(found.turns) - 1), False]
+    assert "to 0.7 of the size" in (run / "spiral.md").read_text()
 
 
 def test_a_size_out_of_reach_is_refused_before_any_training(tmp_path):
