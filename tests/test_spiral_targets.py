@@ -13,6 +13,7 @@ from kdbench.pruning.targets import cost
 from kdbench.records import Prune
 from kdbench.stats import Interval
 from kdbench.steps import spiral as steps
+from kdbench.steps import train
 from kdbench.store import load_artifact, load_recipe
 from tests.prunable import SMALL, samples, small
 from tests.test_spiral import SPIRAL
@@ -112,6 +113,23 @@ def test_a_network_that_gets_no_faster_is_not_told_that_it_cannot_be_pruned():
 
 
 # --- who teaches ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("teachers", "names"), [("previous", ["student"]), ("original", ["teacher"]), ("both", ["teacher", "student"])]
+)
+def test_turns_are_taught_by_those_that_are_named(teachers, names, run, monkeypatch):
+    by, refine = {}, train.refine
+
+    def noted(folder, rung, start, given, *rest, **options):
+        by[rung] = [*given]
+        return refine(folder, rung, start, given, *rest, **options)
+
+    monkeypatch.setattr(train, "refine", noted)
+    fields = {"spiral.parameters": "0.3", "spiral.turns": "1", "spiral.teachers": teachers}
+    assert spirals.spiral(recipe(**fields), run).record.best == "spiral-1"
+    assert by["spiral-1"] == names
+    assert load_artifact(run / "spiral-1.artifact.json").options["spiral"]["teachers"] == names
 
 
 # --- what stopped it --------------------------------------------------------------------------------------------------
