@@ -11,6 +11,9 @@ from kdbench.pipeline.racing import Raced
 from kdbench.pruning import structured
 from kdbench.pruning.targets import cost
 from kdbench.records import Prune
+from kdbench.records.turns import SpiralRecord, TurnRecord
+from kdbench.report.spiral import ended
+from kdbench.search.spiral import Bounds, Outcome, spiral
 from kdbench.stats import Interval
 from kdbench.steps import spiral as steps
 from kdbench.steps import train
@@ -133,3 +136,21 @@ def test_turns_are_taught_by_those_that_are_named(teachers, names, run, monkeypa
 
 
 # --- what stopped it --------------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_became_too_small_says_by_what():
+    why = "pruning macs: 0.9 can't be reached: 0.950 is the closest"
+    turns_made = []
+
+    def make(plan):
+        turn = TurnRecord(number=plan.number, parent=0, step=plan.step, keep=plan.keep, refusal="unreachable", said=why)
+        turns_made.append(turn)
+        return Outcome(refusal="unreachable")
+
+    found = spiral(make, Bounds(goal=0.5, max_drop=0.1, step=0.2, smallest_step=0.1, turns=9))
+    assert (found.limit, found.best, len(turns_made)) == ("step", 0, 2)
+    record = SpiralRecord(
+        fingerprint="", first="student", metric="accuracy", score=0.9, samples=200, max_drop=10.0, macs=100,
+        parameters=100, size_bytes=100, turns=tuple(turns_made), limit=found.limit, best="student",
+    )  # fmt: skip
+    assert ended(record) == f"the step became too small: {why}; ended with student, the first model"
