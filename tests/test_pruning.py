@@ -175,6 +175,17 @@ def test_the_scope_layer_leaves_the_same_share_of_each_layer_where_global_spares
         assert (left[0] == wide[0]) == (scope == "global")
 
 
+def test_a_network_that_computes_something_else_without_all_that_should_go_is_not_written(monkeypatch, tmp_path):
+    """Though it did without the channels of each layer by themselves."""
+    source = saved(tmp_path / "whole.safetensors", "mlp", small("mlp"))
+    monkeypatch.setattr(structured, "differs", lambda *_: "its channels depend on each other")
+    with pytest.raises(
+        structured.UnreachableError, match=r"the network as a whole doesn't stand it.*: its channels depend"
+    ):
+        steps.prune(source, tmp_path / "pruned.safetensors", asked())
+    assert not (tmp_path / "pruned.safetensors").exists()
+
+
 def test_a_target_that_cannot_be_reached_says_the_closest():
     model, x = small("resnet"), samples(IMAGE)
     with pytest.raises(
