@@ -5,6 +5,7 @@ import json
 from contextlib import redirect_stdout
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from kdbench import data
@@ -145,6 +146,25 @@ def test_tables_show_what_rungs_cost_and_gained_beside_their_parents():
     assert max(map(len, told.splitlines())) <= WIDTH
     (heading,) = (line for line in told.splitlines() if "Δ to parent" in line)
     assert heading.split() == ["rung", "parent", "params", "MACs", "agree", "%", "p", "Δ", "to", "parent", "took"]
+
+
+def test_beside_a_baseline_that_is_no_teacher_agreement_with_the_teacher_has_a_column():
+    rungs = (
+        artifact("teacher", step="train"),
+        artifact("student", "teacher", step="distill"),
+        artifact("spiral-1", "student", step="spiral"),
+    )
+    cells = tuple(cell(rung.rung, str(number)) for number, rung in enumerate(rungs))
+    judged = tuple(evaluation(rung.rung, str(number)) for number, rung in enumerate(rungs))
+    answers = known_answers() | {"predictions.2": np.array([0, 1, 2, 1])}  # the student has 0, the teacher 2; then 0
+    made = result(artifacts=rungs, measurements=cells, evaluations=judged, baseline="student")
+    shown = ladder(made, answers)
+    assert [row.agreement for row in shown.rows] == [0.75, None, 0.5]
+    assert [row.teacher_agreement for row in shown.rows] == [None, 0.75, 0.75]
+    for table in (ladder_tables.rungs_table(shown), ladder_tables.details_table(shown)):
+        assert [row[table.header.index("as teacher %")] for row in table.lines] == ["–", "75.0", "75.0"]
+    against_it = ladder(made.model_copy(update={"baseline": "teacher"}), answers)
+    assert "as teacher %" not in ladder_tables.details_table(against_it).header
 
 
 def test_files_that_were_not_made_here_have_no_such_table():

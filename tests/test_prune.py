@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from torch.nn import Linear
 
 from kdbench import pipeline
 from kdbench.errors import UserError
@@ -18,6 +19,7 @@ from kdbench.steps.teach import teach
 from kdbench.store import RunFolder, load_artifact, load_recipe
 from kdbench.training import weights
 from tests.conftest import FLAT, TINY, kdbench, overrides
+from tests.prunable import ROW, SMALL, saved, small
 from tests.test_training import StopError, stop_at
 
 PRUNE = FLAT | {
@@ -129,6 +131,24 @@ def test_a_latency_is_measured_beside_the_whole_network(monkeypatch, tmp_path):
         latency.beside_the_first(tmp_path, torch.zeros(4, 1, 8, 8), "gpuu")
 
 
+def test_the_command_prunes_to_a_measured_latency_or_says_the_closest(typed, monkeypatch, tmp_path):
+    monkeypatch.setattr(latency, "BUDGET_S", 0.1)
+    monkeypatch.setitem(SMALL, "mlp", ({"widths": [1024, 1024]}, ROW))  # half of each, at least, stays
+    source = saved(tmp_path / "wide.safetensors", "mlp", small("mlp"))
+    out = tmp_path / "pruned.safetensors"
+    asked = ("prune", source, "--round-to", "512", "--scope", "layer", "--latency")  # there is but one way to do it
+    said = typed(*asked, "0.7", "--out", out)
+    assert said.status == 0, said.err
+    left = re.search(r"pruned\.safetensors: ([\d.]+) % of the latency left\n", said.out)
+    assert float(left[1]) <= 70
+    widths = [module.out_features for module in weights.model_of(out)[0].modules() if isinstance(module, Linear)]
+    assert widths[:2] == [512, 512]
+    refused = typed(*asked, "0.01", "--out", tmp_path / "no.safetensors")
+    assert refused.status == 2
+    assert re.match(r"kdbench: prune\.latency: 0\.01 can't be reached: 0\.\d+ is the closest", refused.err)
+    assert not (tmp_path / "no.safetensors").exists()
+
+
 def test_the_command_prints_what_the_network_was_and_is(run, tmp_path):
     done = kdbench(
         "prune",
@@ -152,8 +172,8 @@ def test_the_command_prints_what_the_network_was_and_is(run, tmp_path):
     artifact = json.loads((tmp_path / "pruned.artifact.json").read_text())
     assert artifact["parameters"] <= 0.5 * load_artifact(run / "student.artifact.json").parameters
     aimless = kdbench("prune", run / "student.safetensors", "--out", "no.safetensors", cwd=tmp_path, check=False)
-    said = "kdbench: prune: should be with one of macs, parameters and latency: the share of it to keep\n"
-    assert aimless.stderr == said
+    said = "with one of macs, parameters and latency: the share of it to keep; or with ratios alone"
+    assert aimless.stderr == f"kdbench: prune: should be {said}\n"
     refused = kdbench(
         "prune", run / "student.safetensors", "--macs", "0.001", "--out", "no.safetensors", cwd=tmp_path, check=False
     )

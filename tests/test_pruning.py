@@ -155,6 +155,37 @@ def test_the_target_is_reached_with_the_least_pruning(what, scope):
     assert cost(model, x) == found.before  # the network itself stays
 
 
+def test_the_scope_layer_leaves_the_same_share_of_each_layer_where_global_spares_the_important():
+    """Which by the scales of the batch norms is the first layer alone."""
+    model, x = small("vgg"), samples(IMAGE)
+    with torch.no_grad():
+        next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).weight.mul_(10)
+
+    def widths(network):
+        return [module.out_channels for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+    wide = widths(model)
+    for scope in ("layer", "global"):
+        left = widths(structured.prune(model, asked(importance="batch_norm", parameters=0.5, scope=scope), x).model)
+        alike = [kept / before for kept, before in zip(left, wide, strict=True)]
+        rounding = [1 / before for before in wide]  # to multiples of 2: one channel more or less
+        least = max(share - by for share, by in zip(alike, rounding, strict=True))
+        most = min(share + by for share, by in zip(alike, rounding, strict=True))
+        assert (least <= most) == (scope == "layer")
+        assert (left[0] == wide[0]) == (scope == "global")
+
+
+def test_a_network_that_computes_something_else_without_all_that_should_go_is_not_written(monkeypatch, tmp_path):
+    """Though it did without the channels of each layer by themselves."""
+    source = saved(tmp_path / "whole.safetensors", "mlp", small("mlp"))
+    monkeypatch.setattr(structured, "differs", lambda *_: "its channels depend on each other")
+    with pytest.raises(
+        structured.UnreachableError, match=r"the network as a whole doesn't stand it.*: its channels depend"
+    ):
+        steps.prune(source, tmp_path / "pruned.safetensors", asked())
+    assert not (tmp_path / "pruned.safetensors").exists()
+
+
 def test_a_target_that_cannot_be_reached_says_the_closest():
     model, x = small("resnet"), samples(IMAGE)
     with pytest.raises(

@@ -93,6 +93,11 @@ def maybe_share(ctx: click.Context, parameter: click.Parameter, text: str | None
     return None if text is None else share(ctx, parameter, text)
 
 
+def shares(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """The same of several, each with a name: `stages.0=30%`."""
+    return {name: share(ctx, parameter, text) for name, text in _pairs(ctx, parameter, values).items()}
+
+
 def allowed(ctx: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
     """Of a change that is allowed, `5%` or `0.05`: 0.05. A plain 5 could be either."""
     if text is None:

@@ -25,6 +25,15 @@ from kdbench.cli import options
 )
 @click.option("--backend", default="cpu", show_default=True, metavar="NAME[:PRECISION]", help="Where it is measured.")
 @click.option(
+    "--ratio",
+    "ratios",
+    multiple=True,
+    callback=options.shares,
+    metavar="NAME=SHARE",
+    help="In the place of a target: the share of its channels that a layer, or every layer of a module, loses. May be "
+    "repeated.",
+)
+@click.option(
     "--importance",
     type=click.Choice(["l1", "l2", "group", "batch_norm", "taylor", "random"]),
     default="group",
@@ -52,6 +61,7 @@ def prune(
     parameters: float | None,
     latency: float | None,
     backend: str,
+    ratios: dict[str, float],
     importance: str,
     scope: str,
     round_to: int,
@@ -70,6 +80,7 @@ def prune(
     \b
     kdbench prune runs/digits/student.safetensors --macs 0.5 --out pruned.safetensors
     kdbench prune big.safetensors --latency 60% --pack pack.npz --blocks --out small.safetensors
+    kdbench prune big.safetensors --ratio stages.0=0.3 --ratio stages.1=0.5 --out small.safetensors
     """
     from kdbench.cli.show import show_pruned
     from kdbench.pipeline.learning import needs_torch
@@ -78,6 +89,7 @@ def prune(
 
     given: dict[str, object] = {"macs": macs, "parameters": parameters, "latency": latency, "backend": backend}
     given |= {"importance": importance, "scope": scope, "round_to": round_to, "blocks": blocks, "ignore": ignore}
+    given |= {"ratios": ratios}
     chosen = parse(Prune, {name: value for name, value in given.items() if value is not None}, "prune")
     needs_torch()
     from kdbench.steps.prune import prune as prune_step

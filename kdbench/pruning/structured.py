@@ -1,6 +1,6 @@
-"""Structured pruning: the least important channels and blocks go, until a share of the cost is left."""
+"""Structured pruning: the least important channels and blocks go, until a share of the cost is left, or by name."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from kdbench.errors import UserError
 from kdbench.progress import Progress, silent
-from kdbench.pruning import blocks, channels, shortcuts
+from kdbench.pruning import blocks, channels, ratios, shortcuts
 from kdbench.pruning.changes import CHANGES, Change
-from kdbench.pruning.graph import Graph, all_cuts, differs, follow, heads_left, proof
+from kdbench.pruning.graph import Graph, Group, all_cuts, differs, follow, heads_left, proof
 from kdbench.pruning.importance import Gradients, unit_scores
 from kdbench.pruning.targets import MEASUREMENTS, Cost, Ranking, Removal, cost, cost_without, least
 from kdbench.records import Prune
 
 Measure = Callable[[nn.Module], float]
-"""Seconds that a network takes where it is to be fast."""
+"""What is measured of a network, such as the seconds that it takes where it is to be fast."""
 
 PROOF = 4
 """Samples by which a pruned network is compared with what it should compute."""
@@ -39,7 +39,7 @@ class Pruned:
     before: Cost
     after: Cost
     share: float
-    """Of what was to fall, so much is left."""
+    """Of what was to fall, so much is left; by ratios, of the channels of all layers that can be pruned."""
     left: Mapping[str, str]
     """Why the channels of these layers were left alone."""
 
@@ -58,42 +58,52 @@ def prune(
 
     Blocks are judged by all of them. `gradients` are what the importance `taylor` asks for, `measure` the latency.
     Raises UnreachableError where nothing can be pruned, and where the target can't be reached, with the closest that
-    can; UserError for unknown names in `ignore`.
+    can; UserError for unknown names in `ignore` and `ratios`.
     """
-    what, target = options.target
     whole = deepcopy(model).eval()
     before = cost(whole, x)
+    if options.target is None:
+        made = _rewritten(whole, x)
+        found, share, left = _by_ratios(whole, options, x, gradients, seed)
+        made.append(_done(whole, x, "channels", found))
+        return Pruned(whole, tuple(made), before, cost(whole, x), share, left)
+    what, target = options.target
+    left = {}
     price = _price(what, x, measure, progress)
     share_of = partial(_share, price, price(whole))
-    made: list[Change] = []
+    made = []
     current, share = whole, 1.0
     if options.blocks:
         current, share, made = _without_blocks(whole, options, x, share_of, seed, progress)
-    left: Mapping[str, str] = {}
     if share > target:
-        rewritten = shortcuts.rewritable(current)
-        if rewritten:
-            made.append(_done(current, x, "shortcuts", {"layers": rewritten}))
-        found, share, graph = _narrowed(current, options, x, share_of, gradients, seed)
+        made += _rewritten(current, x)
+        narrow, share, graph = _narrowed(current, options, x, share_of, gradients, seed)
         left = graph.left
-        if found is None:
+        if narrow is None:
             raise _unreachable(options, graph, share)
-        made.append(_done(current, x, "channels", found))
+        made.append(_done(current, x, "channels", narrow))
     return Pruned(current, tuple(made), before, cost(current, x), share, left)
 
 
-def check(model: nn.Module, options: Prune, x: Tensor) -> None:
+def check(model: nn.Module, options: Prune, x: Tensor, measure: Measure | None = None) -> None:
     """Raises UserError where a network of this structure can't be pruned so, as far as that can be told without its
-    weights and without measurements."""
-    if options.target[0] != "latency":
-        blind = "l2" if options.importance == "taylor" else options.importance
-        prune(model, options.model_copy(update={"importance": blind}), x)
+    weights: of a latency by one look at the narrowest network beside the whole one."""
+    blind = options.model_copy(update={"importance": "l2"}) if options.importance == "taylor" else options
+    if options.latency is None:
+        prune(model, blind, x)
         return
-    rewritten = deepcopy(model)
-    shortcuts.redo(rewritten, x, {"layers": shortcuts.rewritable(rewritten)})
-    graph = follow(rewritten, x[:PROOF], options.ignore)
-    if not graph.groups and not (options.blocks and blocks.removable(model, x[:PROOF], options.ignore)):
+    whole, narrow = deepcopy(model).eval(), deepcopy(model).eval()
+    if options.blocks:
+        blocks.redo(narrow, x, {"blocks": blocks.removable(narrow, x[:PROOF], options.ignore)})
+    _rewritten(narrow, x)
+    graph, ranking = _ranked(narrow, blind, x, None, 0)
+    channels.redo(narrow, x, _cut(graph.groups, ranking.removal(ranking.length)))
+    if cost(narrow, x).parameters == cost(whole, x).parameters:
         raise _unreachable(options, graph, 1.0)
+    price = _price("latency", x, measure, silent)
+    closest = _share(price, price(whole), narrow)
+    if closest > options.latency:
+        raise _unreachable(options, graph, closest)
 
 
 def _price(what: str, x: Tensor, measure: Measure | None, progress: Progress) -> Callable[[nn.Module], float]:
@@ -125,6 +135,7 @@ def _without_blocks(
     progress: Progress,
 ) -> tuple[nn.Module, float, list[Change]]:
     """Without as many blocks as can go before the target is missed; the share that is left, and the change."""
+    assert options.target is not None
     what, target = options.target
     names = blocks.removable(model, x[:PROOF], options.ignore)
     order: Iterator[str]
@@ -167,23 +178,15 @@ def _narrowed(
 ) -> tuple[dict[str, Any] | None, float, Graph]:
     """The options of the change that reaches the target and the share that is left then; None where none does, with
     the lowest that can be reached. And the graph of what can be taken out."""
+    assert options.target is not None
     what, target = options.target
-    graph = follow(model, x[:PROOF], options.ignore)
-    scores = unit_scores(options.importance, model, graph.groups, gradients, seed)
-    untold = {
-        name: f"it has nothing that '{options.importance}' reads" for name in scores if scores[name].isnan().any()
-    }
-    groups = [group for group in graph.groups if group.name not in untold]
-    graph = Graph(tuple(groups), {**graph.left, **untold})
-    ranking = Ranking(groups, scores, options.scope, options.round_to)
+    graph, ranking = _ranked(model, options, x, gradients, seed)
+    groups = graph.groups
     shares: dict[tuple[tuple[int, ...], ...], float] = {}  # of different numbers the same may go
-
-    def redone(removal: Removal) -> dict[str, Any]:
-        return channels.options(all_cuts(groups, removal), heads_left(groups, removal))
 
     def done(removal: Removal) -> nn.Module:
         narrow = deepcopy(model)
-        channels.redo(narrow, x, redone(removal))
+        channels.redo(narrow, x, _cut(groups, removal))
         return narrow
 
     counted, now = cost(model, x), share_of(model) if what != "latency" else 1.0
@@ -205,11 +208,56 @@ def _narrowed(
     number = least(ranking.length, share, target, MEASUREMENTS if what == "latency" else None)
     if number is None:
         return None, share(ranking.length), graph
-    removal = ranking.removal(number)
+    return _proven(model, x, groups, ranking.removal(number)), share(number), graph
+
+
+def _by_ratios(
+    model: nn.Module, options: Prune, x: Tensor, gradients: Gradients | None, seed: int
+) -> tuple[dict[str, Any], float, dict[str, str]]:
+    """The options of the change by which each layer loses its share, the share of all channels that is left then, and
+    why layers stay as they are."""
+    graph, ranking = _ranked(model, options, x, gradients, seed)
+    asked = ratios.by_group(model, graph, options.ratios)
+    removal = ranking.without({group.name: len(group.units) * asked.get(group.name, 0) for group in graph.groups})
+    whole = f"it keeps all of its channels, rounded to a multiple of {options.round_to}: lower round_to"
+    left = {**graph.left, **{name: whole for name in asked if not removal[name]}}
+    if not any(removal.values()):
+        name = next(iter(asked))
+        raise UnreachableError(f"prune.ratios: nothing would go: '{name}': {left[name]}")
+    gone = sum(len(removal[group.name]) * len(group.units[0]) for group in graph.groups)
+    return _proven(model, x, graph.groups, removal), 1 - gone / ranking.length, left
+
+
+def _ranked(
+    model: nn.Module, options: Prune, x: Tensor, gradients: Gradients | None, seed: int
+) -> tuple[Graph, Ranking]:
+    """What can be taken out of a network, and in which order."""
+    graph = follow(model, x[:PROOF], options.ignore)
+    scores = unit_scores(options.importance, model, graph.groups, gradients, seed)
+    untold = {
+        name: f"it has nothing that '{options.importance}' reads" for name in scores if scores[name].isnan().any()
+    }
+    groups = tuple(group for group in graph.groups if group.name not in untold)
+    return Graph(groups, {**graph.left, **untold}), Ranking(groups, scores, options.scope, options.round_to)
+
+
+def _cut(groups: Sequence[Group], removal: Removal) -> dict[str, Any]:
+    """The options of the change that takes these units out."""
+    return channels.options(all_cuts(groups, removal), heads_left(groups, removal))
+
+
+def _proven(model: nn.Module, x: Tensor, groups: Sequence[Group], removal: Removal) -> dict[str, Any]:
+    """The same, where the network computes without them what it should."""
     why = differs(proof(model, x[:PROOF]), groups, removal)
     if why is not None:
         raise UnreachableError(f"pruning: the network as a whole doesn't stand it, though each layer does: {why}")
-    return redone(removal), share(number), graph
+    return _cut(groups, removal)
+
+
+def _rewritten(model: nn.Module, x: Tensor) -> list[Change]:
+    """Rewrites shortcuts, in place, so that single channels can be taken out of them; the change, if it is one."""
+    names = shortcuts.rewritable(model)
+    return [_done(model, x, "shortcuts", {"layers": names})] if names else []
 
 
 def _done(model: nn.Module, x: Tensor, kind: str, options: dict[str, Any]) -> Change:
@@ -219,9 +267,15 @@ def _done(model: nn.Module, x: Tensor, kind: str, options: dict[str, Any]) -> Ch
 
 
 def _unreachable(options: Prune, graph: Graph, closest: float) -> UnreachableError:
+    assert options.target is not None
     what, target = options.target
     some = [f"'{name}': {why}" for name, why in graph.left.items()][:2]
     reasons = f" (left alone: {'; '.join(some)}{', …' if len(graph.left) > 2 else ''})" if some else ""
+    if closest >= 1 and what == "latency" and graph.groups:
+        return UnreachableError(
+            f"prune.latency: {target:g} can't be reached: with the least left of every layer it is as slow{reasons}: "
+            "take macs, lower round_to, or leave pruning out"
+        )
     if closest >= 1:
         return UnreachableError(
             f"prune: no layer of this network can be pruned{reasons}: lower round_to, or leave pruning out"

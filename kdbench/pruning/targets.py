@@ -169,16 +169,20 @@ class Ranking:
         return len(self.row)
 
     def removal(self, number: int) -> Removal:
-        """About `number` channels go, the least important ones, but of each layer so many that what is left comes in
+        """About `number` channels go, the least important ones; see `without`."""
+        if self.scope == "global":
+            row = self.row[:number]
+            return self.without({group.name: row.count(group.name) / len(group.units[0]) for group in self.groups})
+        return self.without({group.name: len(group.units) * number / self.length for group in self.groups})
+
+    def without(self, gone: Mapping[str, float]) -> Removal:
+        """About as many units of each group go, by its name, but so many that what is left of its channels comes in
         multiples of what they are rounded to, and at least one of these."""
         found = {}
         for group in self.groups:
-            units, each = len(group.units), len(group.units[0])
-            gone = (
-                self.row[:number].count(group.name) / each if self.scope == "global" else units * number / self.length
-            )
-            step = self.steps[group.name]
-            left = max(step, step * round((units - gone) / step)) if gone else units
+            units, step = len(group.units), self.steps[group.name]
+            goes = gone.get(group.name, 0)
+            left = max(step, step * round((units - goes) / step)) if goes else units
             found[group.name] = sorted(self.orders[group.name][: max(0, units - left)])
         return found
 

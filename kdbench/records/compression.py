@@ -88,7 +88,8 @@ class Pruning(Record):
 
 
 class Prune(Pruning):
-    """Structured pruning: whole channels, or whole residual blocks. One of the three targets is the share to keep."""
+    """Structured pruning: whole channels, or whole residual blocks. One of the three targets is the share to keep, or
+    ratios say what goes of which layer."""
 
     macs: Share | None = None
     """Of the multiply-accumulates."""
@@ -98,21 +99,26 @@ class Prune(Pruning):
     """Of the measured latency on `backend`, at batch 1 and one thread."""
     backend: str = "cpu"
     """As in bench.backends: where `latency` is measured."""
+    ratios: dict[str, Share] = {}
+    """In the place of a target: the share of its channels that a layer loses, or every layer of a module, by name."""
 
     @property
-    def target(self) -> tuple[Literal["macs", "parameters", "latency"], float]:
-        """What is to fall, and the share of it to keep."""
+    def target(self) -> tuple[Literal["macs", "parameters", "latency"], float] | None:
+        """What is to fall, and the share of it to keep; None where ratios are given."""
         if self.macs is not None:
             return "macs", self.macs
         if self.parameters is not None:
             return "parameters", self.parameters
-        assert self.latency is not None
-        return "latency", self.latency
+        return None if self.latency is None else ("latency", self.latency)
 
     @model_validator(mode="after")
     def _one_target(self) -> "Prune":
-        if sum(share is not None for share in (self.macs, self.parameters, self.latency)) != 1:
-            raise PydanticCustomError("target", "with one of macs, parameters and latency: the share of it to keep")
+        if sum(share is not None for share in (self.macs, self.parameters, self.latency, self.ratios or None)) != 1:
+            raise PydanticCustomError(
+                "target", "with one of macs, parameters and latency: the share of it to keep; or with ratios alone"
+            )
+        if self.ratios and (self.blocks or self.scope != "global"):
+            raise PydanticCustomError("ratios", "without blocks and scope where ratios say what goes of which layer")
         return self
 
 

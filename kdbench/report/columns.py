@@ -62,6 +62,7 @@ HEADINGS = {
     "optimize_s": "optimize",
     "parent_diff": "Δ to parent",
     "made_in_s": "took",
+    "teacher_agreement": "as teacher %",
     "latency_s": "latency",
     "rate_per_s": "per s",
     "bound_s": "bound",
@@ -73,7 +74,7 @@ LEFT = ("rung", "parent", "backend", "machine", "result", "error", "broken_claim
 """Names, which are aligned to the left."""
 
 _POINTS = ("accuracy_diff", "f1_micro_diff", "parent_diff")
-_SHARES = ("accuracy", "f1_micro", "f1_macro", "agreement", "score")
+_SHARES = ("accuracy", "f1_micro", "f1_macro", "agreement", "teacher_agreement", "score")
 
 SHOW: dict[str, Callable[[Any], str]] = {
     **{name: lambda value: percent(value).removesuffix(" %") for name in _SHARES},

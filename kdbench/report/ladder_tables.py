@@ -124,8 +124,9 @@ def details_table(ladder: Ladder) -> TextTable:
     shown = [
         *(known[name] for name in ("rung", "parent", "backend", "batch", *sizes, "parameters", "macs")),
         Shown(agreement, lambda row: number_cell(row.agreement, percent)),
+        *_where_told(ladder, "teacher_agreement"),
         *_tested(ladder, "McNemar p"),
-        *_from_parent(ladder),
+        *_where_told(ladder, "parent_diff", "made_in_s"),
         *(known[name] for name, told in _COSTS if told is None or _told(ladder, told)),
     ]
     if ladder.result.settings.precision is not None:
@@ -154,9 +155,10 @@ def _tested(ladder: Ladder, name: str) -> list[Shown[Row]]:
     ]
 
 
-def _from_parent(ladder: Ladder) -> list[Shown[Row]]:
-    """What each rung cost and gained beside the one that it was made of, where any of them tells."""
-    return [fields_of(ladder)[name] for name in ("parent_diff", "made_in_s") if _told(ladder, name)]
+def _where_told(ladder: Ladder, *names: str) -> list[Shown[Row]]:
+    """The columns of these fields of which any rung tells."""
+    known = fields_of(ladder)
+    return [known[name] for name in names if _told(ladder, name)]
 
 
 def rungs_table(ladder: Ladder) -> TextTable | None:
@@ -170,8 +172,9 @@ def rungs_table(ladder: Ladder) -> TextTable | None:
         *(known[name] for name in ("rung", "parent")),
         replace(known["parameters"], column=Column("params", "parameters")),
         *(known[name] for name in ("macs", "agreement")),
+        *_where_told(ladder, "teacher_agreement"),
         *_tested(ladder, "p"),
-        *_from_parent(ladder),
+        *_where_told(ladder, "parent_diff", "made_in_s"),
     ]
     tested = ", p: McNemar's exact test against it" if ladder.metric == "accuracy" else ""
     legend = f"agree %: answers as {ladder.result.baseline} does{tested}"

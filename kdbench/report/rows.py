@@ -93,6 +93,8 @@ class Row:
     parent_diff_high: float | None = None
     made_in_s: float | None = None
     """What making the rung took, but not what it was made of."""
+    teacher_agreement: float | None = None
+    """Share of samples on which it answers as the teacher does, where that was measured too and isn't the baseline."""
     machine: str = ""
     """Its name, and that of the result."""
     result: str = ""

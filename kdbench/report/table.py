@@ -105,6 +105,7 @@ def ladder(result: ResultFile, arrays: Arrays, source: str = "") -> Ladder:
     answers = {key: arrays[f"predictions.{e.raw}"] for key, e in evaluations.items() if e.raw is not None}
     rungs = {artifact.sha256: artifact.rung for artifact in result.artifacts}
     measurements = {_key(m.rung, m): m for m in result.measurements}
+    teacher = _teacher(result, rungs)
     around = disturbances(result, arrays)
     level = stats.LEVEL if result.settings.precision is None else stats.STOPPED_LEVEL
     rows = []
@@ -118,6 +119,7 @@ def ladder(result: ResultFile, arrays: Arrays, source: str = "") -> Ladder:
         row = _timed(_row(artifact, m), m, baseline, far, arrays, result.settings, level)
         row = _referred(row, m, measurements, result.settings, arrays, level)
         row = _judged(row, answers, labels, result.baseline)
+        row = _beside_teacher(row, answers, teacher)
         row = _beside_parent(row, answers, labels, parent_rung, artifact.options.get("aware") is True)
         against_parent = (parent_rung, _ratio(parent, m, arrays, level)) if parent else None
         row = replace(row, **proven(artifact, m, evaluation, arrays), optimize_s=optimize_s(row.load_s, evaluation))
@@ -245,6 +247,24 @@ def _judged(row: Row, answers: Answers, labels: NDArray[Any] | None, baseline: s
         return row
     found = stats.accuracy_difference(ours == labels, against == labels)
     return replace(row, accuracy_diff=found.value, accuracy_diff_low=found.low, accuracy_diff_high=found.high)
+
+
+def _teacher(result: ResultFile, rungs: Mapping[str, str]) -> str:
+    """The rung that another was distilled from, as a student that is the baseline itself; `rungs` by their files.
+
+    None where that is the baseline: agreement with it is that with the teacher then.
+    """
+    parents = (rungs.get(artifact.parent_sha256 or "") for artifact in result.artifacts if artifact.step == "distill")
+    teacher = next(filter(None, parents), "")
+    return "" if teacher == result.baseline else teacher
+
+
+def _beside_teacher(row: Row, answers: Answers, teacher: str) -> Row:
+    """The row with its agreement with the teacher through the same backend; the teacher itself has none."""
+    ours, theirs = (answers.get((rung, row.backend, row.threads)) for rung in (row.rung, teacher))
+    if row.rung == teacher or ours is None or theirs is None or theirs.shape != ours.shape:
+        return row
+    return replace(row, teacher_agreement=stats.agreement(ours, theirs))
 
 
 def _beside_parent(row: Row, answers: Answers, labels: NDArray[Any] | None, parent: str, aware: bool) -> Row:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdbench import __version__
-from kdbench.benchmark.cells import check_backends
 from kdbench.data.dataset import Dataset, Labels
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.data.preprocess import apply
@@ -55,7 +54,7 @@ class Narrowed:
     before: Cost
     after: Cost
     target: str
-    """What was to fall: macs, parameters or latency."""
+    """What was to fall: macs, parameters or latency, or channels, by ratios."""
     share: float
     """Of it, so much is left."""
     left: Mapping[str, str]
@@ -85,15 +84,15 @@ def prune(
     x = torch.from_numpy(samples.x[: options.samples])
     judged = None if data is None else _gradients(x, samples.y if trained.class_map is None else None, trained.task)
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, deterministic(torch.get_num_threads()):
-        timed = options.target[0] == "latency"
-        measure = beside_the_first(Path(scratch), x, options.backend, seed) if timed else None
+        measure = _measure(options, Path(scratch), x, seed)
         found = structured.prune(model, options, x, gradients=judged, measure=measure, seed=seed, progress=progress)
     kept = {
         "changes": (*trained.changes, *found.changes),
         "fingerprint": mark(source, options, seed),
     }
     weights.save(out, found.model.state_dict(), trained.model_copy(update=kept))
-    return Narrowed(out, found.before, found.after, options.target[0], found.share, found.left)
+    what = options.target[0] if options.target else "channels"
+    return Narrowed(out, found.before, found.after, what, found.share, found.left)
 
 
 def mark(source: Path, options: Prune, seed: int) -> str:
@@ -108,11 +107,10 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
     trained."""
     if recipe.prune is None:
         return
-    if recipe.prune.target[0] == "latency":
-        check_backends([recipe.prune.backend])
     student = initial(recipe.student, dataset, recipe.seed, "student", recipe.folder)
     x = torch.from_numpy(apply(dataset.x_train[: structured.PROOF], dataset.preprocessing))
-    structured.check(student, recipe.prune, x)
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
+        structured.check(student, recipe.prune, x, _measure(recipe.prune, Path(scratch), x, recipe.seed))
     for training in (fine_tuning(recipe), sparse_training(recipe)):
         if training:
             terms(recipe.distill.losses, recipe.distill.temperature, recipe.folder, training.epochs)
@@ -159,6 +157,10 @@ def shorter(training: Training, epochs: int, slower: float = 5) -> Training:
     schedule = "constant" if training.step_epochs and not steps else training.schedule
     changed = {"epochs": epochs, "step_epochs": tuple(sorted(steps)), "schedule": schedule}
     return training.model_copy(update={**changed, "learning_rate": training.learning_rate / slower})
+
+
+def _measure(options: Prune, scratch: Path, x: Tensor, seed: int) -> structured.Measure | None:
+    return beside_the_first(scratch, x, options.backend, seed) if options.latency is not None else None
 
 
 def _samples(trained: Trained, data: Samples | EvalPack | str | Path | None) -> Samples:

@@ -1,6 +1,7 @@
 """A turn of the spiral: the model of a weights file pruned a little, and taught again."""
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
@@ -8,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kdbench.benchmark.cells import check_backends
 from kdbench.data.dataset import Dataset
 from kdbench.data.preprocess import apply
 from kdbench.errors import UserError
@@ -20,6 +20,8 @@ from kdbench.pruning import structured
 from kdbench.pruning.targets import Cost, cost
 from kdbench.records import Preprocessing, PruneSection, Pruning, Recipe, SpiralSection, Training
 from kdbench.steps import prune
+from kdbench.steps.export import content_of
+from kdbench.steps.latency import beside_the_first
 from kdbench.steps.lesson import Lesson
 from kdbench.steps.train import initial, refine
 from kdbench.store import RunFolder, fingerprint
@@ -45,14 +47,13 @@ def check(recipe: Recipe, dataset: Dataset, teachers: Sequence[Candidate]) -> No
         raise UserError("spiral: turns are judged on held-out samples, and there are none: set data.held_out_samples")
     if dataset.y_held_out is None:
         raise UserError("spiral: turns are judged by labels, and the training set has none: give a source that has")
-    if section.latency is not None:
-        check_backends([section.backend])
     model, preprocessing = _first(recipe, dataset, teachers)
     x = torch.from_numpy(apply(dataset.x_train[: structured.PROOF], preprocessing))
     what, goal = section.target or ("macs", 1 - section.step)
-    by = "latency" if what == "latency" else direction(section)
+    by = "latency" if what in ("latency", "size") else direction(section)  # what is measured, not counted
     try:
-        structured.check(model, _options(section, by, goal), x)
+        with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
+            structured.check(model, _options(section, by, goal), x, _measure(section, Path(scratch), x, recipe.seed))
     except UserError as error:
         raise UserError(re.sub(r"^prune\.\w+", f"spiral.{what}", str(error))) from None
     for training in (turn_training(recipe), section.final, sparse_training(recipe)):
@@ -74,6 +75,13 @@ def _first(recipe: Recipe, dataset: Dataset, teachers: Sequence[Candidate]) -> t
     if not teacher.class_map.whole(len(dataset.classes)):
         raise UserError("spiral.start: the teacher has classes of its own: start from the student")
     return teacher.model, teacher.preprocessing
+
+
+def _measure(section: SpiralSection, scratch: Path, x: Tensor, seed: int) -> structured.Measure | None:
+    """Of a network before any training, where the target is no sum over its layers."""
+    if section.latency is not None:
+        return beside_the_first(scratch, x, section.backend, seed)
+    return (lambda model: float(len(content_of(model, x.numpy())))) if section.size is not None else None
 
 
 def direction(section: SpiralSection) -> Literal["macs", "parameters"]:

@@ -1,0 +1,156 @@
+"""A spiral's targets, teachers and ends: what can't be reached is refused at once, and what stopped it is said."""
+
+import shutil
+
+import pytest
+
+from kdbench import UserError, pipeline
+from kdbench.pipeline import spiral as spirals
+from kdbench.pipeline import turns
+from kdbench.pipeline.racing import Raced
+from kdbench.pruning import structured
+from kdbench.pruning.targets import cost
+from kdbench.records import Prune
+from kdbench.records.turns import SpiralRecord, TurnRecord
+from kdbench.report.spiral import ended
+from kdbench.search.spiral import Bounds, Outcome, spiral
+from kdbench.stats import Interval
+from kdbench.steps import spiral as steps
+from kdbench.steps import train
+from kdbench.store import load_artifact, load_recipe
+from tests.prunable import SMALL, samples, small
+from tests.test_spiral import SPIRAL
+
+WALKED = {field: value for field, value in SPIRAL.items() if field != "spiral.parameters"} | {
+    "spiral.training": "{ epochs = 1, learning_rate = 0.02 }"
+}
+
+
+def recipe(**fields):
+    return load_recipe("digits", WALKED | fields)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A run with teacher and student, before any turn."""
+    folder = tmp_path_factory.mktemp("taught") / "run"
+    pipeline.distill(recipe(), folder)
+    return folder
+
+
+@pytest.fixture
+def run(taught, tmp_path, monkeypatch):
+    """A copy of it; the ladder of what becomes of it is not measured."""
+    monkeypatch.setattr(spirals, "_measured", lambda *_: None)
+    return shutil.copytree(taught, tmp_path / "run")
+
+
+def looks(monkeypatch, share):
+    """The narrowest network takes such a share of the latency."""
+    seen = iter([1.0, share])
+    monkeypatch.setattr(steps, "beside_the_first", lambda *_: lambda model: next(seen))
+
+
+# --- until what -------------------------------------------------------------------------------------------------------
+
+
+def test_it_walks_to_a_latency(run, monkeypatch):
+    looks(monkeypatch, 0.1)
+    faster = Raced(Interval(2.25, 2.2, 2.3), None, (), None)
+    monkeypatch.setattr(turns, "raced", lambda subjects, *_: {subjects[-1].artifact.rung: faster})
+    found = spirals.spiral(recipe(**{"spiral.latency": "0.6"}), run).record
+    assert (found.limit, found.best, [turn.share for turn in found.turns]) == ("target", "spiral-1", [1 / 2.25])
+    assert found.remarks[0].startswith("the target is reached; ended with spiral-1: ")
+    assert found.remarks[0].endswith(", 2.25 × faster")
+
+
+def test_it_walks_to_a_size(run):
+    found = spirals.spiral(recipe(**{"spiral.size": "0.7"}), run).record
+    assert found.limit == "target"
+    sizes = [load_artifact(run / f"{rung}.artifact.json").size_bytes for rung in ("student", found.best)]
+    assert (run / f"{found.best}.onnx").stat().st_size == sizes[1] <= 0.7 * sizes[0]
+    assert found.turns[-1].share == sizes[1] / sizes[0]
+    assert [turn.share > 0.7 for turn in found.turns] == [*[True] * (len(found.turns) - 1), False]
+    assert "to 0.7 of the size" in (run / "spiral.md").read_text()
+
+
+def test_a_size_out_of_reach_is_refused_before_any_training(tmp_path):
+    with pytest.raises(UserError, match=r"^spiral\.size: 0\.05 can't be reached: 0\.\d+ is the closest") as error:
+        spirals.spiral(recipe(**{"spiral.size": "0.05"}), tmp_path / "run")
+    closest = float(str(error.value).split("reached: ")[1].split()[0])
+    assert closest > 0.15  # 4 of 32 channels have an eighth of the parameters, and the file is more than these
+    assert not list(tmp_path.glob("run/*.safetensors"))
+
+
+def test_a_latency_out_of_reach_is_refused_before_any_training(monkeypatch, tmp_path):
+    looks(monkeypatch, 0.4)
+    with pytest.raises(UserError, match=r"^spiral\.latency: 0\.3 can't be reached: 0\.400 is the closest"):
+        spirals.spiral(recipe(**{"spiral.latency": "0.3"}), tmp_path / "run")
+    assert not list(tmp_path.glob("run/*.safetensors"))
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("vgg", False), ("resnet", True), ("resnet-pad", False)])
+def test_one_look_at_the_narrowest_network_tells_what_the_search_would(name, blocks):
+    x = samples(SMALL[name][1])
+    options = Prune(latency=0.001, round_to=4, blocks=blocks)
+    refusals, looked = [], []
+
+    def macs(model):
+        looked.append(model)
+        return float(cost(model, x).macs)
+
+    for refuse in (structured.prune, structured.check):
+        looked.clear()
+        with pytest.raises(structured.UnreachableError, match=r"0\.\d+ is the closest") as error:
+            refuse(small(name), options, x, measure=macs)
+        refusals.append(str(error.value))
+    assert refusals[0] == refusals[1]
+    assert len(looked) == 2
+
+
+def test_a_network_that_gets_no_faster_is_not_told_that_it_cannot_be_pruned():
+    with pytest.raises(
+        structured.UnreachableError, match=r"latency: 0\.5 can't be reached: .* it is as slow: take macs"
+    ):
+        structured.check(small("mlp"), Prune(latency=0.5), samples(SMALL["mlp"][1]), lambda model: 1.0)
+
+
+# --- who teaches ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("teachers", "names"), [("previous", ["student"]), ("original", ["teacher"]), ("both", ["teacher", "student"])]
+)
+def test_turns_are_taught_by_those_that_are_named(teachers, names, run, monkeypatch):
+    by, refine = {}, train.refine
+
+    def noted(folder, rung, start, given, *rest, **options):
+        by[rung] = [*given]
+        return refine(folder, rung, start, given, *rest, **options)
+
+    monkeypatch.setattr(train, "refine", noted)
+    fields = {"spiral.parameters": "0.3", "spiral.turns": "1", "spiral.teachers": teachers}
+    assert spirals.spiral(recipe(**fields), run).record.best == "spiral-1"
+    assert by["spiral-1"] == names
+    assert load_artifact(run / "spiral-1.artifact.json").options["spiral"]["teachers"] == names
+
+
+# --- what stopped it --------------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_became_too_small_says_by_what():
+    why = "pruning macs: 0.9 can't be reached: 0.950 is the closest"
+    turns_made = []
+
+    def make(plan):
+        turn = TurnRecord(number=plan.number, parent=0, step=plan.step, keep=plan.keep, refusal="unreachable", said=why)
+        turns_made.append(turn)
+        return Outcome(refusal="unreachable")
+
+    found = spiral(make, Bounds(goal=0.5, max_drop=0.1, step=0.2, smallest_step=0.1, turns=9))
+    assert (found.limit, found.best, len(turns_made)) == ("step", 0, 2)
+    record = SpiralRecord(
+        fingerprint="", first="student", metric="accuracy", score=0.9, samples=200, max_drop=10.0, macs=100,
+        parameters=100, size_bytes=100, turns=tuple(turns_made), limit=found.limit, best="student",
+    )  # fmt: skip
+    assert ended(record) == f"the step became too small: {why}; ended with student, the first model"
