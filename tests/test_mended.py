@@ -1,4 +1,4 @@
-"""What mends an int8 file of the search, asked for or not."""
+"""What mends an int8 file of the search, asked for or not, and how far each of its layers is from fp32."""
 
 import numpy as np
 import onnx
@@ -9,9 +9,14 @@ from kdbench.data.pack import EvalPack
 from kdbench.pipeline import quantizing
 from kdbench.pipeline.quantizing import fastest_int8
 from kdbench.pipeline.racing import Raced
+from kdbench.proofs.rewritten import of_metrics
 from kdbench.records import Quantize
 from kdbench.stats import Interval
+from kdbench.store import load_artifact, sidecar, write_npz
 from tests.test_sensitivity import features, mlp, shifted
+
+TINY = 1e-4
+
 
 @pytest.fixture(autouse=True)
 def untimed(monkeypatch):
@@ -79,3 +84,22 @@ def test_layers_are_equalised_where_it_is_asked_for(asked, tmp_path):
     made = chosen(path, pack, max_drop=50, equalization=asked, bias_correction=False)
     assert made.options["equalization"] is bool(asked)
     assert made.options["bias_correction"] is False
+
+
+def test_layers_of_an_equalised_file_are_set_beside_equalised_ones(tmp_path):
+    path = changed(mlp(tmp_path / "m.onnx"), uneven(1e4))
+    pack = EvalPack("made", None, None, features(200), (), None)
+    found = of_metrics(chosen(path, pack, max_drop=20, equalization=True).metrics)
+    assert found.keys() == {"w0", "w1", "w2"} and min(found.values()) > 20
+
+
+def test_the_worst_layers_are_printed_and_all_are_in_the_record(tmp_path, typed):
+    path = mlp(tmp_path / "m.onnx", (TINY, 1.0, 1.0))
+    write_npz(tmp_path / "pack.npz", {"x_calibration": features(200, TINY)})
+    said = typed("quantize", path, "--data", tmp_path / "pack.npz", "--max-drop", "99", "--no-equalization")
+    found = of_metrics(load_artifact(sidecar(tmp_path / "m-int8.onnx")).metrics)
+    assert found.keys() == {"w0", "w1", "w2"}
+    assert max(found.values()) < 10  # half of the first layer's features are lost, and the others read it
+    (line,) = [line for line in said.out.splitlines() if line.startswith("SQNR ")]
+    worst = min(found, key=found.get)
+    assert f"; worst layers: {worst} {found[worst]:.1f} dB, ".replace("-", "−") in line

@@ -18,6 +18,7 @@ from kdbench.pipeline.mending import _chosen
 from kdbench.pipeline.quantizing import fastest_int8, ways_of
 from kdbench.pipeline.racing import Place, raced
 from kdbench.progress import silent, unsaid
+from kdbench.proofs.rewritten import of_metrics
 from kdbench.quantization.sensitivity import Layer
 from kdbench.records import Quantize, QuantizeSection, parse
 from kdbench.records.base import from_json
@@ -218,6 +219,7 @@ def test_students_beside_the_ladder_are_quantized_where_all_rungs_are_asked_for(
     for parent in ("student", "student-sparse", "student-low-rank"):
         assert made[f"{parent}-slim"].parent_sha256 == made[parent].sha256
         assert (made[f"{parent}-int8"].parent, made[f"{parent}-int8"].precision) == (f"{parent}-slim", "int8")
+        assert of_metrics(made[f"{parent}-int8"].metrics).keys() == {"w1", "w2"}
     times = {rung: folder.onnx(rung).stat().st_mtime_ns for rung in made}
     rungs.compressed(folder, section, None, silent, unsaid)
     assert {rung: folder.onnx(rung).stat().st_mtime_ns for rung in made} == times

@@ -17,6 +17,7 @@ from kdbench.onnxfile import inspect, load_model, portable
 from kdbench.pipeline.candidates import Candidate, Ground, attempts, estimate, keeps
 from kdbench.pipeline.judged_data import pack_for, parted, test_samples
 from kdbench.pipeline.mending import contenders
+from kdbench.pipeline.proving import layer_metrics
 from kdbench.pipeline.racing import Place, Raced, raced
 from kdbench.pipeline.reasons import on_test, why_none, why_slow
 from kdbench.progress import Progress, silent, unsaid
@@ -32,6 +33,7 @@ from kdbench.records import Artifact, Preprocessing, Quantize
 from kdbench.records.budget import Budget, CandidateRecord
 from kdbench.report.plots import save_plots
 from kdbench.report.plots.sensitivity import RECORD, plots
+from kdbench.steps.passes import copy_of
 from kdbench.steps.quantize import float_artifact
 from kdbench.steps.slim import derived, slimmed_graph
 from kdbench.store import output_file, save_artifact, write_atomic
@@ -153,6 +155,9 @@ def fastest_int8(
         said = [*remarks(chosen.loss, len(judged), bound, judge.metric), *on_test(tested, bound)]
         file = next(subject.model for subject in subjects if subject.artifact.rung == chosen.name)
         said += why_slow(time, file, target, place, feed)
+        floating = Path(scratch, "floating.onnx")
+        floating.write_bytes(portable(copy_of(chosen.graph)))  # equalised as the int8 file is
+        layers = layer_metrics(floating, file, judged)
         write_atomic(out, file.read_bytes())
     budget = Budget(
         model=model.name,
@@ -172,7 +177,7 @@ def fastest_int8(
         test_samples=0 if tested is None else tested.parity.samples,
         remarks=tuple(said),
     )
-    return _saved(out, rung, artifact, chosen, options, notes, budget)
+    return _saved(out, rung, artifact, chosen, options, notes, budget, layers)
 
 
 def ways_of(options: Quantize) -> list[Quantize]:
@@ -254,6 +259,7 @@ def _saved(
     options: Quantize,
     notes: dict[str, Any],
     budget: Budget,
+    layers: dict[str, float],
 ) -> Quantized:
     """The file's record, the budget's beside it, and its figure."""
     assert chosen.loss is not None
@@ -269,7 +275,7 @@ def _saved(
         used["reduce_range"] = saturates_in_int8()
     artifact = derived(out, rung, parent, "quantize", used, chosen.loss.parity, budget.remarks)
     drop = {"judged_drop": chosen.loss.drop.value, "judged_samples": float(budget.judged_samples)}
-    artifact = artifact.model_copy(update={"metrics": artifact.metrics | drop})
+    artifact = artifact.model_copy(update={"metrics": artifact.metrics | drop | layers})
     record = out.with_name(out.stem + RECORD)
     write_atomic(record, budget.to_json())
     drawn = save_plots(plots(budget, f"{out.stem}-budget"), out.parent)
