@@ -3,28 +3,30 @@
     python benchmarks/calibration.py [--model FILE.onnx] [--pack PACK.npz] [--batch 32] [--samples 512 4096]
 
 Each row is a fresh process: kdbench's with its worker (peak memory: the sum of both peaks) at every number of samples,
-and onnxruntime's entropy and percentile calibrators as `quantize_static` calls them, at the first. Without files: the
-ResNet-20 of the zoo for 32 × 32 images with random weights, and images of noise, of which neither time nor memory
-depends. Prints a Markdown table, the bounds, and whether histograms equal those of all activations kept. About two
-minutes on two quiet cores.
+and onnxruntime's entropy and percentile calibrators as `quantize_static` calls them, at the first. The rows of `search`
+are the whole of `kdbench quantize --data … --max-drop 0.5`, which parts the samples into some for ranges and others to
+judge by (peak memory: of all processes that live at the same time). Without files: the ResNet-20 of the zoo for 32 × 32
+images with random weights, and images of noise, of which neither time nor memory depends. Prints a Markdown table, the
+bounds, and whether histograms equal those of all activations kept. About three minutes on two quiet cores.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from peer import peak_bytes
+from peer import cpu_s, peak_bytes
 
 from kdbench.data.pack import EvalPack, load_pack
 from kdbench.onnxfile import known_artifact, load_model
@@ -35,6 +37,10 @@ from kdbench.steps.quantize import calibration_batches, observed_of
 
 METHODS = ("minmax", "entropy", "percentile", "mse")
 THEIRS = ("entropy", "percentile")
+SEARCH = "search"
+MAX_DROP = "0.5"
+RACE_S = 5.0
+"""To time the candidates of a search."""
 MOST_GROWTH = 1.2
 """Of the peak memory, from the first number of samples to the last."""
 MOST_SHARE = 0.5
@@ -87,22 +93,18 @@ def pack_of(options: argparse.Namespace, samples: int) -> EvalPack:
 
 
 @contextlib.contextmanager
-def watching_children() -> Iterator[dict[int, tuple[int, float]]]:
-    """Peak memory and CPU seconds of each child, looked at every 50 ms."""
-    found: dict[int, tuple[int, float]] = {}
+def looking(look: Callable[[], None]) -> Iterator[None]:
+    """Looks every 50 ms."""
     done = threading.Event()
 
-    def look() -> None:
+    def often() -> None:
         while not done.wait(0.05):
-            for child in psutil.Process().children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    earlier = found.get(child.pid, (0, 0.0))[0]  # one that has ended tells no more
-                    found[child.pid] = peak_bytes(child.pid) or earlier, sum(child.cpu_times()[:2])
+            look()
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=often)
     thread.start()
     try:
-        yield found
+        yield
     finally:
         done.set()
         thread.join()
@@ -112,12 +114,35 @@ def ours(options: argparse.Namespace, method: str, samples: int) -> dict[str, fl
     pack = pack_of(options, samples)
     parent = known_artifact(options.prepared)
     asked = parse(Quantize, {"calibration": method}, "method")
-    with watching_children() as children:
+    children: dict[int, tuple[int, float]] = {}  # peak memory and CPU seconds of each
+
+    def look() -> None:
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                earlier = children.get(child.pid, (0, 0.0))[0]  # one that has ended tells no more
+                children[child.pid] = peak_bytes(child.pid) or earlier, sum(child.cpu_times()[:2])
+
+    with looking(look):
         start, start_cpu_s = time.perf_counter(), time.process_time()
         observed_of(load_model(options.prepared), parent, options.prepared, pack, asked).ranges(asked)
         seconds = time.perf_counter() - start
     used = [(peak_bytes(), time.process_time() - start_cpu_s), *children.values()]
     return {"seconds": seconds, "bytes": sum(size for size, _ in used), "cpu_s": sum(cpu_s for _, cpu_s in used)}
+
+
+def search(options: argparse.Namespace, max_drop: str, samples: int) -> dict[str, float]:
+    from peers import peak_of_all  # which, as the search, imports what other rows are to be measured without
+
+    from kdbench import fastest_int8
+
+    pack = pack_of(options, samples)
+    asked = parse(Quantize, {"max_drop": float(max_drop), "for": "cpu"}, "options")
+    peaks: list[int] = []
+    with tempfile.TemporaryDirectory() as scratch, looking(lambda: peaks.append(peak_of_all(os.getpid()))):
+        start, start_cpu_s = time.perf_counter(), cpu_s()
+        fastest_int8(options.prepared, Path(scratch, "int8.onnx"), pack, asked, samples=samples, budget_s=RACE_S)
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "bytes": max(*peaks, peak_bytes()), "cpu_s": cpu_s() - start_cpu_s}
 
 
 def theirs(options: argparse.Namespace, method: str, samples: int) -> dict[str, float]:
@@ -148,6 +173,9 @@ def theirs(options: argparse.Namespace, method: str, samples: int) -> dict[str, 
         "bytes": peak_bytes(),
         "cpu_s": time.process_time() - start_cpu_s,
     }
+
+
+WHO = {"kdbench": ours, SEARCH: search, "onnxruntime": theirs}
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -202,7 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         who, method, samples = options.one
-        print(json.dumps((ours if who == "kdbench" else theirs)(options, method, int(samples))))
+        print(json.dumps(WHO[who](options, method, int(samples))))
         return
     few, many = options.samples
     with tempfile.TemporaryDirectory() as scratch:
@@ -212,9 +240,12 @@ def main() -> None:
         options.prepared = prepared(model, Path(scratch, "prepared.onnx"))
         print("| | method | samples | seconds | CPU seconds | peak MiB |\n|:--|:--|--:|--:|--:|--:|")
         own = {(method, n): measured(options, "kdbench", method, n) for n in (few, many) for method in METHODS}
+        whole = [measured(options, SEARCH, MAX_DROP, n) for n in (few, many)]
         other = {method: measured(options, "onnxruntime", method, few) for method in THEIRS}
         equal = equal_histograms(options)
     print(f"\n| bound | found |\n|:--|--:|\n| histograms as of all activations kept, {KEPT} samples | {equal} |")
+    growth = whole[1]["bytes"] / whole[0]["bytes"]
+    print(f"| {SEARCH}: memory of {many} samples at most {MOST_GROWTH} × that of {few} | {growth:.2f} |")
     for method in THEIRS:
         growth = own[method, many]["bytes"] / own[method, few]["bytes"]
         time_share = own[method, few]["seconds"] / other[method]["seconds"]

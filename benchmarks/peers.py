@@ -1,4 +1,4 @@
-"""One model through kdbench's, onnxruntime's own and Olive's static quantization, in one run.
+"""Each model through kdbench's, onnxruntime's own and Olive's static quantization, all in one run.
 
     python benchmarks/peers.py MODEL.onnx=PACK.npz... [--olive PYTHON] [--methods minmax percentile] [--samples 512]
 
@@ -9,8 +9,10 @@ types and scales that kdbench writes for x86; Olive's OnnxStaticQuantization, un
 pack into some for ranges and others to judge by, and its time holds the trials and the timing of its candidates.
 
 Then kdbench's benchmark judges all files on the pack's test samples, against fp32 and paired by sample, and times them
-in turns, batch 1, one thread. Peak memory (MiB) is that of all processes of a contender together, imports included;
-seconds are without imports. Prints a Markdown table a model. Some ten minutes a model on two quiet cores.
+in turns, batch 1, one thread: the median latency (ms), and the paired ratio of fp32's to it. Peak memory (MiB) is that
+of all processes of a contender together, imports included; seconds are without imports. Prints a Markdown table of each
+model, and on stderr what each contender took and left, CPU time and bytes too. Some ten minutes a model on two quiet
+cores.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ from kdbench.store import save_artifact
 
 LOOK_S = 0.05
 MAX_DROP = "0.5"
-COLUMNS = ("", "ranges", "acc. %", "to fp32, points", "speed-up", "MiB", "s", "CPU s", "kB")
+COLUMNS = ("", "ranges", "acc. %", "to fp32, points", "ms", "speed-up", "MiB", "s")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Contender:
 
     @property
     def shown(self) -> str:
-        names = {"olive": "Olive", "onnxruntime-u8s8": "… u8s8 by channel", "budget": "kdbench --max-drop 0.5"}
+        names = {"olive": "Olive", "onnxruntime-u8s8": "… u8s8", "budget": "--max-drop"}
         return names.get(self.who, self.who)
 
 
@@ -92,7 +94,7 @@ def made(contender: Contender, model: Path, samples: Path, out: Path) -> Made:
     if process.returncode or not lines:
         return Made(contender, out, {}, f"failed: {errors[-1] if errors else process.returncode}")
     facts = json.loads(lines[-1])
-    return Made(contender, out, facts | {"bytes": max(*peaks, facts["bytes"])})
+    return Made(contender, out, facts | {"bytes": max(*peaks, facts["bytes"]), "file_bytes": out.stat().st_size})
 
 
 def peak_of_all(pid: int) -> int:
@@ -119,11 +121,22 @@ def calibration_files(model: Path, pack: Path, samples: int, folder: Path) -> tu
     return own, plain
 
 
-def interval(value: float | None, low: float | None, high: float | None, scale: float = 1) -> str:
+def points(share: float) -> str:
+    """A difference of shares in points."""
+    decimals = 2 if abs(share) < 0.09995 else 1
+    return f"{100 * share:+.{decimals}f}".replace("-", "−")
+
+
+def interval(
+    value: float | None, low: float | None, high: float | None, shown: Callable[[float], str] = three_digits
+) -> str:
     if value is None or low is None or high is None:
         return "–"
-    shown = three_digits if scale == 1 else lambda share: f"{scale * share:+.2f}".replace("-", "−")
     return f"{shown(value)} [{shown(low)}, {shown(high)}]"
+
+
+def milliseconds(found: Row) -> str:
+    return "–" if found.latency_p50_s is None else f"{1000 * found.latency_p50_s:#.3g}"
 
 
 def row(one: Made, found: Row | None) -> str:
@@ -135,12 +148,11 @@ def row(one: Made, found: Row | None) -> str:
         one.contender.shown,
         method,
         "–" if found.accuracy is None else f"{100 * found.accuracy:.2f}",
-        interval(found.accuracy_diff, found.accuracy_diff_low, found.accuracy_diff_high, 100),
+        interval(found.accuracy_diff, found.accuracy_diff_low, found.accuracy_diff_high, points),
+        milliseconds(found),
         interval(found.speedup, found.speedup_low, found.speedup_high),
         f"{one.facts['bytes'] / 2**20:.0f}",
-        f"{one.facts['seconds']:.1f}",
-        f"{one.facts['cpu_s']:.1f}",
-        f"{found.size_bytes / 1000:.0f}",
+        three_digits(one.facts["seconds"]),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -167,8 +179,8 @@ def compared(model: Path, pack: Path, options: argparse.Namespace) -> list[Made]
     known = load_pack(pack)
     judged = 0 if known.x_test is None else len(known.x_test)
     accuracy = "–" if fp32.accuracy is None else f"{100 * fp32.accuracy:.2f} %"
-    print(f"\n**{model.stem}**: fp32 {accuracy} of {judged:,} test samples, {fp32.size_bytes / 1000:.0f} kB\n")
-    print(f"| {' | '.join(COLUMNS)} |\n|:--|:--|--:|--:|--:|--:|--:|--:|--:|")
+    print(f"\n**{model.stem}**: fp32 {accuracy} of {judged:,} test samples, {milliseconds(fp32)} ms\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|:--|:--|{'--:|' * (len(COLUMNS) - 2)}")
     for one in every:
         print(row(one, by_file.get(one.file)), flush=True)
     for one in every:

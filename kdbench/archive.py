@@ -158,15 +158,27 @@ def arrays_of(file: IO[bytes], where: str) -> dict[str, NDArray[Any]]:
     """All arrays of an `.npz`; raises UserError naming `where` for one that is damaged, holds pickled objects, or is
     too large for this machine's memory."""
     most = int(MOST_OF_MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    try:
-        found = np.load(file, allow_pickle=False)
-        if not isinstance(found, np.lib.npyio.NpzFile):
-            raise UserError(f"{where}: a single array, not an .npz archive: save it with numpy.savez")
+    with _npz(file, where) as found:
         members: list[zipfile.ZipInfo] = found.zip.infolist() if found.zip else []
         needed = sum(info.file_size for info in members)
         if needed > most:
             raise UserError(f"{where}: its arrays would take {needed} bytes, this machine has room for {most}")
         return {name: found[name] for name in found.files}
+
+
+def array_names(file: IO[bytes], where: str) -> list[str]:
+    """Of all arrays of an `.npz`, of which none is read; raises UserError as `arrays_of`."""
+    with _npz(file, where) as found:
+        return list(found.files)
+
+
+@contextmanager
+def _npz(file: IO[bytes], where: str) -> Iterator["np.lib.npyio.NpzFile"]:
+    try:
+        found = np.load(file, allow_pickle=False)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise UserError(f"{where}: a single array, not an .npz archive: save it with numpy.savez")
+        yield found
     except MemoryError:
         raise UserError(f"{where}: not a readable .npz archive: its arrays claim more memory than there is") from None
     except (OSError, KeyError, *DAMAGED) as error:

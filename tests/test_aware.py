@@ -15,6 +15,7 @@ from kdbench.onnxfile import known_artifact, load_model
 from kdbench.pipeline.aware import aware as aware_rung
 from kdbench.pipeline.learning import Ground
 from kdbench.progress import silent
+from kdbench.proofs.rewritten import of_metrics
 from kdbench.records import Quantize, QuantizeSection, Training, parse
 from kdbench.steps import check as fitting
 from kdbench.steps import train
@@ -200,6 +201,8 @@ def test_the_ladder_has_both_rungs_and_their_paired_difference(tmp_path):
     record = known_artifact(tmp_path / "run" / "student-qat-int8.onnx")
     assert record.options["aware"] is True
     assert record.options["training"]["epochs"] == 1
+    static = known_artifact(tmp_path / "run" / "student-int8.onnx")
+    assert of_metrics(record.metrics).keys() == of_metrics(static.metrics).keys() != set()
 
 
 def test_a_recipe_that_asks_for_it_no_more_loses_the_rung(tmp_path):

@@ -19,6 +19,7 @@ from kdbench.pipeline.mending import _chosen
 from kdbench.pipeline.quantizing import fastest_int8, ways_of
 from kdbench.pipeline.racing import Place, raced
 from kdbench.progress import silent, unsaid
+from kdbench.proofs.rewritten import of_metrics
 from kdbench.quantization.sensitivity import Layer
 from kdbench.records import Preprocessing, Quantize, QuantizeSection, TensorSpec, parse
 from kdbench.records.base import from_json
@@ -241,6 +242,7 @@ def test_students_beside_the_ladder_are_quantized_where_all_rungs_are_asked_for(
     for parent in ("student", "student-sparse", "student-low-rank"):
         assert made[f"{parent}-slim"].parent_sha256 == made[parent].sha256
         assert (made[f"{parent}-int8"].parent, made[f"{parent}-int8"].precision) == (f"{parent}-slim", "int8")
+        assert of_metrics(made[f"{parent}-int8"].metrics).keys() == {"w1", "w2"}
     times = {rung: folder.onnx(rung).stat().st_mtime_ns for rung in made}
     rungs.compressed(folder, section, None, silent, unsaid)
     assert {rung: folder.onnx(rung).stat().st_mtime_ns for rung in made} == times
@@ -287,6 +289,8 @@ BAD = {
     "quantize small.onnx --data pack.npz --calibration pack.npz": "--data has the samples",
     "quantize small.onnx --data nowhere --max-drop 1": "no file or folder 'nowhere'",
     "quantize small.onnx --data flat.npz --max-drop 1": "calibration samples are the same",
+    "quantize small.onnx --data empty.npz --max-drop 1": "samples should be an array [N, …] with N of 1 or more",
+    "quantize small.onnx --data nan.npz --max-drop 1": "x_calibration: holds NaN or infinite values: remove them",
     "quantize small.onnx --samples 3": "--samples: goes with --data",
     "quantize small.onnx --option openvino.precision=bf16": "options of 'openvino', none of the backends asked for",
     "quantize small.onnx --data pack.npz --dim n=3": "--dim: for a single file, and here several are judged",
@@ -306,6 +310,8 @@ def test_bad_input_is_answered_in_one_line_and_nothing_is_written(call, said, tm
         "test": {"x_test": x, "y_test": y},
         "one": {"x_calibration": x[:1], "y_calibration": y[:1]},
         "flat": {"x_calibration": np.ones_like(x), "y_calibration": y},
+        "empty": {"x_calibration": x[:0]},
+        "nan": {"x_calibration": np.where(x == x[-1, 0], np.nan, x), "y_calibration": y},
     }
     for name, arrays in packs.items():
         write_npz(tmp_path / f"{name}.npz", arrays)

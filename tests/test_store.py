@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from kdbench import archive, store
 from kdbench.errors import UserError
+from kdbench.pipeline.judged_data import is_pack
 from kdbench.records import RawFile, TensorSpec, recipe_from_toml, sealed
 from tests.hatched import environment
 from tests.test_report import arrays, artifact, cell, result
@@ -33,8 +35,24 @@ def test_equal_arrays_give_equal_bytes():
 def test_damaged_archives_are_user_errors(tmp_path, content):
     path = tmp_path / "x.npz"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"x\.npz: "):
-        store.read_npz(path)
+    for read in (store.read_npz, store.npz_names):
+        with pytest.raises(UserError, match=r"x\.npz: "):
+            read(path)
+
+
+def test_data_are_told_from_a_pack_by_the_names_of_their_arrays(tmp_path):
+    """Whatever they hold: none of its 16 MiB is read for that."""
+    samples = np.zeros((2048, 2048), np.float32)
+    store.write_npz(tmp_path / "data.npz", {"x_train": samples, "y_train": np.zeros(2048)})
+    store.write_npz(tmp_path / "pack.npz", {"x_calibration": samples})
+    tracemalloc.start()
+    try:
+        found = [is_pack(tmp_path / name) for name in ("data.npz", "pack.npz", "none.npz")]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == [False, True, False]
+    assert peak < 2**20
 
 
 def test_an_archive_with_flipped_bytes_is_a_user_error(tmp_path):

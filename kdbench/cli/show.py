@@ -43,11 +43,12 @@ def show_artifact(artifact: "Artifact", path: Path) -> None:
 
 def show_quantized(found: "Quantized") -> None:
     """The candidates, the file of the one that was chosen, and what should be known of it."""
+    from kdbench.proofs.rewritten import of_metrics
     from kdbench.report.budget import candidates_table, verdict
     from kdbench.report.terminal import print_table
 
     print_table(candidates_table(found.budget))
-    for line in verdict(found.budget):
+    for line in verdict(found.budget, of_metrics(found.artifact.metrics)):
         click.echo(line)
     show_artifact(found.artifact, found.file)
     for path in (found.record, *found.plots):

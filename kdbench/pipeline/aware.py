@@ -5,6 +5,7 @@ from pathlib import Path
 from kdbench.data.pack import load_pack
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.learning import Ground
+from kdbench.pipeline.proving import with_layers
 from kdbench.pipeline.rungs import AWARE, kept
 from kdbench.records import Artifact
 from kdbench.store import RunFolder, sha256, sidecar
@@ -46,6 +47,7 @@ def aware(ground: Ground, weights: dict[str, Path], floating: str, static: str) 
     facts = {name: sha256(path.read_bytes()) for name, path in zip(("parent", "static"), files, strict=True)}
 
     def make(out: Path) -> Artifact:
-        return quantize_aware(trained, *files, out, load_pack(folder.pack), AWARE, options)
+        pack = load_pack(folder.pack)
+        return with_layers(quantize_aware(trained, *files, out, pack, AWARE, options), files[0], out, pack)
 
     return kept(folder, AWARE, make, "quantize aware", weights=sha256(trained.read_bytes()), **facts)

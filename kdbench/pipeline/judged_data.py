@@ -15,7 +15,7 @@ from kdbench.pipeline.sections import data_section
 from kdbench.quantization.judging import judged_samples
 from kdbench.quantization.samples import Samples, halved, samples_of
 from kdbench.records import Artifact, Data, parse
-from kdbench.store import read_npz
+from kdbench.store import npz_names
 
 CALIBRATION = 512
 """Samples that ranges are found on, where there are enough."""
@@ -39,7 +39,7 @@ def pack_for(
         raise UserError("--max-drop: accuracy is judged on data: give --data, such as a folder, an .npz or a pack")
     if isinstance(source, EvalPack):
         pack = source
-    elif _is_pack(Path(source)):
+    elif is_pack(Path(source)):
         if options:
             raise UserError(f"{source}: a pack has no options: leave --data-option out")
         pack = load_pack(Path(source))
@@ -51,9 +51,9 @@ def pack_for(
     return _fitting(pack, artifact)
 
 
-def _is_pack(path: Path) -> bool:
+def is_pack(path: Path) -> bool:
     """Whether an `.npz` has nothing but what packs have; arrays to train on make it a data set."""
-    return path.suffix == ".npz" and path.is_file() and set(read_npz(path)) <= PACKED
+    return path.suffix == ".npz" and path.is_file() and set(npz_names(path)) <= PACKED
 
 
 def _fitting(pack: EvalPack, artifact: Artifact) -> EvalPack:

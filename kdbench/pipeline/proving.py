@@ -21,7 +21,8 @@ from kdbench.onnxfile import known_artifact
 from kdbench.progress import Progress, silent
 from kdbench.proofs.explanations import explain
 from kdbench.proofs.profile import profile_one
-from kdbench.proofs.rewritten import LayerError, Proof, kernels_of, layer_errors, sqnr_db
+from kdbench.proofs.rewritten import LayerError, Proof, as_metrics, kernels_of, layer_errors, sqnr_db
+from kdbench.quantization.samples import Samples, samples_of
 from kdbench.records import Artifact, Bench, parse
 from kdbench.store import Arrays
 
@@ -97,6 +98,21 @@ def prove(
         return proof
     profiled = profile_one(child, target, proof.batch, threads, opened, dims or {}, PROFILE_S, after)
     return replace(proof, causes=tuple(explain(profiled)))
+
+
+def layer_metrics(parent: Path, child: Path, samples: Samples) -> dict[str, float]:
+    """The SQNR of each layer of a child as metrics of its record, on the first LAYER_SAMPLES; none where onnxruntime's
+    CPU provider can't run either."""
+    try:
+        return as_metrics(layer_errors(parent, child, samples.first(LAYER_SAMPLES).feed())[0])
+    except WorkerError:
+        return {}
+
+
+def with_layers(made: Artifact, parent: Path, child: Path, pack: EvalPack) -> Artifact:
+    """The record with the SQNR of each layer, on calibration samples."""
+    samples = samples_of(pack, made.inputs, made.preprocessing)
+    return made.model_copy(update={"metrics": made.metrics | layer_metrics(parent, child, samples)})
 
 
 def _samples(

@@ -17,6 +17,7 @@ from kdbench.onnxfile import inspect, load_model, portable
 from kdbench.pipeline.candidates import Candidate, Ground, attempts, estimate, keeps
 from kdbench.pipeline.judged_data import pack_for, parted, test_samples
 from kdbench.pipeline.mending import contenders
+from kdbench.pipeline.proving import layer_metrics
 from kdbench.pipeline.racing import Place, Raced, raced
 from kdbench.pipeline.reasons import closest, instead, on_test, why_none, why_slow
 from kdbench.progress import Progress, silent, unsaid
@@ -32,6 +33,7 @@ from kdbench.records import Artifact, Preprocessing, Quantize
 from kdbench.records.budget import Budget, CandidateRecord
 from kdbench.report.plots import save_plots
 from kdbench.report.plots.sensitivity import RECORD, plots
+from kdbench.steps.passes import copy_of
 from kdbench.steps.quantize import float_artifact, warnings_of
 from kdbench.steps.slim import derived, slimmed_graph
 from kdbench.store import output_file, save_artifact, write_atomic
@@ -180,6 +182,9 @@ def fastest_int8(
         said += warnings_of(graph, load_model(file), asked, observed)
         said += [f"on {target}, for which it was chosen: {claim}" for claim in time.broken_claims]
         said += why_slow(time, made, target, place, feed)
+        floating = Path(scratch, "floating.onnx")
+        floating.write_bytes(portable(copy_of(chosen.graph)))  # equalised as the int8 file is
+        layers = layer_metrics(floating, file, judged)
         write_atomic(out, file.read_bytes())
     found = {
         "evaluations": runner.evaluations,
@@ -190,7 +195,7 @@ def fastest_int8(
         "remarks": tuple(said),
     }
     budget = searched.model_copy(update=found)
-    return _saved(out, rung, artifact, chosen, options, notes, budget)
+    return _saved(out, rung, artifact, chosen, options, notes, budget, layers)
 
 
 def ways_of(options: Quantize) -> list[Quantize]:
@@ -276,6 +281,7 @@ def _saved(
     options: Quantize,
     notes: dict[str, Any],
     budget: Budget,
+    layers: dict[str, float],
 ) -> Quantized:
     """The file's record, the budget's beside it, and its figure."""
     assert chosen.loss is not None
@@ -291,7 +297,7 @@ def _saved(
         used["reduce_range"] = saturates_in_int8()
     artifact = derived(out, rung, parent, "quantize", used, chosen.loss.parity, budget.remarks)
     drop = {"judged_drop": chosen.loss.drop.value, "judged_samples": float(budget.judged_samples)}
-    artifact = artifact.model_copy(update={"metrics": artifact.metrics | drop})
+    artifact = artifact.model_copy(update={"metrics": artifact.metrics | drop | layers})
     record, drawn = _kept(out, budget)
     return Quantized(save_artifact(out.parent, artifact), out, budget, record, drawn)
 

@@ -146,6 +146,7 @@ def in_int8(
     say: Callable[[str], None],
 ) -> None:
     """The rungs `NAME-slim` and `NAME-int8` of each rung that `parents` names, and the int8 one of `teacher`."""
+    from kdbench.pipeline.proving import with_layers
     from kdbench.pipeline.quantizing import fastest_int8
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
@@ -159,8 +160,9 @@ def in_int8(
     }
 
     def quantized(parent: str, rung: str) -> Callable[[Path], Artifact]:
+        source = folder.onnx(parent)
         if options.max_drop is None and options.backend is None:
-            return lambda out: quantize(folder.onnx(parent), out, pack, options, rung)
+            return lambda out: with_layers(quantize(source, out, pack, options, rung), source, out, pack)
         return lambda out: fastest(parent, rung, out)
 
     def fastest(parent: str, rung: str, out: Path) -> Artifact:

@@ -2,7 +2,7 @@
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 BATCH = 4
 """Samples of which all layers' outputs are held at a time."""
+LAYER_DB = "sqnr_db:"
+"""How the names of metrics begin that hold the SQNR of a layer."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,16 @@ def layer_errors(parent: Path, child: Path, feed: Arrays) -> tuple[list[LayerErr
         if (one.theirs, one.ours) not in apart
     ]
     return told, layers - len(told)
+
+
+def as_metrics(layers: Iterable[LayerError]) -> dict[str, float]:
+    """As a record keeps them, those that are finite: `sqnr_db:LAYER`."""
+    return {f"{LAYER_DB}{one.layer}": one.sqnr_db for one in layers if math.isfinite(one.sqnr_db)}
+
+
+def of_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """SQNR by layer, of a record's metrics."""
+    return {name.removeprefix(LAYER_DB): value for name, value in metrics.items() if name.startswith(LAYER_DB)}
 
 
 @dataclass(frozen=True)

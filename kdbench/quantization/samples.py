@@ -1,4 +1,5 @@
-"""Calibration samples as a model takes them, a batch at a time: memory does not grow with their number."""
+"""Calibration samples as a model takes them, a batch at a time: memory grows with their number only by what the samples
+take as they are stored."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,6 +1,10 @@
 """The story of a search for an int8 file under a budget of accuracy, as a table of at most 100 columns."""
 
+import math
+from collections.abc import Mapping
+
 from kdbench.records.budget import Budget, CandidateRecord, Estimate
+from kdbench.report.rewritten import sqnr
 from kdbench.report.text import (
     Cell,
     Column,
@@ -82,8 +86,9 @@ def _said(candidate: CandidateRecord) -> list[str]:
     return [*candidate.broken_claims, *candidate.doubts, *([f"error: {candidate.error}"] if candidate.error else [])]
 
 
-def verdict(budget: Budget) -> list[str]:
-    """What was chosen, which layers stay in float, and what the test split says of it."""
+def verdict(budget: Budget, layers_db: Mapping[str, float]) -> list[str]:
+    """What was chosen, which layers stay in float, how far the output and layers are from fp32, in dB, and what the
+    test split says of it."""
     chosen = next(one for one in budget.candidates if one.name == budget.chosen)
     lines = [f"chosen     {chosen.name}, after {budget.evaluations} evaluations"]
     if chosen.left_in_float:
@@ -96,6 +101,7 @@ def verdict(budget: Budget) -> list[str]:
     ]
     if done:
         lines.append(f"also       {' and '.join(done)}")
+    lines.append(f"SQNR       {sqnr(math.inf if chosen.sqnr_db is None else chosen.sqnr_db, layers_db)}")
     if budget.test_drop is not None:
         lines.append(f"test       drop {_drop(budget.test_drop)} points on {budget.test_samples:,} samples")
     return lines

@@ -1,6 +1,7 @@
 """A file beside the one that it was made from, in a few lines."""
 
 import math
+from collections.abc import Mapping
 
 from kdbench import stats
 from kdbench.proofs.rewritten import Kernels, Proof
@@ -52,11 +53,16 @@ def _named(operators: dict[str, int]) -> str:
     return f" ({', '.join(f'{count} {name}' for name, count in operators.items())})" if operators else ""
 
 
+def sqnr(output_db: float, layers_db: Mapping[str, float]) -> str:
+    """Of the output, and of the WORST layers."""
+    worst = sorted(layers_db, key=lambda layer: layers_db[layer])[:WORST]
+    named = ", ".join(f"{_shortened(layer)} {_db(layers_db[layer])}" for layer in worst)
+    return f"output {_db(output_db)}" + (f"; worst layers: {named}" if worst else "")
+
+
 def _sqnr(proof: Proof) -> str:
-    worst = sorted(proof.layers, key=lambda layer: layer.sqnr_db)[:WORST]
-    named = ", ".join(f"{_shortened(layer.layer)} {_db(layer.sqnr_db)}" for layer in worst)
     untold = f"; {proof.untold} layers have no counterpart" if proof.untold and proof.layers else ""
-    return f"output {_db(proof.output_db)}" + (f"; worst layers: {named}{untold}" if worst else "")
+    return sqnr(proof.output_db, {layer.layer: layer.sqnr_db for layer in proof.layers}) + untold
 
 
 def _shortened(name: str, most: int = 32) -> str:

@@ -112,9 +112,22 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]]) -> bytes:
 
 def read_npz(path: Path) -> Arrays:
     """All arrays of the file; raises UserError where it is missing, damaged or holds pickled objects."""
+    with _opened(path) as file:
+        return archive.arrays_of(file, str(path))
+
+
+def npz_names(path: Path) -> list[str]:
+    """Of all arrays of the file, of which none is read; raises UserError where it is missing or damaged."""
+    with _opened(path) as file:
+        return archive.array_names(file, str(path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file of an `.npz`, which numpy itself would leave open where it is damaged."""
     try:
-        with path.open("rb") as file:  # numpy itself leaves a damaged file open
-            return archive.arrays_of(file, str(path))
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
