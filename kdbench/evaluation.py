@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kdbench.backends import Target, pick_backend
 from kdbench.backends.client import Worker, WorkerError
-from kdbench.data.generated import batch_size, generate, in_batches, sample_count
+from kdbench.data.generated import batch_size, generate, in_batches, sample_count, taken
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import graph_of, inputs_of, known_artifact, operators_of
@@ -114,8 +114,7 @@ def answer(
     outputs have no batch axis.
     """
     specs = inputs_of(graph_of(model))
-    names = {spec.name for spec in specs}
-    inputs = {name: values for name, values in inputs.items() if name in names}
+    inputs = taken(specs, inputs)
     if not inputs:
         raise UserError(f"{whole_name(model)}: takes no input, so there is nothing to compare or to evaluate")
     samples, done = sample_count(specs, inputs), 0

@@ -5,10 +5,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kdbench import UserError, evaluate, parity, quantize, slim
+from kdbench import UserError, convert, evaluate, parity, quantize, slim
+from kdbench.data.generated import generate
 from kdbench.evaluation import compare
 from kdbench.onnxfile import inspect
 from kdbench.pipeline import bench
+from kdbench.proofs.rewritten import layer_errors
 from kdbench.store import write_npz
 from tests.conftest import save_mlp
 from tests.rows import load_rows
@@ -162,6 +164,17 @@ def test_an_input_that_nobody_reads_may_be_slimmed_away(tmp_path):
     inputs = [("x", FLOAT, ["n", 4]), ("unused", FLOAT, ["n", 2])]
     path = save(tmp_path / "unused.onnx", nodes, inputs, [("y", FLOAT, ["n", 4])])
     assert slim(path, tmp_path / "slim.onnx").parameters == 0
+
+
+def test_an_input_that_nobody_reads_is_in_the_way_of_no_precision(tmp_path):
+    nodes, weights = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], {"w": np.eye(8, 3, dtype="f4")}
+    inputs = [("mask", FLOAT, ["n", 4]), ("x", FLOAT, ["n", 8])]
+    path = save(tmp_path / "unused.onnx", nodes, inputs, [("y", FLOAT, ["n", 3])], weights)
+    made = quantize(path, tmp_path / "int8.onnx")
+    assert [spec.name for spec in made.inputs] == ["x"]
+    told, _ = layer_errors(path, tmp_path / "int8.onnx", generate(inspect(path).inputs, 2, {}))
+    assert [error.layer for error in told] == ["w"]
+    assert convert(path, tmp_path / "fp16.onnx", "fp16").warnings == ()
 
 
 def test_work_that_is_not_counted_is_not_given_as_zero(tmp_path):

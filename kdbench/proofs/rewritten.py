@@ -11,7 +11,7 @@ import numpy as np
 
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
-from kdbench.data.generated import batch_size, in_batches
+from kdbench.data.generated import batch_size, in_batches, taken
 from kdbench.evaluation import Parity
 from kdbench.onnxfile import inputs_of, load_model
 from kdbench.proofs.layers import FLOAT_KERNELS, LOW_KERNELS, RECURRENT, STEPS, layers_of
@@ -135,9 +135,9 @@ def layer_errors(parent: Path, child: Path, feed: Arrays) -> tuple[list[LayerErr
             path = Path(scratch, f"{side}.onnx")
             path.write_bytes(showing(model, [pair[side] for pair in tensors]).SerializeToString())
             worker.load(path, plain=True)
-        specs = inputs_of(theirs)
+        specs, own = inputs_of(theirs), inputs_of(ours)
         for batch in in_batches(specs, feed, batch_size(specs) or BATCH):
-            expected, found = first.predict(batch), second.predict(batch)
+            expected, found = first.predict(batch), second.predict(taken(own, batch))
             for pair in tensors:
                 a, b = expected[pair[0]].astype(np.float64), found[pair[1]].astype(np.float64)
                 if a.shape != b.shape:

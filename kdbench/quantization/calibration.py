@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker, WorkerError
-from kdbench.data.generated import sample_count, shared_inputs
+from kdbench.data.generated import sample_count, shared_inputs, taken
 from kdbench.errors import UserError
 from kdbench.onnxfile import inputs_of, load_model
 from kdbench.progress import Progress, silent
@@ -103,7 +103,8 @@ def observe(
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(target, threads, PATIENCE_S) as worker:
         try:
             worker.load(_written(watched(graph, wanted), Path(scratch)), plain=True)
-            for batch in batches():
+            for given in batches():
+                batch = taken(specs, given)
                 _check_finite(batch, samples)
                 own = {input_: values for input_, values in batch.items() if input_ not in shared}
                 first = first or {input_: values[:1].copy() for input_, values in own.items()}
