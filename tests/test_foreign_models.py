@@ -108,6 +108,21 @@ def test_no_input_and_text_input_are_named(tmp_path, pack):
         bench([text], out=tmp_path / "bench")
 
 
+def test_outputs_that_are_no_tensors_of_numbers_are_named(tmp_path):
+    """As scikit-learn's classifiers have them: a map of probabilities by class, beside text for a class."""
+    text = helper.make_tensor_value_info("y", TensorProto.STRING, ["n", 4])
+    pair = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, []))
+    maps = helper.make_value_info("y", helper.make_sequence_type_proto(pair))
+    zipped = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3])
+    for node, output in ((helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING), text), (zipped, maps)):
+        x = helper.make_tensor_value_info("x", FLOAT, ["n", 4])
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+        graph = helper.make_graph([node], "made", [x], [output])
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "x.onnx")
+        with pytest.raises(UserError, match=r"x\.onnx: .*output 'y' is text, a sequence or a map, not .* zipmap=False"):
+            slim(tmp_path / "x.onnx", tmp_path / "slim.onnx")
+
+
 def test_a_model_without_standard_operators_is_read(tmp_path):
     path = save(
         tmp_path / "ml.onnx", [helper.make_node("Binarizer", ["x"], ["y"], domain="ai.onnx.ml")],
