@@ -90,13 +90,23 @@ class Parity:
     """How far the outputs of two models are apart on the same inputs."""
 
     samples: int
-    largest_difference: float
-    largest_output: float
+    differences: tuple[float, ...]
+    """The largest of each output."""
+    sizes: tuple[float, ...]
+    """The largest number of each output of the other model."""
     agreement: float
     """Share of samples with the same answer: the largest entry of the first output, the class that it is itself, or all
     labels where a sample has any number of them."""
     label_agreement: float
     """Share of single labels that are alike; the same as `agreement` where a sample has one."""
+
+    @property
+    def largest_difference(self) -> float:
+        return max(self.differences)
+
+    @property
+    def largest_output(self) -> float:
+        return max(self.sizes)
 
 
 def answer(
@@ -291,8 +301,8 @@ def compare(ours: list[NDArray[Any]], theirs: list[NDArray[Any]], task: Task = "
         first, second = (output.argmax(axis=1, keepdims=True) for output in scores)
     return Parity(
         samples=samples,
-        largest_difference=max(_largest_difference(a, b) for a, b in pairs),
-        largest_output=max(float(np.abs(b[np.isfinite(b)]).max(initial=0)) for _, b in pairs),
+        differences=tuple(_largest_difference(a, b) for a, b in pairs),
+        sizes=tuple(float(np.abs(b[np.isfinite(b)]).max(initial=0)) for _, b in pairs),
         agreement=float(np.mean((first == second).all(axis=1))),
         label_agreement=float(np.mean(first == second)),
     )

@@ -18,7 +18,7 @@ from kdbench.errors import UserError, first_line
 from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import MAX_IR, MAX_OPSET, inspect, known_artifact, load_model, portable
 from kdbench.onnxgraph import nodes_of
-from kdbench.records import Artifact, Task
+from kdbench.records import Artifact, Precision, Task
 from kdbench.steps.passes import (
     ATTENTION,
     FUSED_DOMAIN,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import onnx
 
 TOLERANCE = 1e-4
-"""Largest change of an output, as a share of the largest output."""
+"""Largest change of an output, as a share of its own largest number."""
 
 HALF_TOLERANCE = 5e-3
 """The same of a model in half precision, which rounds each number by up to 5e-4 of it."""
@@ -70,7 +70,7 @@ def by_onnxslim(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
 PASSES: Mapping[str, Pass] = {"onnxslim": by_onnxslim, "onnxruntime": by_onnxruntime}
 """That bring operators of the ONNX standard alone, in this order until none changes anything."""
 
-APART = Parity(samples=0, largest_difference=inf, largest_output=0.0, agreement=0.0, label_agreement=0.0)
+APART = Parity(samples=0, differences=(inf,), sizes=(0.0,), agreement=0.0, label_agreement=0.0)
 """Of outputs that can't be compared."""
 
 ONNXRUNTIME_ALONE = f"runs in onnxruntime alone: its fused operators ({FUSED_DOMAIN}) are not the ONNX standard's"
@@ -110,7 +110,6 @@ def slim(
     model, out = Path(model), Path(out)
     parent = known_artifact(model)
     _check_fits(parent, model)
-    tolerance = TOLERANCE if parent.precision in ("fp32", "int8") else HALF_TOLERANCE
     source = load_model(model)
     # Below 4 every initializer has to be a graph input too, which onnxslim and the opset converter don't keep up.
     source.ir_version = min(max(source.ir_version, 4), MAX_IR)
@@ -125,7 +124,7 @@ def slim(
                 check = _compared(_outputs(part, inputs, batch), expected, parent.task)
             except WorkerError as error:
                 return APART, f"made what onnxruntime can't run: {error}"
-            return check, _too_far(check, tolerance)
+            return check, _too_far(check, parent.precision)
 
         passes = {**FUSIONS, **PASSES} if fuse else PASSES
         found = rewritten(source, model, passes)
@@ -239,14 +238,14 @@ def _compared(ours: list[NDArray[Any]], theirs: list[NDArray[Any]], task: Task) 
     return compare(ours, theirs, task) if same else APART
 
 
-def _too_far(check: Parity, tolerance: float) -> str | None:
-    """How far outputs have moved, where that is further than they may."""
-    if check.largest_difference <= tolerance * max(check.largest_output, 1.0):
-        return None
-    return (
-        f"moved an output by {check.largest_difference:.3g}, more than {tolerance:g} of the largest output "
-        f"{check.largest_output:.3g}"
-    )
+def _too_far(check: Parity, precision: Precision) -> str | None:
+    """How far an output has moved, where that is further than it may, and than numbers about 1 are rounded."""
+    whole = precision in ("fp32", "int8")
+    share, rounding = (TOLERANCE, 2**-23) if whole else (HALF_TOLERANCE, 2**-10)
+    for difference, size in zip(check.differences, check.sizes, strict=True):
+        if difference > max(share * size, rounding):
+            return f"moved an output by {difference:.3g}, more than {share:g} of its largest number {size:.3g}"
+    return None
 
 
 def _state(model: "onnx.ModelProto") -> str:

@@ -1,0 +1,43 @@
+"""What a rewritten model is compared on, and how far its outputs may move."""
+
+import numpy as np
+import pytest
+from onnx import helper, numpy_helper
+
+from kdbench import UserError, slim
+from kdbench.steps import slim as step
+from tests.models import save
+
+
+def two_outputs(path):
+    """[n, 8] to boxes of up to some thousands, and to scores of about 0.001."""
+    generator = np.random.default_rng(0)
+    weights = {
+        "wide": (1000 * generator.standard_normal((8, 4))).astype(np.float32),
+        "fine": (0.001 * generator.standard_normal((8, 5))).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Identity", ["x"], ["same"], name="same"),
+        helper.make_node("MatMul", ["same", "wide"], ["boxes"], name="boxes"),
+        helper.make_node("MatMul", ["same", "fine"], ["scores"], name="scores"),
+    ]
+    return save(path, nodes, weights, {"x": ["n", 8]}, {"boxes": ["n", 4], "scores": ["n", 5]})
+
+
+@pytest.mark.parametrize(("name", "factor"), [("fine", 1.01), ("wide", 1.01), ("fine", 1.00001)])
+def test_each_output_is_judged_by_its_own_largest_number(name, factor, tmp_path, monkeypatch):
+    """Also a small one beside large ones, such as a detector's scores beside its boxes."""
+
+    def moving(model, path):
+        changed = step.by_onnxslim(model, path)
+        tensor = next(each for each in changed.graph.initializer if each.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), name))
+        return changed
+
+    path = two_outputs(tmp_path / "model.onnx")
+    monkeypatch.setattr(step, "PASSES", {"moving": moving})
+    if factor < 1.0001:
+        assert slim(path, tmp_path / "slim.onnx").operators == {"MatMul": 2}
+        return
+    with pytest.raises(UserError, match=r"moving left out: moved an output by .*, more than 0\.0001 of its largest"):
+        slim(path, tmp_path / "slim.onnx")
