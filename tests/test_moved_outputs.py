@@ -1,10 +1,15 @@
 """What a rewritten model is compared on, and how far its outputs may move."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
 from kdbench import UserError, slim
+from kdbench.data.pack import EvalPack
+from kdbench.onnxfile import inspect
+from kdbench.records import Preprocessing
 from kdbench.steps import slim as step
 from tests.models import save
 
@@ -41,3 +46,20 @@ def test_each_output_is_judged_by_its_own_largest_number(name, factor, tmp_path,
         return
     with pytest.raises(UserError, match=r"moving left out: moved an output by .*, more than 0\.0001 of its largest"):
         slim(path, tmp_path / "slim.onnx")
+
+
+def test_few_samples_of_many_are_compared_and_of_all_classes(tmp_path):
+    """Preprocessed all would take four times the memory in which they are stored."""
+    x = np.repeat(np.arange(10, dtype=np.uint8), 2000 * 64).reshape(20000, 1, 8, 8)
+    pack = EvalPack("p", None, None, x, (), Preprocessing(scale=0.1))
+    shape = ["n", 1, 8, 8]
+    path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], {}, {"x": shape}, {"y": shape})
+    artifact = inspect(path)
+    tracemalloc.start()
+    try:
+        compared, _ = step.comparison_inputs(artifact, pack, {})
+        assert tracemalloc.get_traced_memory()[1] < x.nbytes
+    finally:
+        tracemalloc.stop()
+    assert len(compared["x"]) == step.SAMPLES
+    assert len(np.unique(compared["x"])) == 10

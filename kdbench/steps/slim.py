@@ -18,6 +18,7 @@ from kdbench.errors import UserError, first_line
 from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import MAX_IR, MAX_OPSET, inspect, known_artifact, load_model, portable
 from kdbench.onnxgraph import nodes_of
+from kdbench.quantization.samples import samples_of
 from kdbench.records import Artifact, Precision, Task
 from kdbench.steps.passes import (
     ATTENTION,
@@ -257,8 +258,8 @@ def comparison_inputs(artifact: Artifact, pack: EvalPack | None, dims: Mapping[s
     """Samples on which a rewritten model is compared with its parent, and the batch to run them in."""
     batch = batch_size(artifact.inputs)
     if pack is not None:
-        inputs = pack.calibration_inputs(artifact.inputs, artifact.preprocessing)
-        return {name: values[:SAMPLES] for name, values in inputs.items()}, batch or BATCH
+        samples = samples_of(pack, artifact.inputs, artifact.preprocessing)
+        return samples.spread(SAMPLES).feed(), batch or BATCH
     return generate(artifact.inputs, batch or BATCH, dims), batch or BATCH
 
 
