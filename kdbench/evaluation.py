@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.backends import Target, pick_backend
-from kdbench.backends.client import Worker, WorkerError
+from kdbench.backends.client import PATIENCE_S, Worker, WorkerError
 from kdbench.data.generated import batch_size, generate, in_batches, sample_count, taken
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
@@ -149,7 +149,7 @@ def _explained(
 ) -> Iterator[tuple[Worker, dict[str, dict[str, int]], dict[str, int]]]:
     """A worker with the model, its nodes by provider, and the operators of the graph that runs, where it can tell."""
     target = pick_backend(backend)
-    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(target, threads) as worker:
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(target, threads, PATIENCE_S) as worker:
         optimized = Path(scratch, "optimized.onnx") if target.row.saves_optimized else None
         worker.load(model, explain=True, optimized=optimized, first=first)
         yield worker, worker.explain(), operators_of(optimized) if optimized else {}

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from kdbench import UserError, slim
+from kdbench import UserError, convert, slim
+from kdbench.backends.client import Worker
 from kdbench.data.pack import EvalPack
 from kdbench.onnxfile import inspect
+from kdbench.proofs.rewritten import layer_errors
 from kdbench.records import Preprocessing
 from kdbench.steps import slim as step
-from tests.models import save
+from tests.models import cnn, save
 
 
 def two_outputs(path):
@@ -63,3 +65,22 @@ def test_few_samples_of_many_are_compared_and_of_all_classes(tmp_path):
         tracemalloc.stop()
     assert len(compared["x"]) == step.SAMPLES
     assert len(np.unique(compared["x"])) == 10
+
+
+def test_a_large_model_is_compared_on_few_samples_and_may_take_its_time(tmp_path, monkeypatch):
+    """32 samples of 100 GMACs take a thread some minutes."""
+    artifact = inspect(cnn(tmp_path / "m.onnx", layers=1))
+    for macs, samples in ((artifact.macs, 32), (10**11, 4)):
+        compared, batch = step.comparison_inputs(artifact.model_copy(update={"macs": macs}), None, {})
+        assert (len(compared["x"]), batch) == (samples, samples)
+    patience_s, load = [], Worker.load
+
+    def watched(worker, *asked, **options):
+        patience_s.append(worker.patience_s)
+        return load(worker, *asked, **options)
+
+    monkeypatch.setattr(Worker, "load", watched)
+    convert(tmp_path / "m.onnx", tmp_path / "fp16.onnx", "fp16")
+    layer_errors(tmp_path / "m.onnx", tmp_path / "fp16.onnx", compared)
+    assert len(patience_s) == 5  # overflow, both models, both models by layer
+    assert min(patience_s) >= 600

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdbench.backends import pick_backend
-from kdbench.backends.client import Worker
+from kdbench.backends.client import PATIENCE_S, Worker
 from kdbench.data.generated import batch_size, in_batches, taken
 from kdbench.evaluation import Parity
 from kdbench.onnxfile import inputs_of, load_model
@@ -129,8 +129,8 @@ def layer_errors(parent: Path, child: Path, feed: Arrays) -> tuple[list[LayerErr
     tensors = list(dict.fromkeys((one.theirs, one.ours) for one in shared))
     power = {pair: [0.0, 0.0] for pair in tensors}
     apart: set[tuple[str, str]] = set()
-    cpu = pick_backend("cpu")
-    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(cpu, 1) as first, Worker(cpu, 1) as second:
+    cpu = pick_backend("cpu"), 1, PATIENCE_S
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(*cpu) as first, Worker(*cpu) as second:
         for worker, model, side in ((first, theirs, 0), (second, ours, 1)):
             path = Path(scratch, f"{side}.onnx")
             path.write_bytes(showing(model, [pair[side] for pair in tensors]).SerializeToString())

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.backends import pick_backend
-from kdbench.backends.client import Worker, WorkerError
+from kdbench.backends.client import PATIENCE_S, Worker, WorkerError
 from kdbench.data.generated import sample_count, shared_inputs, taken
 from kdbench.errors import UserError
 from kdbench.onnxfile import inputs_of, load_model
@@ -32,9 +32,6 @@ Ranges = dict[str, tuple[float, float]]
 
 Batches = Callable[[], Iterator[Arrays]]
 """The calibration samples from the beginning, a batch at a time: inputs by name."""
-
-PATIENCE_S = 600.0
-"""For a batch."""
 
 LARGE_BYTES = 2**30
 """From which on weights are written beside the graph, as a message of more than 2 GB can't be written."""

@@ -18,6 +18,7 @@ from kdbench.errors import UserError, first_line
 from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import MAX_IR, MAX_OPSET, inspect, known_artifact, load_model, portable
 from kdbench.onnxgraph import nodes_of
+from kdbench.proofs.precision import samples_of as samples_for
 from kdbench.quantization.samples import samples_of
 from kdbench.records import Artifact, Precision, Task
 from kdbench.steps.passes import (
@@ -255,12 +256,13 @@ def _state(model: "onnx.ModelProto") -> str:
 
 
 def comparison_inputs(artifact: Artifact, pack: EvalPack | None, dims: Mapping[str, int]) -> tuple[Arrays, int]:
-    """Samples on which a rewritten model is compared with its parent, and the batch to run them in."""
-    batch = batch_size(artifact.inputs)
+    """Samples on which a rewritten model is compared with its parent, and the batch to run them in: a small one of a
+    large model."""
+    batch = batch_size(artifact.inputs) or min(BATCH, samples_for(artifact))
     if pack is not None:
         samples = samples_of(pack, artifact.inputs, artifact.preprocessing)
-        return samples.spread(SAMPLES).feed(), batch or BATCH
-    return generate(artifact.inputs, batch or BATCH, dims), batch or BATCH
+        return samples.spread(SAMPLES).feed(), batch
+    return generate(artifact.inputs, batch, dims), batch
 
 
 def derived(
