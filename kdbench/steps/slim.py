@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from kdbench.backends.client import WorkerError
-from kdbench.data.generated import batch_size, generate
+from kdbench.data.generated import batch_size, described, generate, hint
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, first_line
 from kdbench.evaluation import Parity, answer, compare
@@ -101,29 +101,31 @@ def slim(
     pack: EvalPack | str | Path | None = None,
     dims: Mapping[str, int] | None = None,
     fuse: bool = False,
+    inputs: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Writes the slimmed model to `out`, its record beside it; with `fuse` also transformers' layers as one operator
     each, which only onnxruntime knows.
 
-    Outputs are compared on the pack's calibration samples, or on generated ones. A pass that fails, or moves one by
+    Outputs are compared on the pack's calibration samples, or on generated inputs, of which `inputs` say what the file
+    doesn't: see `described`. A pass that fails, or moves one by
     more than the tolerance, is left out, which the record's `options` say as a remark. Raises UserError, and writes
     nothing, where then none is left or the file's outputs have moved all the same.
     """
-    model, out = Path(model), Path(out)
-    parent = known_artifact(model)
+    model, out, pack = Path(model), Path(out), open_pack(pack)
+    (parent,) = described([known_artifact(model)], inputs or {}, pack.name if pack else None)
     _check_fits(parent, model)
     source = load_model(model)
     # Below 4 every initializer has to be a graph input too, which onnxslim and the opset converter don't keep up.
     source.ir_version = min(max(source.ir_version, 4), MAX_IR)
-    inputs, batch = comparison_inputs(parent, open_pack(pack), dims or {})
+    compared, batch = comparison_inputs(parent, pack, dims or {})
     part = part_of(output_file(out, model), "-unproven")
     try:
-        expected = _expected(source, parent, model, inputs, batch)
+        expected = _expected(source, parent, model, compared, batch, generated=pack is None)
 
         def judged(candidate: "onnx.ModelProto") -> tuple[Parity, str | None]:
             write_atomic(part, portable(copy_of(candidate)))
             try:
-                check = _compared(_outputs(part, inputs, batch), expected, parent.task)
+                check = _compared(_outputs(part, compared, batch), expected, parent.task)
             except WorkerError as error:
                 return APART, f"made what onnxruntime can't run: {error}"
             return check, _too_far(check, parent.precision)
@@ -216,7 +218,7 @@ def _check_fits(parent: Artifact, path: Path) -> None:
 
 
 def _expected(
-    source: "onnx.ModelProto", parent: Artifact, path: Path, inputs: Arrays, batch: int
+    source: "onnx.ModelProto", parent: Artifact, path: Path, inputs: Arrays, batch: int, generated: bool
 ) -> list[NDArray[Any]]:
     """The source's outputs; raises UserError where it can't run."""
     try:
@@ -227,7 +229,8 @@ def _expected(
             write_atomic(readable, source.SerializeToString())
             return _outputs(readable, inputs, batch)
     except WorkerError as error:
-        raise UserError(f"{path}: onnxruntime can't run it: {error}") from None
+        why = hint(str(error), parent.inputs) if generated else str(error)
+        raise UserError(f"{path}: onnxruntime can't run it: {why}") from None
 
 
 def _outputs(path: Path, inputs: Arrays, batch: int) -> list[NDArray[Any]]:
