@@ -48,9 +48,6 @@ SAMPLES = 128
 BATCH = 32
 MOST_PASSES = 5
 
-MOST_BYTES = 2**31 - 2**20
-"""Of one ONNX file, which protobuf limits to 2 GiB."""
-
 Pass = Callable[["onnx.ModelProto", Path], "onnx.ModelProto"]
 """Gives a model with fewer nodes, or the same one; leaves the given one as it is; raises UserError, with the path."""
 
@@ -107,14 +104,17 @@ def slim(
     each, which only onnxruntime knows.
 
     Outputs are compared on the pack's calibration samples, or on generated inputs, of which `inputs` say what the file
-    doesn't: see `described`. A pass that fails, or moves one by
-    more than the tolerance, is left out, which the record's `options` say as a remark. Raises UserError, and writes
-    nothing, where then none is left or the file's outputs have moved all the same.
+    doesn't: see `described`. A pass that fails, or moves one by more than the tolerance, is left out, which is a remark
+    in the record's `options`. Raises UserError, and writes nothing, where then none is left or the file's outputs have
+    moved all the same.
     """
     model, out, pack = Path(model), Path(out), open_pack(pack)
-    (parent,) = described([known_artifact(model)], inputs or {}, pack.name if pack else None)
-    _check_fits(parent, model)
     source = load_model(model)
+    (parent,) = described([known_artifact(model)], inputs or {}, pack.name if pack else None)
+    if parent.opset > MAX_OPSET:
+        raise UserError(
+            f"{model}: opset {parent.opset} is newer than onnxruntime reads: export it with {MAX_OPSET} or older"
+        )
     # Below 4 every initializer has to be a graph input too, which onnxslim and the opset converter don't keep up.
     source.ir_version = min(max(source.ir_version, 4), MAX_IR)
     compared, batch = comparison_inputs(parent, pack, dims or {})
@@ -203,18 +203,6 @@ def slimmed_graph(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
         if _state(model) == before:
             break
     return model
-
-
-def _check_fits(parent: Artifact, path: Path) -> None:
-    """Raises UserError for what onnxruntime doesn't read, and what doesn't fit into one file."""
-    if parent.opset > MAX_OPSET:
-        raise UserError(
-            f"{path}: opset {parent.opset} is newer than onnxruntime reads: export it with {MAX_OPSET} or older"
-        )
-    if parent.size_bytes > MOST_BYTES:
-        raise UserError(
-            f"{path}: {parent.size_bytes / 2**30:.1f} GiB don't fit into one ONNX file, which ends at 2 GiB"
-        )
 
 
 def _expected(
