@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.backends import Target, pick_backend
-from kdbench.backends.client import Worker, WorkerError
-from kdbench.data.generated import batch_size, generate, in_batches, sample_count
+from kdbench.backends.client import PATIENCE_S, Worker, WorkerError
+from kdbench.data.generated import batch_size, generate, in_batches, sample_count, taken
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.onnxfile import graph_of, inputs_of, known_artifact, operators_of
@@ -90,13 +90,23 @@ class Parity:
     """How far the outputs of two models are apart on the same inputs."""
 
     samples: int
-    largest_difference: float
-    largest_output: float
+    differences: tuple[float, ...]
+    """The largest of each output."""
+    sizes: tuple[float, ...]
+    """The largest number of each output of the other model."""
     agreement: float
     """Share of samples with the same answer: the largest entry of the first output, the class that it is itself, or all
     labels where a sample has any number of them."""
     label_agreement: float
     """Share of single labels that are alike; the same as `agreement` where a sample has one."""
+
+    @property
+    def largest_difference(self) -> float:
+        return max(self.differences)
+
+    @property
+    def largest_output(self) -> float:
+        return max(self.sizes)
 
 
 def answer(
@@ -114,8 +124,7 @@ def answer(
     outputs have no batch axis.
     """
     specs = inputs_of(graph_of(model))
-    names = {spec.name for spec in specs}
-    inputs = {name: values for name, values in inputs.items() if name in names}
+    inputs = taken(specs, inputs)
     if not inputs:
         raise UserError(f"{whole_name(model)}: takes no input, so there is nothing to compare or to evaluate")
     samples, done = sample_count(specs, inputs), 0
@@ -140,7 +149,7 @@ def _explained(
 ) -> Iterator[tuple[Worker, dict[str, dict[str, int]], dict[str, int]]]:
     """A worker with the model, its nodes by provider, and the operators of the graph that runs, where it can tell."""
     target = pick_backend(backend)
-    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(target, threads) as worker:
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(target, threads, PATIENCE_S) as worker:
         optimized = Path(scratch, "optimized.onnx") if target.row.saves_optimized else None
         worker.load(model, explain=True, optimized=optimized, first=first)
         yield worker, worker.explain(), operators_of(optimized) if optimized else {}
@@ -292,8 +301,8 @@ def compare(ours: list[NDArray[Any]], theirs: list[NDArray[Any]], task: Task = "
         first, second = (output.argmax(axis=1, keepdims=True) for output in scores)
     return Parity(
         samples=samples,
-        largest_difference=max(_largest_difference(a, b) for a, b in pairs),
-        largest_output=max(float(np.abs(b[np.isfinite(b)]).max(initial=0)) for _, b in pairs),
+        differences=tuple(_largest_difference(a, b) for a, b in pairs),
+        sizes=tuple(float(np.abs(b[np.isfinite(b)]).max(initial=0)) for _, b in pairs),
         agreement=float(np.mean((first == second).all(axis=1))),
         label_agreement=float(np.mean(first == second)),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from kdbench.errors import UserError, first_line
 from kdbench.onnxgraph import IN_BLOCKS, count_macs, count_parameters
 from kdbench.records import PREFIX, Artifact, Embedded, Precision, TensorSpec, embedded_in
-from kdbench.store import load_artifact, sha256, sidecar
+from kdbench.store import load_artifact, sha256, sha256_of_file, sidecar
 
 if TYPE_CHECKING:
     import onnx
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MAX_IR = 13
 MAX_OPSET = 26
 """The newest that onnxruntime 1.31 reads; newer ones of onnx itself can be written."""
+
+MOST_BYTES = 2**31 - 2**20
+"""Of one model, which protobuf limits to 2 GiB."""
 
 QUANTIZED = (
     "QuantizeLinear",
@@ -37,8 +40,9 @@ QUANTIZED = (
 
 
 def load_model(path: Path) -> "onnx.ModelProto":
-    """The whole model, external data included; raises UserError for everything that is not a sound ONNX file."""
-    return _complete(_read(path), path)
+    """The whole model, external data included; raises UserError for everything that is not a sound ONNX file, or more
+    than one file can hold."""
+    return _checked(_read(path), path, whole=True)
 
 
 def graph_of(path: Path) -> "onnx.ModelProto":
@@ -84,13 +88,17 @@ def _read(path: Path) -> "onnx.ModelProto":
     return model
 
 
-def _complete(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
-    """The model with its external data, checked."""
+def _checked(model: "onnx.ModelProto", path: Path, whole: bool) -> "onnx.ModelProto":
+    """The model with its external data, checked; without them where they are too many, if it need not be `whole`."""
     import onnx
 
     try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-        onnx.checker.check_model(model if model.ByteSize() < 2**31 else str(path))
+        size = path.stat().st_size + sum(_length(tensor, path) for tensor in _external(model))
+        if whole and size > MOST_BYTES:
+            raise UserError(f"{path}: {size / 2**30:.1f} GiB don't fit into one ONNX file, which ends at 2 GiB")
+        if size <= MOST_BYTES:
+            onnx.load_external_data_for_model(model, str(path.parent))
+        onnx.checker.check_model(model if size <= MOST_BYTES else str(path))
     except (onnx.checker.ValidationError, ValueError, OSError) as error:
         raise UserError(f"{path}: not a valid ONNX model: {first_line(error, 160)}") from None
     return model
@@ -98,8 +106,19 @@ def _complete(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
 
 def external_files(model: "onnx.ModelProto") -> set[str]:
     """Where the model's external tensors say that they lie, wherever in it they are."""
-    tensors = (message for message in _parts(model) if message.DESCRIPTOR.name == "TensorProto")
-    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return {entry.value for tensor in _external(model) for entry in tensor.external_data if entry.key == "location"}
+
+
+def _external(model: "onnx.ModelProto") -> "Iterator[onnx.TensorProto]":
+    return (part for part in _parts(model) if part.DESCRIPTOR.name == "TensorProto" and part.external_data)
+
+
+def _length(tensor: "onnx.TensorProto", path: Path) -> int:
+    """Bytes of an external tensor of the model at `path`; where it doesn't say, it lies to its file's end."""
+    said = {entry.key: entry.value for entry in tensor.external_data}
+    if "length" in said:
+        return int(said["length"])
+    return (path.parent / said["location"]).stat().st_size - int(said.get("offset", 0)) if "location" in said else 0
 
 
 def holds_compiled_parts(path: Path) -> bool:
@@ -131,18 +150,19 @@ def external_data(path: Path) -> set[str]:
 def inspect(path: Path, rung: str | None = None, **lineage: Any) -> Artifact:
     """The record of an ONNX file, read from the file itself; `lineage` fills the fields that the file can't tell.
 
-    What a card or a bundle has written into it is told by the file: see `Embedded`.
+    What a card or a bundle has written into it is told by the file: see `Embedded`. Of a file with more external data
+    than can be loaded as one model, multiply-accumulates may be unknown: shapes may be among the data.
     """
     model = _read(path)
-    locations = sorted(external_files(model))
-    contents = [file.read_bytes() for file in (path, *(path.parent / location for location in locations))]
-    model = _complete(model, path)
+    files = [path, *(path.parent / location for location in sorted(external_files(model)))]
+    hashes = [sha256_of_file(file) for file in files]
+    model = _checked(model, path, whole=False)
     operators = Counter(node.op_type for node in model.graph.node)
     fields: dict[str, Any] = {
         "rung": rung or path.stem,
         "file": path.name,
-        "sha256": sha256(contents[0]) if len(contents) == 1 else sha256("".join(map(sha256, contents)).encode()),
-        "size_bytes": sum(map(len, contents)),
+        "sha256": hashes[0] if len(hashes) == 1 else sha256("".join(hashes).encode()),
+        "size_bytes": sum(file.stat().st_size for file in files),
         "parameters": count_parameters(model),
         "macs": count_macs(model),
         "precision": _precision(model, operators),

@@ -5,10 +5,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from kdbench import UserError, evaluate, parity, quantize, slim
+from kdbench import UserError, convert, evaluate, parity, quantize, slim
+from kdbench.data.generated import generate
 from kdbench.evaluation import compare
 from kdbench.onnxfile import inspect
 from kdbench.pipeline import bench
+from kdbench.proofs.rewritten import layer_errors
 from kdbench.store import write_npz
 from tests.conftest import save_mlp
 from tests.rows import load_rows
@@ -106,6 +108,21 @@ def test_no_input_and_text_input_are_named(tmp_path, pack):
         bench([text], out=tmp_path / "bench")
 
 
+def test_outputs_that_are_no_tensors_of_numbers_are_named(tmp_path):
+    """As scikit-learn's classifiers have them: a map of probabilities by class, beside text for a class."""
+    text = helper.make_tensor_value_info("y", TensorProto.STRING, ["n", 4])
+    pair = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(FLOAT, []))
+    maps = helper.make_value_info("y", helper.make_sequence_type_proto(pair))
+    zipped = helper.make_node("ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3])
+    for node, output in ((helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING), text), (zipped, maps)):
+        x = helper.make_tensor_value_info("x", FLOAT, ["n", 4])
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+        graph = helper.make_graph([node], "made", [x], [output])
+        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "x.onnx")
+        with pytest.raises(UserError, match=r"x\.onnx: .*output 'y' is text, a sequence or a map, not .* zipmap=False"):
+            slim(tmp_path / "x.onnx", tmp_path / "slim.onnx")
+
+
 def test_a_model_without_standard_operators_is_read(tmp_path):
     path = save(
         tmp_path / "ml.onnx", [helper.make_node("Binarizer", ["x"], ["y"], domain="ai.onnx.ml")],
@@ -162,6 +179,17 @@ def test_an_input_that_nobody_reads_may_be_slimmed_away(tmp_path):
     inputs = [("x", FLOAT, ["n", 4]), ("unused", FLOAT, ["n", 2])]
     path = save(tmp_path / "unused.onnx", nodes, inputs, [("y", FLOAT, ["n", 4])])
     assert slim(path, tmp_path / "slim.onnx").parameters == 0
+
+
+def test_an_input_that_nobody_reads_is_in_the_way_of_no_precision(tmp_path):
+    nodes, weights = [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")], {"w": np.eye(8, 3, dtype="f4")}
+    inputs = [("mask", FLOAT, ["n", 4]), ("x", FLOAT, ["n", 8])]
+    path = save(tmp_path / "unused.onnx", nodes, inputs, [("y", FLOAT, ["n", 3])], weights)
+    made = quantize(path, tmp_path / "int8.onnx")
+    assert [spec.name for spec in made.inputs] == ["x"]
+    told, _ = layer_errors(path, tmp_path / "int8.onnx", generate(inspect(path).inputs, 2, {}))
+    assert [error.layer for error in told] == ["w"]
+    assert convert(path, tmp_path / "fp16.onnx", "fp16").warnings == ()
 
 
 def test_work_that_is_not_counted_is_not_given_as_zero(tmp_path):

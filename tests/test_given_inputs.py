@@ -141,6 +141,41 @@ def test_a_conversion_is_compared_and_proven_on_inputs_as_they_are_given(tmp_pat
     assert inspect(tmp_path / "int8.onnx").precision == "int8"
 
 
+def save_pairs(path):
+    """As BERT has them: token ids of many words, and segment ids of two; two scores."""
+    rng = np.random.default_rng(0)
+    names = {"input_ids": 200, "token_type_ids": 2}
+    tables = [numpy_helper.from_array(rng.standard_normal((n, 8)).astype("f4"), f"{x}.table") for x, n in names.items()]
+    nodes = [
+        *(helper.make_node("Gather", [f"{name}.table", name], [f"{name}.e"]) for name in names),
+        helper.make_node("Add", [f"{name}.e" for name in names], ["e"], name="sum"),
+        helper.make_node("ReduceMean", ["e"], ["m"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["m", "w"], ["y"], name="fc"),
+    ]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"]) for name in names]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])]
+    weights = [*tables, numpy_helper.from_array(rng.standard_normal((8, 2)).astype("f4"), "w")]
+    return save(helper.make_graph(nodes, "pairs", inputs, outputs, weights), path)
+
+
+@pytest.mark.parametrize("made", ["slim", "quantize"])
+def test_a_model_of_two_tables_is_slimmed_and_quantized(made, tmp_path, monkeypatch, typed, mistake):
+    monkeypatch.chdir(tmp_path)
+    save_pairs(tmp_path / "m.onnx")
+    command = f"{made} m.onnx --dim sequence=6 --out made.onnx"
+    said = mistake(command)
+    assert "m.onnx: " in said
+    assert "add --input NAME=0..1 for one of input_ids, token_type_ids" in said
+    assert "no such input: did you mean 'token_type_ids'?" in mistake(f"{command} --input token_type_id=0..1")
+    assert not (tmp_path / "made.onnx").exists()
+    last = ["--no-prove"] * (made == "quantize")
+    done = typed(*command.split(), "--input", "input_ids=0..199", "--input", "token_type_ids=0..1", *last)
+    assert (done.status, [spec.name for spec in inspect(tmp_path / "made.onnx").inputs]) == (
+        0,
+        ["input_ids", "token_type_ids"],
+    )
+
+
 def test_ranges_are_found_with_what_samples_share_as_it_is(tmp_path):
     """Also where its first size has a name, as a batch's has."""
     nodes = [helper.make_node("MatMul", ["x", "t"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]

@@ -149,6 +149,25 @@ def test_external_data_is_part_of_hash_and_size(tmp_path):
     assert inspect(path).sha256 != before.sha256
 
 
+def test_more_external_data_than_one_model_can_hold_are_judged_and_timed_but_not_rewritten(tmp_path, monkeypatch):
+    from kdbench import bench, convert, evaluate, quantize
+
+    model = onnx.load(save_mlp(tmp_path / "good.onnx"))
+    path, pack = tmp_path / "split.onnx", tmp_path / "pack.npz"
+    onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    np.savez(pack, x_test=np.ones((3, 4), np.float32), y_test=np.zeros(3, np.int64))
+    before = inspect(path)
+    for limit in ("onnxfile.MOST_BYTES", "proofs.precision.LARGEST_BYTES"):
+        monkeypatch.setattr(f"kdbench.{limit}", 100)
+    assert inspect(path) == before
+    assert evaluate(path, pack).samples == 3
+    (row,) = bench([path], budget_s=0.1, out=tmp_path / "out").ladder.rows
+    assert row.error is None
+    for make in (quantize, lambda *files: convert(*files, "fp16")):
+        with pytest.raises(UserError, match=r"split\.onnx: 0\.0 GiB don't fit into one ONNX file"):
+            make(path, tmp_path / "made.onnx")
+
+
 def test_a_record_beside_another_file_is_not_believed(small_model):
     recorded = inspect(small_model).model_copy(update={"parent": "teacher"})
     save_artifact(small_model.parent, recorded)

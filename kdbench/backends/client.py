@@ -27,6 +27,9 @@ WORKER = PACKAGE / "worker"
 BUILD_S = 1200.0
 """How much longer a backend that compiles may take for the first run of a shape."""
 
+PATIENCE_S = 600.0
+"""For a batch whose time nobody measures: one of a large model takes minutes on a thread."""
+
 Arrays = dict[str, NDArray[Any]]
 
 SLICE_FACTS = ("wall_s", "cpu_s", "others_share", "clock_hz", "gpu_j")

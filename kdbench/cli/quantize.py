@@ -86,6 +86,7 @@ from kdbench.progress import bars
 @click.option("--prove/--no-prove", default=True, show_default=True, help="Set it beside MODEL, and time both.")
 @options.budgeted
 @options.dims
+@options.given_inputs
 def quantize(
     model: Path,
     pack: Path | None,
@@ -93,6 +94,7 @@ def quantize(
     backend: str | None,
     prove: bool,
     dims: dict[str, int],
+    inputs: dict[str, str],
     data: str | None,
     data_options: dict[str, Any],
     preprocess: dict[str, Any],
@@ -135,7 +137,7 @@ def quantize(
             chosen = candidates(backend)[0].over(chosen)
         with bars() as progress:
             target = out or model.with_name(f"{model.stem}-int8.onnx")
-            made = quantize_step(model, target, pack, chosen, dims=dims, progress=progress)
+            made = quantize_step(model, target, pack, chosen, dims=dims, progress=progress, inputs=inputs)
         show_artifact(made, target)
         if prove:
             show_proof_of(
@@ -148,9 +150,11 @@ def quantize(
                 threads=threads,
                 budget_s=options.given("budget", budget),
                 dims=dims,
+                inputs=inputs,
             )
         return
-    for option, here in (("--dim", bool(dims)), ("--prove/--no-prove", options.given("prove", prove) is not None)):
+    proving = options.given("prove", prove) is not None
+    for option, here in (("--dim", bool(dims)), ("--input", bool(inputs)), ("--prove/--no-prove", proving)):
         if here:
             raise UserError(f"{option}: for a single file, and here several are judged on samples: leave it out")
     if data is not None and pack is not None:

@@ -51,8 +51,15 @@ def first_samples(inputs: Sequence[TensorSpec], feed: Arrays, count: int) -> Arr
     return {name: values if name in shared else values[:count] for name, values in feed.items()}
 
 
+def taken(inputs: Sequence[TensorSpec], feed: Arrays) -> Arrays:
+    """What a model of these inputs takes of a feed: rewriting may have left out one that nobody reads."""
+    names = {spec.name for spec in inputs}
+    return {name: values for name, values in feed.items() if name in names}
+
+
 def in_batches(inputs: Sequence[TensorSpec], feed: Arrays, batch: int) -> Iterator[Arrays]:
     """The samples of a feed in whole batches, of which the last is filled up with the first samples."""
+    feed = taken(inputs, feed)
     shared, samples = shared_inputs(inputs), sample_count(inputs, feed)
     rows = np.arange(math.ceil(samples / batch) * batch) % samples
     for start in range(0, len(rows), batch):

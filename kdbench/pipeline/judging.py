@@ -7,7 +7,7 @@ from kdbench.benchmark.cells import Cell, Subject
 from kdbench.data.pack import EvalPack
 from kdbench.data.sizes import Sizes, written
 from kdbench.evaluation import judge
-from kdbench.onnxfile import load_model
+from kdbench.onnxfile import graph_of
 from kdbench.onnxgraph import count_macs
 from kdbench.progress import Progress
 from kdbench.proofs.precision import reference
@@ -61,6 +61,6 @@ def _sized(subject: Subject, pack: EvalPack | None, dims: Sizes) -> Sized:
     """What is compared of a model at one size: the larger that is, the fewer samples."""
     artifact, model = subject.artifact, subject.model
     if artifact.macs is None and dims:
-        artifact = artifact.model_copy(update={"macs": count_macs(load_model(model), dims)})
+        artifact = artifact.model_copy(update={"macs": count_macs(graph_of(model), dims)})
     feed = compared_inputs(artifact, pack, dims)
     return Sized(dims, feed, reference(artifact, model, feed))

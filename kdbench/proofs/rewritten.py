@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdbench.backends import pick_backend
-from kdbench.backends.client import Worker
-from kdbench.data.generated import batch_size, in_batches
+from kdbench.backends.client import PATIENCE_S, Worker
+from kdbench.data.generated import batch_size, in_batches, taken
 from kdbench.evaluation import Parity
 from kdbench.onnxfile import inputs_of, load_model
 from kdbench.proofs.layers import FLOAT_KERNELS, LOW_KERNELS, RECURRENT, STEPS, layers_of
@@ -131,15 +131,15 @@ def layer_errors(parent: Path, child: Path, feed: Arrays) -> tuple[list[LayerErr
     tensors = list(dict.fromkeys((one.theirs, one.ours) for one in shared))
     power = {pair: [0.0, 0.0] for pair in tensors}
     apart: set[tuple[str, str]] = set()
-    cpu = pick_backend("cpu")
-    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(cpu, 1) as first, Worker(cpu, 1) as second:
+    cpu = pick_backend("cpu"), 1, PATIENCE_S
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(*cpu) as first, Worker(*cpu) as second:
         for worker, model, side in ((first, theirs, 0), (second, ours, 1)):
             path = Path(scratch, f"{side}.onnx")
             path.write_bytes(showing(model, [pair[side] for pair in tensors]).SerializeToString())
             worker.load(path, plain=True)
-        specs = inputs_of(theirs)
+        specs, own = inputs_of(theirs), inputs_of(ours)
         for batch in in_batches(specs, feed, batch_size(specs) or BATCH):
-            expected, found = first.predict(batch), second.predict(batch)
+            expected, found = first.predict(batch), second.predict(taken(own, batch))
             for pair in tensors:
                 a, b = expected[pair[0]].astype(np.float64), found[pair[1]].astype(np.float64)
                 if a.shape != b.shape:

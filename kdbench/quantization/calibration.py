@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.backends import pick_backend
-from kdbench.backends.client import Worker, WorkerError
-from kdbench.data.generated import sample_count, shared_inputs
+from kdbench.backends.client import PATIENCE_S, Worker, WorkerError
+from kdbench.data.generated import sample_count, shared_inputs, taken
 from kdbench.errors import UserError
 from kdbench.onnxfile import inputs_of, load_model
 from kdbench.progress import Progress, silent
@@ -32,9 +32,6 @@ Ranges = dict[str, tuple[float, float]]
 
 Batches = Callable[[], Iterator[Arrays]]
 """The calibration samples from the beginning, a batch at a time: inputs by name."""
-
-PATIENCE_S = 600.0
-"""For a batch."""
 
 LARGE_BYTES = 2**30
 """From which on weights are written beside the graph, as a message of more than 2 GB can't be written."""
@@ -103,7 +100,8 @@ def observe(
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(target, threads, PATIENCE_S) as worker:
         try:
             worker.load(_written(watched(graph, wanted), Path(scratch)), plain=True)
-            for batch in batches():
+            for given in batches():
+                batch = taken(specs, given)
                 _check_finite(batch, samples)
                 own = {input_: values for input_, values in batch.items() if input_ not in shared}
                 first = first or {input_: values[:1].copy() for input_, values in own.items()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kdbench.backends import pick_backend
-from kdbench.backends.client import Worker
+from kdbench.backends.client import PATIENCE_S, Worker
 from kdbench.data.generated import in_batches
 from kdbench.onnxfile import inputs_of, opset_of
 from kdbench.proofs.rewritten import showing
@@ -102,7 +102,10 @@ def overflowing(before: "onnx.ModelProto", after: "onnx.ModelProto", feed: Array
         rounded.graph.node.append(make_node("Abs", [name], [f"{name}.abs"]))
         rounded.graph.node.append(make_node("ReduceMax", [f"{name}.abs"], [largest], keepdims=0))
     over: set[str] = set()
-    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, Worker(pick_backend("cpu"), 1) as worker:
+    with (
+        tempfile.TemporaryDirectory(prefix="kdbench-") as scratch,
+        Worker(pick_backend("cpu"), 1, PATIENCE_S) as worker,
+    ):
         path = Path(scratch, "rounded.onnx")
         path.write_bytes(showing(rounded, list(sizes.values())).SerializeToString())
         worker.load(path, plain=True)

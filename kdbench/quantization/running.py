@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.backends import Target, pick_backend
-from kdbench.backends.client import Worker, WorkerError
+from kdbench.backends.client import PATIENCE_S, Worker, WorkerError
 from kdbench.errors import UserError
 from kdbench.onnxfile import portable
 from kdbench.quantization.samples import Samples
@@ -41,7 +41,7 @@ class Runner:
         self.evaluations += 1
         try:
             if self._worker is None:
-                self._worker = Worker(self.backend, self.threads)
+                self._worker = Worker(self.backend, self.threads, PATIENCE_S)
             first = next(samples.batches()) if self.backend.row.builds else None
             self._worker.load(path, first=first)
             for feed in samples.batches():

@@ -58,6 +58,11 @@ class Samples:
     def first(self, count: int) -> "Samples":
         return self._at(np.arange(min(count, len(self))))
 
+    def spread(self, count: int) -> "Samples":
+        """So many, or all where there are no more, in even steps: of all classes where samples lie in their order."""
+        count = min(count, len(self))
+        return self._at(np.arange(count) * len(self) // count)
+
     def _at(self, index: NDArray[Any]) -> "Samples":
         x, y = self.pack.x_calibration, self.pack.y_calibration
         assert x is not None

@@ -13,7 +13,7 @@ from kdbench.data.generated import batch_size, generate
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.evaluation import Answers, answer, compare
-from kdbench.onnxfile import load_model, opset_of, portable, with_metadata
+from kdbench.onnxfile import MOST_BYTES, load_model, opset_of, portable, with_metadata
 from kdbench.records import Artifact, Embedded, Preprocessing, Task, TensorSpec, placeless
 from kdbench.steps.slim import BATCH, SAMPLES, TOLERANCE, derived
 from kdbench.store import Arrays, save_artifact, write_atomic
@@ -35,9 +35,6 @@ LEAST_OPSET = 7
 
 ROUNDING = 0.05
 """How far probabilities may be off 1 that an int8 model has rounded."""
-
-MOST_BYTES = 2**31 - 2**20
-"""Of one ONNX file, which protobuf limits to 2 GiB."""
 
 INT8 = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 """How onnxruntime's operators that compute in int8 begin."""

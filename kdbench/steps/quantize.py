@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kdbench.data.generated import batch_size, generate, in_batches
+from kdbench.data.generated import batch_size, described, generate, hint, in_batches
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import parity_on
@@ -52,15 +52,17 @@ def quantize(
     rung: str | None = None,
     dims: Mapping[str, int] | None = None,
     progress: Progress = silent,
+    inputs: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Writes the int8 model to `out`, its record beside it.
 
     Activations are calibrated on the pack's calibration samples; without a pack on generated inputs, which the record
-    says as a warning. Raises UserError where the model is quantized already or nothing in it can be.
+    says as a warning, and of which `inputs` say what the file doesn't: see `described`. Raises UserError where the
+    model is quantized already or nothing in it can be.
     """
     model, out = Path(model), Path(out)
     pack, options = open_pack(pack), targeted(options or Quantize())
-    parent = float_artifact(model)
+    (parent,) = described([float_artifact(model)], inputs or {}, pack.name if pack else None)
     graph, notes = prepare(slimmed_graph(load_model(model), model), model, options.per_channel)
     check_options(graph, options, model)
     observed = observed_of(graph, parent, model, pack, options, dims, progress)
@@ -102,7 +104,10 @@ def observed_of(
     samples."""
     total = GENERATED_SAMPLES if pack is None or pack.x_calibration is None else len(pack.x_calibration)
     tensors, counted = tensors_to_calibrate(graph, options), options.calibration != "minmax"
-    return observe(graph, calibration_batches(parent, pack, dims), tensors, counted, progress, total, str(model))
+    try:
+        return observe(graph, calibration_batches(parent, pack, dims), tensors, counted, progress, total, str(model))
+    except UserError as error:
+        raise UserError(str(error) if pack else hint(str(error), parent.inputs)) from None
 
 
 def calibration_batches(parent: Artifact, pack: EvalPack | None, dims: Mapping[str, int] | None = None) -> Batches:

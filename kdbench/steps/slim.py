@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from kdbench.backends.client import WorkerError
-from kdbench.data.generated import batch_size, generate
+from kdbench.data.generated import batch_size, described, generate, hint
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, first_line
 from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import MAX_IR, MAX_OPSET, inspect, known_artifact, load_model, portable
 from kdbench.onnxgraph import nodes_of
-from kdbench.records import Artifact, Task
+from kdbench.proofs.precision import samples_of as samples_for
+from kdbench.quantization.samples import samples_of
+from kdbench.records import Artifact, Precision, Task
 from kdbench.steps.passes import (
     ATTENTION,
     FUSED_DOMAIN,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     import onnx
 
 TOLERANCE = 1e-4
-"""Largest change of an output, as a share of the largest output."""
+"""Largest change of an output, as a share of its own largest number."""
 
 HALF_TOLERANCE = 5e-3
 """The same of a model in half precision, which rounds each number by up to 5e-4 of it."""
@@ -45,9 +47,6 @@ SAMPLES = 128
 
 BATCH = 32
 MOST_PASSES = 5
-
-MOST_BYTES = 2**31 - 2**20
-"""Of one ONNX file, which protobuf limits to 2 GiB."""
 
 Pass = Callable[["onnx.ModelProto", Path], "onnx.ModelProto"]
 """Gives a model with fewer nodes, or the same one; leaves the given one as it is; raises UserError, with the path."""
@@ -70,7 +69,7 @@ def by_onnxslim(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
 PASSES: Mapping[str, Pass] = {"onnxslim": by_onnxslim, "onnxruntime": by_onnxruntime}
 """That bring operators of the ONNX standard alone, in this order until none changes anything."""
 
-APART = Parity(samples=0, largest_difference=inf, largest_output=0.0, agreement=0.0, label_agreement=0.0)
+APART = Parity(samples=0, differences=(inf,), sizes=(0.0,), agreement=0.0, label_agreement=0.0)
 """Of outputs that can't be compared."""
 
 ONNXRUNTIME_ALONE = f"runs in onnxruntime alone: its fused operators ({FUSED_DOMAIN}) are not the ONNX standard's"
@@ -99,33 +98,37 @@ def slim(
     pack: EvalPack | str | Path | None = None,
     dims: Mapping[str, int] | None = None,
     fuse: bool = False,
+    inputs: Mapping[str, str] | None = None,
 ) -> Artifact:
     """Writes the slimmed model to `out`, its record beside it; with `fuse` also transformers' layers as one operator
     each, which only onnxruntime knows.
 
-    Outputs are compared on the pack's calibration samples, or on generated ones. A pass that fails, or moves one by
-    more than the tolerance, is left out, which the record's `options` say as a remark. Raises UserError, and writes
-    nothing, where then none is left or the file's outputs have moved all the same.
+    Outputs are compared on the pack's calibration samples, or on generated inputs, of which `inputs` say what the file
+    doesn't: see `described`. A pass that fails, or moves one by more than the tolerance, is left out, which is a remark
+    in the record's `options`. Raises UserError, and writes nothing, where then none is left or the file's outputs have
+    moved all the same.
     """
-    model, out = Path(model), Path(out)
-    parent = known_artifact(model)
-    _check_fits(parent, model)
-    tolerance = TOLERANCE if parent.precision in ("fp32", "int8") else HALF_TOLERANCE
+    model, out, pack = Path(model), Path(out), open_pack(pack)
     source = load_model(model)
+    (parent,) = described([known_artifact(model)], inputs or {}, pack.name if pack else None)
+    if parent.opset > MAX_OPSET:
+        raise UserError(
+            f"{model}: opset {parent.opset} is newer than onnxruntime reads: export it with {MAX_OPSET} or older"
+        )
     # Below 4 every initializer has to be a graph input too, which onnxslim and the opset converter don't keep up.
     source.ir_version = min(max(source.ir_version, 4), MAX_IR)
-    inputs, batch = comparison_inputs(parent, open_pack(pack), dims or {})
+    compared, batch = comparison_inputs(parent, pack, dims or {})
     part = part_of(output_file(out, model), "-unproven")
     try:
-        expected = _expected(source, parent, model, inputs, batch)
+        expected = _expected(source, parent, model, compared, batch, generated=pack is None)
 
         def judged(candidate: "onnx.ModelProto") -> tuple[Parity, str | None]:
             write_atomic(part, portable(copy_of(candidate)))
             try:
-                check = _compared(_outputs(part, inputs, batch), expected, parent.task)
+                check = _compared(_outputs(part, compared, batch), expected, parent.task)
             except WorkerError as error:
                 return APART, f"made what onnxruntime can't run: {error}"
-            return check, _too_far(check, tolerance)
+            return check, _too_far(check, parent.precision)
 
         passes = {**FUSIONS, **PASSES} if fuse else PASSES
         found = rewritten(source, model, passes)
@@ -202,20 +205,8 @@ def slimmed_graph(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
     return model
 
 
-def _check_fits(parent: Artifact, path: Path) -> None:
-    """Raises UserError for what onnxruntime doesn't read, and what doesn't fit into one file."""
-    if parent.opset > MAX_OPSET:
-        raise UserError(
-            f"{path}: opset {parent.opset} is newer than onnxruntime reads: export it with {MAX_OPSET} or older"
-        )
-    if parent.size_bytes > MOST_BYTES:
-        raise UserError(
-            f"{path}: {parent.size_bytes / 2**30:.1f} GiB don't fit into one ONNX file, which ends at 2 GiB"
-        )
-
-
 def _expected(
-    source: "onnx.ModelProto", parent: Artifact, path: Path, inputs: Arrays, batch: int
+    source: "onnx.ModelProto", parent: Artifact, path: Path, inputs: Arrays, batch: int, generated: bool
 ) -> list[NDArray[Any]]:
     """The source's outputs; raises UserError where it can't run."""
     try:
@@ -226,7 +217,8 @@ def _expected(
             write_atomic(readable, source.SerializeToString())
             return _outputs(readable, inputs, batch)
     except WorkerError as error:
-        raise UserError(f"{path}: onnxruntime can't run it: {error}") from None
+        why = hint(str(error), parent.inputs) if generated else str(error)
+        raise UserError(f"{path}: onnxruntime can't run it: {why}") from None
 
 
 def _outputs(path: Path, inputs: Arrays, batch: int) -> list[NDArray[Any]]:
@@ -239,14 +231,14 @@ def _compared(ours: list[NDArray[Any]], theirs: list[NDArray[Any]], task: Task) 
     return compare(ours, theirs, task) if same else APART
 
 
-def _too_far(check: Parity, tolerance: float) -> str | None:
-    """How far outputs have moved, where that is further than they may."""
-    if check.largest_difference <= tolerance * max(check.largest_output, 1.0):
-        return None
-    return (
-        f"moved an output by {check.largest_difference:.3g}, more than {tolerance:g} of the largest output "
-        f"{check.largest_output:.3g}"
-    )
+def _too_far(check: Parity, precision: Precision) -> str | None:
+    """How far an output has moved, where that is further than it may, and than numbers about 1 are rounded."""
+    whole = precision in ("fp32", "int8")
+    share, rounding = (TOLERANCE, 2**-23) if whole else (HALF_TOLERANCE, 2**-10)
+    for difference, size in zip(check.differences, check.sizes, strict=True):
+        if difference > max(share * size, rounding):
+            return f"moved an output by {difference:.3g}, more than {share:g} of its largest number {size:.3g}"
+    return None
 
 
 def _state(model: "onnx.ModelProto") -> str:
@@ -255,12 +247,13 @@ def _state(model: "onnx.ModelProto") -> str:
 
 
 def comparison_inputs(artifact: Artifact, pack: EvalPack | None, dims: Mapping[str, int]) -> tuple[Arrays, int]:
-    """Samples on which a rewritten model is compared with its parent, and the batch to run them in."""
-    batch = batch_size(artifact.inputs)
+    """Samples on which a rewritten model is compared with its parent, and the batch to run them in: a small one of a
+    large model."""
+    batch = batch_size(artifact.inputs) or min(BATCH, samples_for(artifact))
     if pack is not None:
-        inputs = pack.calibration_inputs(artifact.inputs, artifact.preprocessing)
-        return {name: values[:SAMPLES] for name, values in inputs.items()}, batch or BATCH
-    return generate(artifact.inputs, batch or BATCH, dims), batch or BATCH
+        samples = samples_of(pack, artifact.inputs, artifact.preprocessing)
+        return samples.spread(SAMPLES).feed(), batch
+    return generate(artifact.inputs, batch, dims), batch
 
 
 def derived(

@@ -195,7 +195,14 @@ class Server:
         return self.runner.profile(*asked, arrays, request["seconds"], request["runs"]), {}
 
     def predict(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        return {}, dict(zip(self.runner.output_names(), self.runner.run(arrays), strict=True))
+        found = dict(zip(self.runner.output_names(), self.runner.run(arrays), strict=True))
+        for name, values in found.items():
+            if isinstance(values, (list, dict)) or np.asarray(values).dtype.hasobject:
+                raise RuntimeError(
+                    f"output '{name}' is text, a sequence or a map, not a tensor of numbers: export without it "
+                    "(skl2onnx: zipmap=False)"
+                )
+        return {}, found
 
     def observe(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         """Runs inputs, and adds what the tensors hold to what `observed` answers; names those that aren't finite."""
