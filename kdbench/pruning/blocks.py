@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.progress import Progress, silent
+from kdbench.pruning.names import within
 from kdbench.pruning.shortcuts import put
 
 PART = 64
@@ -34,7 +35,7 @@ def removable(model: nn.Module, x: Tensor, ignore: Sequence[str] = ()) -> list[s
         hook.remove()
     found = [name for name in names if name in seen and _passes(model.get_submodule(name), *seen[name])]
     inner = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
-    return [name for name in inner if not any(_within(name, kept) or _within(kept, name) for kept in ignore)]
+    return [name for name in inner if not any(within(name, kept) or within(kept, name) for kept in ignore)]
 
 
 def removal_order(model: nn.Module, blocks: Sequence[str], x: Tensor, progress: Progress = silent) -> Iterator[str]:
@@ -90,7 +91,3 @@ def _passes(block: nn.Module, given: tuple[Any, ...], made: Any) -> bool:
         for parameter in silent.parameters():
             parameter.zero_()
         return bool(torch.equal(silent(given[0]), given[0]))
-
-
-def _within(name: str, other: str) -> bool:
-    return name == other or name.startswith(f"{other}.")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line, nearest
 from kdbench.pruning.channels import MISSING, READS, Cuts, light_copy, options, parts, redo, silence, size
+from kdbench.pruning.names import within
 from kdbench.pruning.shortcuts import put
 
 CLOSE = 1e-6
@@ -88,7 +89,7 @@ def follow(model: nn.Module, x: Tensor, ignore: Sequence[str] = ()) -> Graph:
     for found in _groups(model, x):
         if isinstance(found, Group):
             made = [member.layer for member in found.members if member.part not in READS]
-            if any(layer == name or layer.startswith(f"{name}.") for layer in made for name in ignore):
+            if any(within(layer, name) for layer in made for name in ignore):
                 left[found.name] = "it is to be left as it is"
             elif len(found.units) > 1:
                 groups.append(found)
