@@ -111,6 +111,7 @@ def _begun(model: nn.Module, course: Course, started: Trained, checkpoint: Path)
     """A training before its next epoch, and its record: at its start, or where the checkpoint has left it."""
     device, faculty = processes.device(), course.faculty
     model.to(device)
+    processes.share_all(model)
     if faculty:
         faculty.prepare(device, "fp32")
     loss = _losses(model, course).to(device)
