@@ -1,8 +1,10 @@
-"""Networks of a user's own that are built as none of the zoo is: layers that share weights, or are kept in lists."""
+"""Networks of a user's own that are built as none of the zoo is: weights are shared, layers lie in lists."""
 
+import pytest
 import torch
 from torch import nn
 
+from kdbench.pruning import blocks
 from kdbench.pruning.graph import follow
 from kdbench.steps import train
 from kdbench.steps.lesson import Lesson
@@ -58,3 +60,52 @@ def test_the_proof_of_a_group_reaches_layers_in_a_list():
     graph = follow(Listed(), samples(IMAGE))
     assert [group.name for group in graph.groups] == ["second"]
     assert "mixed" in graph.left["first"]
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.width = nn.Linear(8, 8), 8
+
+    def forward(self, x, *, scale=1.0):
+        return x + scale * self.inner(x).relu()
+
+
+class Scaled(Block):
+    def forward(self, x, *, scale):
+        return super().forward(x, scale=scale)
+
+
+class Blocks(nn.Module):
+    def __init__(self, block, run):
+        super().__init__()
+        self.first, self.second, self.run = block(), block(), run
+        self.listed = [self.first]
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+@pytest.mark.parametrize(
+    ("block", "run", "expected"),
+    [
+        (Block, lambda net, x: net.second(net.first(x)), ["first", "second"]),
+        (Block, lambda net, x: net.second(net.first(x), scale=0.5), ["first"]),
+        (Scaled, lambda net, x: net.second(net.first(x, scale=0.5), scale=0.5), []),
+        (Block, lambda net, x: net.second(x=net.first(x)), ["first"]),
+        (Block, lambda net, x: net.second(net.first(x)) / net.first.width, ["second"]),
+        (Block, lambda net, x: net.second(net.listed[0](x)), ["second"]),
+    ],
+    ids=["plainly", "by keyword", "by a required keyword", "by name", "asked for its width", "in a list"],
+)
+def test_blocks_that_the_network_cannot_do_without_stay(block, run, expected):
+    torch.manual_seed(0)
+    assert blocks.removable(Blocks(block, run), samples((8,))) == expected
+
+
+def test_an_encoder_of_torchs_own_keeps_its_layers():
+    """It gives them masks, and looks into the first of them."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    assert blocks.removable(encoder, samples((6, 16))) == []
