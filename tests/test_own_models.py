@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from kdbench.pruning import blocks
+from kdbench.functions import load
+from kdbench.pruning import blocks, structured
 from kdbench.pruning.graph import follow
 from kdbench.steps import train
 from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe
 from kdbench.training import weights
 from tests.conftest import FLAT
-from tests.prunable import IMAGE, samples
+from tests.prunable import IMAGE, asked, samples
 
 TIED = """
 from torch import nn
@@ -39,6 +40,18 @@ def test_a_model_whose_layers_share_weights_is_trained_and_comes_back_so(digits,
     model, trained = weights.model_of(path, tmp_path)
     assert model.second.weight is model.first.weight
     assert trained.history[-1]["loss"] < trained.history[0]["loss"]
+
+
+def test_layers_that_share_weights_are_left_and_still_share_them_when_others_are_pruned(tmp_path):
+    (tmp_path / "mine.py").write_text(TIED)
+    torch.manual_seed(0)
+    model = load(f"{tmp_path}/mine.py:tied", tmp_path, "model")(5)
+    model.stem = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
+    found = structured.prune(model, asked(parameters=0.5), samples((64,)))
+    assert found.model.stem[0].out_features < 32
+    assert found.model.second.weight is found.model.first.weight
+    assert found.left["first"] == "it hangs together with 'first', which shares its weights with another layer"
+    assert found.share == pytest.approx(found.after.parameters / found.before.parameters)
 
 
 class Listed(nn.Module):

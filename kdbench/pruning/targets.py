@@ -27,7 +27,7 @@ class Cost:
     macs: int
     """Multiply-accumulates in convolutions, matrix products, attention and recurrent layers."""
     layers: Mapping[str, tuple[int, int]]
-    """Parameters and MACs of each submodule that has any of its own, by name."""
+    """Parameters and MACs of each submodule that has any of its own, by name; shared ones are the first one's."""
 
 
 def cost(model: nn.Module, x: Tensor) -> Cost:
@@ -44,9 +44,13 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
     finally:
         for hook in hooks:
             hook.remove()
-    layers = {}
+    layers, owners = {}, dict[nn.Parameter, str]()
     for module, name in names.items():
-        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        own = sum(
+            parameter.numel()
+            for parameter in module.parameters(recurse=False)
+            if owners.setdefault(parameter, name) == name
+        )
         if own or counter.macs[name]:
             layers[name] = (own, counter.macs[name])
     parameters = sum(parameter.numel() for parameter in model.parameters())
