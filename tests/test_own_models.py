@@ -7,6 +7,7 @@ from torch import nn
 from kdbench.functions import load
 from kdbench.pruning import blocks, structured
 from kdbench.pruning.graph import follow
+from kdbench.pruning.targets import cost
 from kdbench.steps import train
 from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe
@@ -122,3 +123,38 @@ def test_an_encoder_of_torchs_own_keeps_its_layers():
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     assert blocks.removable(encoder, samples((6, 16))) == []
+
+
+class Does(nn.Module):
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, x):
+        return self.what(x, x.mT)
+
+
+PRODUCTS = (
+    lambda a, b: a.bmm(b),
+    lambda a, b: a[0].mm(b[0]),
+    lambda a, b: torch.addmm(torch.zeros(6), a[0], mat2=b[0]),
+    lambda a, b: torch.addmm(torch.zeros(6), mat1=a[0], mat2=b[0]),
+    lambda a, b: torch.baddbmm(torch.zeros(6), a, b),
+    lambda a, b: torch.baddbmm(torch.zeros(6), batch1=a, batch2=b),
+    lambda a, b: torch.zeros(6).addmm(a[0], b[0]),
+    lambda a, b: torch.zeros(6).baddbmm(a, b),
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "macs"),
+    [
+        *((Does(product), (6, 4), 6 * 4 * 6) for product in PRODUCTS),
+        (nn.LSTMCell(4, 8), (4,), (4 + 8) * 4 * 8),
+        (nn.GRUCell(4, 8), (4,), (4 + 8) * 3 * 8),
+        (nn.RNNCell(4, 8), (4,), (4 + 8) * 8),
+        (nn.RNNCell(4, 8, nonlinearity="relu"), (4,), (4 + 8) * 8),
+    ],
+)
+def test_macs_count_whatever_multiplies_matrices(model, shape, macs):
+    assert cost(model, torch.randn(2, *shape)).macs == macs
