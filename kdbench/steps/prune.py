@@ -23,7 +23,7 @@ from kdbench.machine import versions
 from kdbench.progress import Progress, silent
 from kdbench.pruning import structured
 from kdbench.pruning.importance import Gradients
-from kdbench.pruning.sparse import penalty
+from kdbench.pruning.sparse import check_drawn, penalty
 from kdbench.pruning.targets import Cost
 from kdbench.records import Prune, Recipe, Task, TensorSpec, Training
 from kdbench.steps.export import samples_of
@@ -113,6 +113,8 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
     student = initial(recipe.student, dataset, recipe.seed, "student", recipe.folder)
     x = torch.from_numpy(apply(dataset.x_train[: structured.PROOF], dataset.preprocessing))
     structured.check(student, recipe.prune, x)
+    if recipe.prune.sparse:
+        check_drawn(student, recipe.prune.sparse, x, "prune.sparse")
     for training in (fine_tuning(recipe), sparse_training(recipe)):
         if training:
             terms(recipe.distill.losses, recipe.distill.temperature, recipe.folder, training.epochs)

@@ -17,6 +17,7 @@ from kdbench.errors import UserError
 from kdbench.losses.weighted import terms
 from kdbench.progress import unsaid
 from kdbench.pruning import structured
+from kdbench.pruning.sparse import check_drawn
 from kdbench.pruning.targets import Cost, cost
 from kdbench.records import Preprocessing, PruneSection, Pruning, Recipe, SpiralSection, Training
 from kdbench.steps import prune
@@ -55,6 +56,8 @@ def check(recipe: Recipe, dataset: Dataset, teachers: Sequence[Candidate]) -> No
         structured.check(model, _options(section, by, goal), x)
     except UserError as error:
         raise UserError(re.sub(r"^prune\.\w+", f"spiral.{what}", str(error))) from None
+    if section.sparse:
+        check_drawn(model, section.sparse, x, "spiral.sparse")
     for training in (turn_training(recipe), section.final, sparse_training(recipe)):
         if training:
             terms(recipe.distill.losses, recipe.distill.temperature, recipe.folder, training.epochs)
