@@ -6,6 +6,7 @@ from kdbench.errors import UserError
 from kdbench.pipeline import spiral as spirals
 from kdbench.store import load_recipe
 from tests.conftest import FLAT
+from tests.test_training import StopError
 
 CODE = """
 import torch
@@ -63,3 +64,20 @@ def test_a_spiral_by_macs_that_nobody_can_count_is_refused_and_one_by_parameters
     record = spiral(own, **{"spiral.parameters": "0.7"})
     assert (record.limit, record.best, record.macs) == ("target", "spiral-1", None)
     assert record.remarks[0].startswith("the target is reached; ended with spiral-1: 1.")
+
+
+def test_turns_that_the_recipe_no_longer_asks_for_are_made_again(own, monkeypatch):
+    """Where the teacher itself is the first model, nothing else is made anew by what it says and how it is heard."""
+
+    def begun(*_):
+        raise StopError
+
+    by = {"spiral.parameters": "0.7"}
+    known = spiral(own, **by)
+    monkeypatch.setattr(spirals, "one_turn", begun)
+    assert spiral(own, **by) == known
+    with pytest.raises(StopError):
+        spiral(own, **by, **{"teacher.weight": "2.0"})
+    (own / "loss.py").write_text(LOSS.format(factor=2.0))
+    with pytest.raises(StopError):
+        spiral(own, **by)

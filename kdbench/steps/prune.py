@@ -90,15 +90,16 @@ def prune(
         found = structured.prune(model, options, x, gradients=judged, measure=measure, seed=seed, progress=progress)
     kept = {
         "changes": (*trained.changes, *found.changes),
-        "fingerprint": mark(source, options, seed),
+        "fingerprint": mark(source, options, seed, samples),
     }
     weights.save(out, found.model.state_dict(), trained.model_copy(update=kept))
     return Narrowed(out, found.before, found.after, options.target[0], found.share, found.left)
 
 
-def mark(source: Path, options: Prune, seed: int) -> str:
-    """The fingerprint of what `prune` makes of a weights file."""
+def mark(source: Path, options: Prune, seed: int, samples: Samples) -> str:
+    """The fingerprint of what `prune` makes of a weights file, judged on samples."""
     facts = {"step": "prune", "source": sha256(source.read_bytes()), "seed": seed, "kdbench": __version__}
+    facts |= {"x": sha256(samples.x.tobytes()), "y": None if samples.y is None else sha256(samples.y.tobytes())}
     asked = options.model_dump(include=set(Prune.model_fields))
     return fingerprint(**facts, options=asked, versions=versions(("torch", "torch-pruning")))
 

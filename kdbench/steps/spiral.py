@@ -135,8 +135,8 @@ def narrowed(
         unheard = replace(lesson, recipe=recipe, say=unsaid)  # what there is to say is said when it is taught again
         source = refine(run, sparse, source, teachers, unheard, training=training, penalty=penalty, facts=facts)
     out = run.weights(f"{rung}-start")
-    if not weights.load_matching(out, prune.mark(source, options, recipe.seed)):
-        samples = prune.training_samples(recipe, dataset)
+    samples = prune.training_samples(recipe, dataset)
+    if not weights.load_matching(out, prune.mark(source, options, recipe.seed, samples)):
         prune.prune(source, out, options, samples, recipe.folder, seed=recipe.seed, progress=lesson.progress)
     return out
 
