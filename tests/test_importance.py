@@ -1,5 +1,7 @@
 """Which channels go first, and what draws them towards zero before."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError
 from kdbench.pruning.graph import follow
 from kdbench.pruning.importance import unit_scores
-from kdbench.pruning.sparse import penalty
+from kdbench.pruning.sparse import check_drawn, penalty
 from kdbench.records import Sparse
 from kdbench.steps import prune as steps
 from kdbench.training import weights
@@ -146,6 +148,27 @@ def test_growing_regularisation_grows_for_the_least_important():
     growth = gradients_of(loss, model)["0.weight"] / model[0].weight.detach()
     assert growth[scores.argmax()].mean() == pytest.approx(0.01, rel=1e-4)
     assert growth[scores.argmin()].mean() == pytest.approx(0.04, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("inner", "kind", "message"),
+    [
+        (nn.ReLU(), "batch_norm", "sparse.kind: this network has no batch norms: take group"),
+        (nn.BatchNorm1d(16, affine=False), "batch_norm", "sparse.kind: this network has no batch norms: take group"),
+        (nn.LayerNorm(16), "group", "sparse.kind: this network has no channels that can be taken out: take l1"),
+        (nn.LayerNorm(16), "growing", "sparse.kind: this network has no channels that can be taken out: take l1"),
+        (nn.BatchNorm1d(16), "batch_norm", None),
+        (nn.ReLU(), "group", None),
+        (nn.ReLU(), "growing", None),
+        (nn.LayerNorm(16), "l1", None),
+    ],
+)
+def test_a_loss_that_would_draw_nothing_is_refused(inner, kind, message):
+    model = nn.Sequential(nn.Linear(20, 16), inner, nn.Linear(16, 5)).requires_grad_(False)
+    refused = pytest.raises(UserError) if message else nullcontext()
+    with refused as error:
+        check_drawn(model, Sparse(kind=kind, epochs=1), samples(ROW), "sparse")
+    assert not message or str(error.value) == message
 
 
 def test_padding_shortcuts_do_not_keep_their_stage_from_being_drawn():

@@ -244,6 +244,20 @@ def test_what_is_zero_once_stays_so(tmp_path, digits, method, scope):
         assert all((before[name] <= after[name]).all() for name in before)
 
 
+def test_gradients_in_evaluation_mode_are_taken_without_cudnn(tmp_path, digits):
+    """Its recurrent layers go back in training mode alone."""
+    network = build("mlp", {"widths": [16]}, digits.x_train.shape[1:], 10)
+    calls = set()
+    network.register_forward_pre_hook(
+        lambda module, _: calls.add((module.training, torch.is_grad_enabled(), torch.backends.cudnn.enabled))
+    )
+    learnt = terms({"cross_entropy": Loss()}, 1.0, tmp_path, 1)
+    chosen = Masks(SparsifySection(method="gradient", sparsity=0.6))
+    course = Course(digits, Training(epochs=1, learning_rate=0.05), learnt, masks=chosen)
+    fit(network, course, begun(digits, network), tmp_path / "checkpoint.safetensors")
+    assert {call for call in calls if call[1]} == {(False, True, False), (True, True, True)}
+
+
 def test_what_was_masked_goes_before_what_happens_to_be_zero():
     model = nn.Sequential(nn.Linear(4, 4))
     nn.init.zeros_(model[0].weight)

@@ -94,13 +94,15 @@ import os
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from kdbench import data
 from kdbench.errors import UserError
 from kdbench.steps import teach, train
 from kdbench.steps.lesson import Lesson
 from kdbench.store import RunFolder, load_recipe
-from kdbench.training.processes import agreed, joined, rank
+from kdbench.training.processes import agreed, joined, rank, sum_gradients
+from tests import test_features
 from tests.conftest import TINY
 from tests.test_features import fitted
 from tests.test_training import StopError, stop_at
@@ -128,6 +130,25 @@ def tired(x):
     return torch.zeros(len(x), 3)
 
 
+def summed():
+    # Each process has skipped a layer of its own, and both of them the last.
+    layers = [nn.Linear(1, 1, bias=False), nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False)]
+    layers[rank()](torch.ones(1, rank() + 1)).sum().backward()
+    weights = [layer.weight for layer in layers]
+    sum_gradients(weights, 0.5)
+    return [None if weight.grad is None else weight.grad.tolist() for weight in weights]
+
+
+def drawn():
+    # A network that each process draws by itself.
+    model = small()
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.add_(rank())
+    made.append(model)
+    return model
+
+
 def said(work):
     try:
         work()
@@ -142,6 +163,11 @@ def taught(folder, teacher, answers=None):
 
 
 with joined():
+    found["summed"] = summed()
+    small, made, test_features.network = test_features.network, [], drawn
+    fitted(Path(), lambda x: torch.zeros(len(x), 3))
+    found["drawn"] = [tensor.tolist() for tensor in made[0].state_dict().values()]
+    test_features.network = small
     dataset = data.load(recipe.data)
     whole = student("whole", recipe)
     try:
@@ -169,6 +195,7 @@ def test_processes_stop_go_on_and_fail_together(tmp_path):
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
+    assert first["summed"] == [[[0.5]], [[0.5, 0.5]], None]
     assert first["stopped"]
     assert first["same"]
     assert first["agreed"] == "process 1 of 2: data.options.path: no such file"

@@ -86,6 +86,12 @@ def test_a_recipe_that_cannot_be_pruned_so_is_refused_before_any_training(tmp_pa
         assert not list(tmp_path.glob("run/*.safetensors"))
 
 
+def test_sparse_learning_that_would_draw_nothing_is_refused_before_any_training(dataset):
+    recipe = load_recipe("digits", PRUNE | {"prune.sparse": '{ kind = "batch_norm", epochs = 1 }'})
+    with pytest.raises(UserError, match=r"^prune\.sparse\.kind: this network has no batch norms: take group$"):
+        prune.check(recipe, dataset)
+
+
 @pytest.fixture(scope="module")
 def padded(dataset, tmp_path_factory):
     """A trained student whose shortcuts pad, its teacher, and their recipe."""

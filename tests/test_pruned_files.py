@@ -1,15 +1,21 @@
 """Pruned weights files: what they remember, and which histories are refused."""
 
+import numpy as np
 import pytest
 import torch
 
+from kdbench.data.dataset import Dataset
 from kdbench.errors import UserError
 from kdbench.pruning.changes import Change
+from kdbench.records import Preprocessing
 from kdbench.steps import prune as steps
+from kdbench.steps import spiral
 from kdbench.steps.export import export
+from kdbench.steps.lesson import Lesson
 from kdbench.steps.prune import Samples
+from kdbench.store import RunFolder, load_recipe
 from kdbench.training import weights
-from tests.prunable import IMAGE, SMALL, asked, samples, saved, small
+from tests.prunable import IMAGE, ROW, SMALL, asked, samples, saved, small
 
 
 def test_a_pruned_padding_shortcut_stays_constant_and_is_kept_in_the_file(tmp_path):
@@ -43,6 +49,20 @@ def test_a_file_is_pruned_again_and_keeps_both_changes(tmp_path):
     assert third.before.parameters == second.after.parameters
     assert third.after.parameters < 0.5 * second.before.parameters
     assert (tmp_path / "2.safetensors").stat().st_size < (tmp_path / "1.safetensors").stat().st_size
+
+
+def test_a_turn_is_pruned_anew_where_it_is_judged_on_other_samples(tmp_path):
+    source = saved(tmp_path / "whole.safetensors", "mlp", small("mlp"))
+    fields = {"spiral.parameters": "0.5", "spiral.importance": "taylor", "spiral.round_to": "2"}
+
+    def pruned(labels, seed):
+        x, y = samples(ROW, 16, seed).numpy(), np.roll(np.arange(16) % 5, labels)
+        lesson = Lesson(load_recipe("digits", fields), Dataset(x, y, x, y, tuple("abcde"), Preprocessing()), "")
+        path = spiral.narrowed(RunFolder(tmp_path), "spiral-1", "", source, 0.8, {}, lesson)
+        return weights.record(path).changes
+
+    assert pruned(0, seed=0) != pruned(0, seed=1)
+    assert pruned(0, seed=0) != pruned(1, seed=0)
 
 
 @pytest.mark.parametrize(

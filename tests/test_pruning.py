@@ -9,7 +9,7 @@ from kdbench.models import build
 from kdbench.pruning import blocks, channels, shortcuts, structured
 from kdbench.pruning.changes import Change, replay
 from kdbench.pruning.graph import follow
-from kdbench.pruning.targets import cost, least
+from kdbench.pruning.targets import MEASUREMENTS, cost, least
 from kdbench.records import Prune, parse
 from kdbench.steps import prune as steps
 from kdbench.steps.prune import Samples
@@ -254,6 +254,22 @@ def test_a_measured_latency_is_reached_with_few_measurements():
     assert found.share == measured[1:][[m / measured[0] for m in measured[1:]].index(found.share)] / measured[0]
     assert 0.5 < found.share <= 0.6
     assert len(measured) <= 9
+
+
+def test_for_blocks_and_channels_no_more_is_measured_than_was_said():
+    model, x = small("resnet"), samples(IMAGE)
+    whole, said = cost(model, x).macs, []
+
+    def slow(network):
+        return 1.0 + cost(network, x).macs / whole
+
+    def progress(label, done, total):
+        said.extend([(done, total)] if label == "measure latency" else [])
+
+    structured.prune(model, Prune(latency=0.8, round_to=2, blocks=True), x, measure=slow, progress=progress)
+    assert len(said) > 1 + MEASUREMENTS  # more than one search may take
+    assert said == [(place, 2 * (1 + MEASUREMENTS)) for place in range(len(said))]
+    assert len(said) <= 2 * (1 + MEASUREMENTS)
 
 
 @pytest.mark.parametrize("target", range(1, 21))

@@ -357,6 +357,10 @@ def test_the_teacher_itself_can_be_the_first_model(tmp_path, monkeypatch):
         ({"spiral.smallest_step": "0.5"}, "'spiral.smallest_step' should be no larger than step, 0.4"),
         ({"spiral.backend": "cpv", "spiral.parameters": None, "spiral.latency": "0.5"}, "unknown backend 'cpv'"),
         ({"spiral.ignore": '["stages.7"]'}, "no submodule 'stages.7'"),
+        (
+            {"spiral.sparse": '{ kind = "batch_norm", epochs = 1 }'},
+            "spiral.sparse.kind: this network has no batch norms: take group",
+        ),
         ({"distill.mode": "mutual"}, "spiral: its turns learn from teachers that are trained already"),
     ],
 )

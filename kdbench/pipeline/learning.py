@@ -205,8 +205,9 @@ def pruned(ground: Ground, student: Path, teachers: dict[str, Path]) -> Path:
     narrowed = folder.weights(f"{PRUNED}-start")
 
     def narrow() -> None:
-        if is_main() and not weights.load_matching(narrowed, prune.mark(student, options, recipe.seed)):
-            samples = prune.training_samples(recipe, dataset)
+        samples = prune.training_samples(recipe, dataset)
+        mark = prune.mark(student, options, recipe.seed, samples)
+        if is_main() and not weights.load_matching(narrowed, mark):
             with folder.timed(PRUNED, "pruning"):
                 prune.prune(
                     student, narrowed, options, samples, recipe.folder, seed=recipe.seed, progress=ground.progress

@@ -163,6 +163,7 @@ def _journal(walk: Walk) -> SpiralRecord:
 def _fingerprint(walk: Walk) -> str:
     """Of everything that decides on what a turn gives."""
     from kdbench.steps.teach import digest
+    from kdbench.steps.train import loss_files
 
     ground, recipe = walk.ground, walk.ground.recipe
     held_out = walk.held_out
@@ -170,6 +171,7 @@ def _fingerprint(walk: Walk) -> str:
     return fingerprint(
         spiral=walk.section.model_dump(exclude={"turns", "final", "smallest_step"}),
         distill=recipe.distill.model_dump(),
+        loss_files=loss_files(recipe.distill, recipe),
         training=recipe.student.training.model_dump(),
         augment=recipe.data.augment.model_dump(),
         bench=recipe.bench.options,
@@ -179,6 +181,7 @@ def _fingerprint(walk: Walk) -> str:
         held_out=sha256(held_out.x_test.tobytes()),
         first=sha256_of_file(walk.first.weights),
         teachers=[digest(path) for path in walk.teachers.values()],
+        voices=[teacher.weight for teacher in recipe.teachers],
         kdbench=__version__,
         versions=versions(("torch", "numpy", "onnxruntime", "torch-pruning")),
     )

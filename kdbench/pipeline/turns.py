@@ -79,7 +79,10 @@ class Walk:
 
 
 def begun(ground: Ground) -> Walk:
-    """The first model, trained where that is to be done, exported and judged."""
+    """The first model, trained where that is to be done, exported and judged.
+
+    Raises UserError where the spiral goes by its MACs, and they can't be counted.
+    """
     folder, recipe, dataset = ground.folder, ground.recipe, ground.dataset
     section = recipe.spiral
     assert section is not None
@@ -93,6 +96,12 @@ def begun(ground: Ground) -> Walk:
         ((name, weights),) = teachers.items()
         artifact = artifacts[name]
     assert artifact is not None
+    by = section.target[0] if section.target else "macs"
+    if by == "macs" and artifact.macs is None:
+        raise UserError(
+            f"spiral.macs: the multiply-accumulates of {folder.onnx(artifact.rung)} can't be counted: take parameters, "
+            "size or latency"
+        )
     held_out = EvalPack(
         "held-out samples",
         dataset.x_held_out,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.progress import Progress, silent
+from kdbench.pruning.names import within
 from kdbench.pruning.shortcuts import put
 
 PART = 64
@@ -17,14 +18,16 @@ PART = 64
 def removable(model: nn.Module, x: Tensor, ignore: Sequence[str] = ()) -> list[str]:
     """Residual blocks with an identity as shortcut, by name: with all weights at 0 they give back what they are given.
 
-    Of nested ones the innermost; those in or around submodules named in `ignore` stay. `x` are samples [N, …].
+    Of nested ones the innermost; those in or around submodules named in `ignore` stay, and those that the network
+    can't do without: it gives them more than a tensor, or asks for what they hold. `x` are samples [N, …].
     """
     model = deepcopy(model).eval()
     seen: dict[str, tuple[tuple[Any, ...], Any]] = {}
     names = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
     hooks = [
         model.get_submodule(name).register_forward_hook(
-            lambda module, given, made, name=name: seen.update({name: (given, made)})
+            lambda module, given, named, made, name=name: seen.update({name: (() if named else given, made)}),
+            with_kwargs=True,
         )
         for name in names
     ]
@@ -34,7 +37,8 @@ def removable(model: nn.Module, x: Tensor, ignore: Sequence[str] = ()) -> list[s
         hook.remove()
     found = [name for name in names if name in seen and _passes(model.get_submodule(name), *seen[name])]
     inner = [name for name in found if not any(other.startswith(f"{name}.") for other in found)]
-    return [name for name in inner if not any(_within(name, kept) or _within(kept, name) for kept in ignore)]
+    asked = [name for name in inner if not any(within(name, kept) or within(kept, name) for kept in ignore)]
+    return [name for name in asked if _dispensable(model, name, x)]
 
 
 def removal_order(model: nn.Module, blocks: Sequence[str], x: Tensor, progress: Progress = silent) -> Iterator[str]:
@@ -79,6 +83,21 @@ def redo(model: nn.Module, example: Tensor, options: Mapping[str, Any]) -> None:
         put(model, name, nn.Identity())
 
 
+def _dispensable(model: nn.Module, name: str, x: Tensor) -> bool:
+    """Whether the network runs without a block, and comes by its place."""
+    block, skipped, calls = model.get_submodule(name), nn.Identity(), list[Any]()
+    skipped.register_forward_hook(lambda *call: calls.append(call))
+    put(model, name, skipped)
+    try:
+        with torch.no_grad():
+            model(x)
+    except Exception:  # whatever is raised where something is asked of the block that no other module has
+        return False
+    finally:
+        put(model, name, block)
+    return bool(calls)
+
+
 def _passes(block: nn.Module, given: tuple[Any, ...], made: Any) -> bool:
     """Whether a block gives back the one tensor that it is given where its weights are 0."""
     if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(made, Tensor):
@@ -90,7 +109,3 @@ def _passes(block: nn.Module, given: tuple[Any, ...], made: Any) -> bool:
         for parameter in silent.parameters():
             parameter.zero_()
         return bool(torch.equal(silent(given[0]), given[0]))
-
-
-def _within(name: str, other: str) -> bool:
-    return name == other or name.startswith(f"{other}.")

@@ -1,7 +1,9 @@
 """Channels that are taken out of layers: which ones of which layer, kept as runs of indices, and the taking out."""
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -87,18 +89,7 @@ def silence(model: nn.Module, cuts: Cuts) -> None:
 
 def light_copy(model: nn.Module) -> nn.Module:
     """A network of its own structure, with the same tensors: whoever changes one has to put a new one in its place."""
-    made: dict[int, nn.Module] = {}
-
-    def copied(module: nn.Module) -> nn.Module:
-        if id(module) not in made:
-            new = made[id(module)] = module.__class__.__new__(module.__class__)
-            new.__dict__ = dict(module.__dict__)
-            for name in ("_parameters", "_buffers"):
-                new.__dict__[name] = dict(module.__dict__[name])
-            new.__dict__["_modules"] = {name: part and copied(part) for name, part in module._modules.items()}
-        return made[id(module)]
-
-    return copied(model)
+    return deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
 
 
 def options(cuts: Cuts, heads: Mapping[str, int]) -> dict[str, Any]:

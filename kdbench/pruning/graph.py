@@ -7,6 +7,7 @@ group of channels is proven: without them the network has to compute what it com
 
 import random
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from kdbench.errors import UserError, first_line, nearest
 from kdbench.pruning.channels import MISSING, READS, Cuts, light_copy, options, parts, redo, silence, size
+from kdbench.pruning.names import within
 from kdbench.pruning.shortcuts import put
 
 CLOSE = 1e-6
@@ -88,7 +90,7 @@ def follow(model: nn.Module, x: Tensor, ignore: Sequence[str] = ()) -> Graph:
     for found in _groups(model, x):
         if isinstance(found, Group):
             made = [member.layer for member in found.members if member.part not in READS]
-            if any(layer == name or layer.startswith(f"{name}.") for layer in made for name in ignore):
+            if any(within(layer, name) for layer in made for name in ignore):
                 left[found.name] = "it is to be left as it is"
             elif len(found.units) > 1:
                 groups.append(found)
@@ -230,6 +232,7 @@ def _groups(model: nn.Module, x: Tensor) -> list[Group | tuple[str, str]]:
     names = {module: name for name, module in traced.named_modules()}
     tensors = {parameter: name for name, parameter in traced.named_parameters()}
     known = {function: part for part, function in parts().items()}
+    users = Counter(parameter for module in names for parameter in module.parameters(recurse=False))
     found: list[Group | tuple[str, str]] = []
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")
@@ -258,12 +261,17 @@ def _groups(model: nn.Module, x: Tensor) -> list[Group | tuple[str, str]]:
     for item in items:
         ends = any(entry.dep.target.module is output and known.get(entry.dep.handler) not in READS for entry in item)
         if not ends:
-            found.append(_group(names[item[0].dep.target.module], item, names, tensors, known))
+            found.append(_group(names[item[0].dep.target.module], item, names, tensors, known, users))
     return found
 
 
 def _group(
-    root: str, item: Any, names: Mapping[Any, str], tensors: Mapping[Any, str], known: Mapping[Any, str]
+    root: str,
+    item: Any,
+    names: Mapping[Any, str],
+    tensors: Mapping[Any, str],
+    known: Mapping[Any, str],
+    users: Mapping[nn.Parameter, int],
 ) -> Group | tuple[str, str]:
     members, modules = [], {name: module for module, name in names.items()}
     for entry in item:
@@ -274,6 +282,8 @@ def _group(
             continue  # an operation without weights
         if part == "prelu" and module.num_parameters == 1:
             continue  # one slope for all
+        if any(users[parameter] > 1 for parameter in module.parameters(recurse=False)):
+            return root, f"it hangs together with '{names[module]}', which shares its weights with another layer"
         if part is None or getattr(module, "transposed", False):
             kind = type(module).__name__
             return root, f"it hangs together with '{names[module]}', a {kind}, whose channels can't be taken out"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, nearest
+from kdbench.pruning.names import places, within
 from kdbench.pruning.shortcuts import put
 from kdbench.pruning.targets import cost
 from kdbench.records import Factorise
@@ -157,9 +158,8 @@ def candidates(
     }
     for option, names in (("layers", layers), ("ignore", ignore)):
         for name in names:
-            if not any(_within(layer, name) for layer in held):
-                places = {".".join(layer.split(".")[:n]) for layer in held for n in range(1, layer.count(".") + 2)}
-                raise UserError(f"{field}.{option}: no layer '{name}': {nearest(name, places)}")
+            if not any(within(layer, name) for layer in held):
+                raise UserError(f"{field}.{option}: no layer '{name}': {nearest(name, places(held))}")
     users: dict[int, int] = {}
     for module in held.values():
         for parameter in module.parameters(recurse=False):
@@ -169,9 +169,9 @@ def candidates(
         parent = modules[name.rpartition(".")[0]]
         if not name:
             left["model"] = "is the whole of it"
-        elif any(_within(name, layer) for layer in ignore):
+        elif any(within(name, layer) for layer in ignore):
             left[name] = f"named in {field}.ignore"
-        elif layers and not any(_within(name, layer) for layer in layers):
+        elif layers and not any(within(name, layer) for layer in layers):
             left[name] = f"not named in {field}.layers"
         elif type(module) not in FACTORED:
             left[name] = f"{type(module).__name__} is not factorised"
@@ -273,10 +273,6 @@ def _energy(layers: Sequence[Layer], total: int, share: float, field: str) -> fl
 def _most(layer: Layer) -> int:
     """The highest rank that is cheaper than the layer; 0 where none is."""
     return max((rank for rank in range(1, len(layer.kept) + 1) if layer.cheaper(rank)), default=0)
-
-
-def _within(name: str, layer: str) -> bool:
-    return name == layer or name.startswith(f"{layer}.")
 
 
 def _reasons(left: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdbench.errors import UserError, nearest, pick
+from kdbench.pruning.names import places, within
 from kdbench.records import Sparsify, SparsifySection
 
 Weights = Mapping[str, Tensor]
@@ -167,13 +168,13 @@ def maskable(
                 tables |= {name} if isinstance(module, TABLES) else set()
     for option, names in (("layers", layers), ("ignore", ignore)):
         for name in names:
-            if not any(_within(weight, name) for weight in found):
-                raise UserError(f"{field}.{option}: no weights to mask in '{name}': {nearest(name, _places(found))}")
+            if not any(within(weight, name) for weight in found):
+                raise UserError(f"{field}.{option}: no weights to mask in '{name}': {nearest(name, places(found))}")
     chosen = {
         name: parameter
         for name, parameter in found.items()
-        if (any(_within(name, layer) for layer in layers) if layers else name not in tables)
-        and not any(_within(name, layer) for layer in ignore)
+        if (any(within(name, layer) for layer in layers) if layers else name not in tables)
+        and not any(within(name, layer) for layer in ignore)
     }
     if not chosen:
         raise UserError(f"{field}.layers: there are no weights to mask: name some of {', '.join(sorted(found))}")
@@ -234,13 +235,3 @@ def _highest_threshold(weights: Weights) -> str:
     """What to do about a threshold that leaves nothing of a layer."""
     most = 0.999 * min(float(weight.detach().abs().max()) for weight in weights.values())  # rounding won't exceed it
     return f"at {most:.4g} something is left of each layer; or name it in ignore"
-
-
-def _within(weight: str, layer: str) -> bool:
-    return weight == layer or weight.startswith(f"{layer}.")
-
-
-def _places(weights: Mapping[str, object]) -> set[str]:
-    """The weights and all submodules that they lie in."""
-    parts = [name.split(".") for name in weights]
-    return {".".join(part[:length]) for part in parts for length in range(1, len(part) + 1)}

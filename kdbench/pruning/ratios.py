@@ -7,6 +7,7 @@ from torch import nn
 from kdbench.errors import UserError, nearest
 from kdbench.pruning.graph import Graph
 from kdbench.pruning.importance import MAKES
+from kdbench.pruning.names import within
 
 
 def by_group(model: nn.Module, graph: Graph, ratios: Mapping[str, float]) -> dict[str, float]:
@@ -36,15 +37,11 @@ def by_group(model: nn.Module, graph: Graph, ratios: Mapping[str, float]) -> dic
             found[group.name] = ratios[asked[0]]
     for name in ratios:
         if name not in used:
-            why = next((why for layer, why in graph.left.items() if _within(layer, name)), "")
+            why = next((why for layer, why in graph.left.items() if within(layer, name)), "")
             raise UserError(f"prune.ratios: '{name}' has no channels that can go{why and f': {why}'}: leave it out")
     return found
 
 
 def _around(layer: str, ratios: Mapping[str, float]) -> list[str]:
     """The names that a layer lies within, the longest first."""
-    return sorted((name for name in ratios if _within(layer, name)), key=len, reverse=True)
-
-
-def _within(layer: str, name: str) -> bool:
-    return layer == name or layer.startswith(f"{name}.")
+    return sorted((name for name in ratios if within(layer, name)), key=len, reverse=True)

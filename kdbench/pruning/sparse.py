@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from kdbench.errors import pick
+from kdbench.errors import UserError, pick
 from kdbench.pruning import shortcuts
 from kdbench.pruning.channels import rows
 from kdbench.pruning.graph import Group, follow
@@ -30,6 +30,14 @@ def penalty(model: nn.Module, options: Sparse, x: Tensor) -> Callable[[nn.Module
         shortcuts.redo(followed, x, {"layers": shortcuts.rewritable(followed)})
         groups = follow(followed, x).groups
     return partial(_strong, pick(SPARSE, options.kind, "kind of sparse learning"), groups, options.strength)
+
+
+def check_drawn(model: nn.Module, options: Sparse, x: Tensor, field: str) -> None:
+    """Raises UserError, which names `field`, where the loss draws nothing in networks like `model`."""
+    trained = deepcopy(model).requires_grad_(True)
+    if not penalty(trained, options, x)(trained, 0).requires_grad:
+        missing, other = ABSENT[options.kind]
+        raise UserError(f"{field}.kind: this network has {missing}: take {other}")
 
 
 def _strong(
@@ -89,3 +97,10 @@ SPARSE: dict[str, Callable[[nn.Module, Sequence[Group], int], Tensor]] = {
     "group": partial(grouped, growing=False),
     "growing": partial(grouped, growing=True),
 }
+
+ABSENT = {
+    "batch_norm": ("no batch norms", "group"),
+    "group": ("no channels that can be taken out", "l1"),
+    "growing": ("no channels that can be taken out", "l1"),
+}
+"""What a network lacks in which a loss finds nothing, and another that finds something: l1 always does."""

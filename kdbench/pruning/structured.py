@@ -69,7 +69,7 @@ def prune(
         return Pruned(whole, tuple(made), before, cost(whole, x), share, left)
     what, target = options.target
     left = {}
-    price = _price(what, x, measure, progress)
+    price = _price(what, x, measure, progress, 1 + options.blocks)
     share_of = partial(_share, price, price(whole))
     made = []
     current, share = whole, 1.0
@@ -106,7 +106,9 @@ def check(model: nn.Module, options: Prune, x: Tensor, measure: Measure | None =
         raise _unreachable(options, graph, closest)
 
 
-def _price(what: str, x: Tensor, measure: Measure | None, progress: Progress) -> Callable[[nn.Module], float]:
+def _price(
+    what: str, x: Tensor, measure: Measure | None, progress: Progress, searches: int = 1
+) -> Callable[[nn.Module], float]:
     if what != "latency":
         return lambda model: float(getattr(cost(model, x), what))
     if measure is None:
@@ -115,7 +117,7 @@ def _price(what: str, x: Tensor, measure: Measure | None, progress: Progress) ->
 
     def seconds(model: nn.Module) -> float:
         nonlocal taken
-        progress("measure latency", taken, MEASUREMENTS)
+        progress("measure latency", taken, searches * (1 + MEASUREMENTS))  # one of the whole, or of a block less
         taken += 1
         return measure(model)
 

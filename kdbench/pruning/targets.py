@@ -27,7 +27,7 @@ class Cost:
     macs: int
     """Multiply-accumulates in convolutions, matrix products, attention and recurrent layers."""
     layers: Mapping[str, tuple[int, int]]
-    """Parameters and MACs of each submodule that has any of its own, by name."""
+    """Parameters and MACs of each submodule that has any of its own, by name; shared ones are the first one's."""
 
 
 def cost(model: nn.Module, x: Tensor) -> Cost:
@@ -44,9 +44,13 @@ def cost(model: nn.Module, x: Tensor) -> Cost:
     finally:
         for hook in hooks:
             hook.remove()
-    layers = {}
+    layers, owners = {}, dict[nn.Parameter, str]()
     for module, name in names.items():
-        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        own = sum(
+            parameter.numel()
+            for parameter in module.parameters(recurse=False)
+            if owners.setdefault(parameter, name) == name
+        )
         if own or counter.macs[name]:
             layers[name] = (own, counter.macs[name])
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -78,6 +82,14 @@ def _product(made: Tensor, input: Tensor, *_: Any, **__: Any) -> int:
     return made.numel() * input.shape[-1]
 
 
+def _added(made: Tensor, input: Tensor, mat1: Tensor, *_: Any, **__: Any) -> int:
+    return _product(made, mat1)
+
+
+def _added_batch(made: Tensor, input: Tensor, batch1: Tensor, *_: Any, **__: Any) -> int:
+    return _product(made, batch1)
+
+
 def _convolution(made: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
     return made.numel() * weight[0].numel()
 
@@ -101,13 +113,23 @@ def _recurrent(made: Any, input: Tensor, hx: Any, params: Sequence[Tensor], *_: 
     return input[..., 0].numel() * sum(weight.numel() for weight in params if weight.ndim > 1)
 
 
+def _cell(made: Any, input: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) -> int:
+    return input[..., 0].numel() * (w_ih.numel() + w_hh.numel())
+
+
 MACS: dict[Any, Callable[..., int]] = {
     functional.linear: _product,
     torch.matmul: _product,
     torch.bmm: _product,
     torch.mm: _product,
+    torch.addmm: _added,
+    torch.baddbmm: _added_batch,
     Tensor.matmul: _product,
     Tensor.__matmul__: _product,
+    Tensor.bmm: _product,
+    Tensor.mm: _product,
+    Tensor.addmm: _added,
+    Tensor.baddbmm: _added_batch,
     functional.conv1d: _convolution,
     functional.conv2d: _convolution,
     functional.conv3d: _convolution,
@@ -120,6 +142,10 @@ MACS: dict[Any, Callable[..., int]] = {
     torch.gru: _recurrent,
     torch.rnn_tanh: _recurrent,
     torch.rnn_relu: _recurrent,
+    torch.lstm_cell: _cell,
+    torch.gru_cell: _cell,
+    torch.rnn_tanh_cell: _cell,
+    torch.rnn_relu_cell: _cell,
 }
 
 

@@ -103,9 +103,11 @@ def ended(record: SpiralRecord) -> str:
 
 def _left(record: SpiralRecord) -> str:
     best = next((turn for turn in (record.final, *record.turns) if turn and rung(turn) == record.best), None)
-    if best is None or not best.macs or not record.macs or not best.parameters:
+    if best is None or not best.parameters:
         return ", the first model"
-    parts = f"{record.macs / best.macs:.2f} × fewer MACs, {record.parameters / best.parameters:.2f} × fewer parameters"
+    parts = f"{record.parameters / best.parameters:.2f} × fewer parameters"
+    if record.macs and best.macs:
+        parts = f"{record.macs / best.macs:.2f} × fewer MACs, {parts}"
     if record.target == "latency" and best.speedup:
         parts += f", {three_digits(best.speedup.value)} × faster"
     return f": {parts}"

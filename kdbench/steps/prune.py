@@ -22,7 +22,7 @@ from kdbench.machine import versions
 from kdbench.progress import Progress, silent
 from kdbench.pruning import structured
 from kdbench.pruning.importance import Gradients
-from kdbench.pruning.sparse import penalty
+from kdbench.pruning.sparse import check_drawn, penalty
 from kdbench.pruning.targets import Cost
 from kdbench.records import Prune, Recipe, Task, TensorSpec, Training
 from kdbench.steps.export import samples_of
@@ -88,16 +88,17 @@ def prune(
         found = structured.prune(model, options, x, gradients=judged, measure=measure, seed=seed, progress=progress)
     kept = {
         "changes": (*trained.changes, *found.changes),
-        "fingerprint": mark(source, options, seed),
+        "fingerprint": mark(source, options, seed, samples),
     }
     weights.save(out, found.model.state_dict(), trained.model_copy(update=kept))
     what = options.target[0] if options.target else "channels"
     return Narrowed(out, found.before, found.after, what, found.share, found.left)
 
 
-def mark(source: Path, options: Prune, seed: int) -> str:
-    """The fingerprint of what `prune` makes of a weights file."""
+def mark(source: Path, options: Prune, seed: int, samples: Samples) -> str:
+    """The fingerprint of what `prune` makes of a weights file, judged on samples."""
     facts = {"step": "prune", "source": sha256(source.read_bytes()), "seed": seed, "kdbench": __version__}
+    facts |= {"x": sha256(samples.x.tobytes()), "y": None if samples.y is None else sha256(samples.y.tobytes())}
     asked = options.model_dump(include=set(Prune.model_fields))
     return fingerprint(**facts, options=asked, versions=versions(("torch", "torch-pruning")))
 
@@ -111,6 +112,8 @@ def check(recipe: Recipe, dataset: Dataset) -> None:
     x = torch.from_numpy(apply(dataset.x_train[: structured.PROOF], dataset.preprocessing))
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
         structured.check(student, recipe.prune, x, _measure(recipe.prune, Path(scratch), x, recipe.seed))
+    if recipe.prune.sparse:
+        check_drawn(student, recipe.prune.sparse, x, "prune.sparse")
     for training in (fine_tuning(recipe), sparse_training(recipe)):
         if training:
             terms(recipe.distill.losses, recipe.distill.temperature, recipe.folder, training.epochs)

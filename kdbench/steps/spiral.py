@@ -17,6 +17,7 @@ from kdbench.errors import UserError
 from kdbench.losses.weighted import terms
 from kdbench.progress import unsaid
 from kdbench.pruning import structured
+from kdbench.pruning.sparse import check_drawn
 from kdbench.pruning.targets import Cost, cost
 from kdbench.records import Preprocessing, PruneSection, Pruning, Recipe, SpiralSection, Training
 from kdbench.steps import prune
@@ -56,6 +57,8 @@ def check(recipe: Recipe, dataset: Dataset, teachers: Sequence[Candidate]) -> No
             structured.check(model, _options(section, by, goal), x, _measure(section, Path(scratch), x, recipe.seed))
     except UserError as error:
         raise UserError(re.sub(r"^prune\.\w+", f"spiral.{what}", str(error))) from None
+    if section.sparse:
+        check_drawn(model, section.sparse, x, "spiral.sparse")
     for training in (turn_training(recipe), section.final, sparse_training(recipe)):
         if training:
             terms(recipe.distill.losses, recipe.distill.temperature, recipe.folder, training.epochs)
@@ -140,8 +143,8 @@ def narrowed(
         unheard = replace(lesson, recipe=recipe, say=unsaid)  # what there is to say is said when it is taught again
         source = refine(run, sparse, source, teachers, unheard, training=training, penalty=penalty, facts=facts)
     out = run.weights(f"{rung}-start")
-    if not weights.load_matching(out, prune.mark(source, options, recipe.seed)):
-        samples = prune.training_samples(recipe, dataset)
+    samples = prune.training_samples(recipe, dataset)
+    if not weights.load_matching(out, prune.mark(source, options, recipe.seed, samples)):
         prune.prune(source, out, options, samples, recipe.folder, seed=recipe.seed, progress=lesson.progress)
     return out
 

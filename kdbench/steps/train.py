@@ -179,12 +179,17 @@ def learning(section: Teacher, recipe: Recipe) -> Teacher:
     return section.model_copy(update={"training": recipe.student.training}) if together else section
 
 
-def _method_facts(method: Distill, recipe: Recipe) -> dict[str, object]:
+def loss_files(method: Distill, recipe: Recipe) -> dict[str, str]:
+    """Hashes of the files of the user's own losses, by the loss."""
     own = {name: functions.source(name, recipe.folder, "loss") for name in method.losses if functions.is_own(name)}
+    return {name: sha256(path.read_bytes()) for name, path in own.items()}
+
+
+def _method_facts(method: Distill, recipe: Recipe) -> dict[str, object]:
     return {
         "losses": _plain(method.losses),
         "temperature": method.temperature,
-        "loss_files": {name: sha256(path.read_bytes()) for name, path in own.items()},
+        "loss_files": loss_files(method, recipe),
     }
 
 

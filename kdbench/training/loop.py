@@ -111,6 +111,7 @@ def _begun(model: nn.Module, course: Course, started: Trained, checkpoint: Path)
     """A training before its next epoch, and its record: at its start, or where the checkpoint has left it."""
     device, faculty = processes.device(), course.faculty
     model.to(device)
+    processes.share_all(model)
     if faculty:
         faculty.prepare(device, "fp32")
     loss = _losses(model, course).to(device)
@@ -275,10 +276,11 @@ def _gradients(state: State, course: Course, epoch: int) -> dict[str, Tensor]:
     asked = replace(state, loss=deepcopy(state.loss))
     state.model.eval()
     state.optimizer.zero_grad()
-    for start in starts:
-        index, share = processes.part(order[start : start + size])
-        value, _ = _value(asked, course, epoch, index)
-        (value * (share / len(starts))).backward()  # type: ignore[no-untyped-call]
+    with torch.backends.cudnn.flags(enabled=False):  # whose recurrent layers go back in training mode alone
+        for start in starts:
+            index, share = processes.part(order[start : start + size])
+            value, _ = _value(asked, course, epoch, index)
+            (value * (share / len(starts))).backward()  # type: ignore[no-untyped-call]
     processes.sum_gradients(state.parameters, 1.0)
     found = {
         name: parameter.grad.clone() for name, parameter in state.model.named_parameters() if parameter.grad is not None

@@ -90,9 +90,21 @@ def means(values: Mapping[str, Tensor], share: float) -> dict[str, float]:
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], share: float) -> None:
-    """Makes the gradients of each process's part those of the whole batch."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if count() == 1 or not gradients:
+    """Makes the gradients of each process's part those of the whole batch.
+
+    A parameter that has none in this process but one in another, as where layers are skipped at random, counts as 0.
+    """
+    if count() == 1:
+        return
+    known = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8, device=device())
+    with _all_alive():
+        distributed.all_reduce(known, distributed.ReduceOp.MAX)
+    gradients = []
+    for parameter, anywhere in zip(parameters, known.tolist(), strict=True):
+        if anywhere:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            gradients.append(parameter.grad)
+    if not gradients:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients]) * share
     with _all_alive():
@@ -105,9 +117,20 @@ def sum_gradients(parameters: Sequence[nn.Parameter], share: float) -> None:
 
 def share_buffers(*modules: nn.Module) -> None:
     """Gives all processes the main one's buffers, such as the statistics of batch norm, which saw its part alone."""
-    for buffer in [buffer for module in modules for buffer in module.buffers()] if count() > 1 else ():
+    _share([buffer for module in modules for buffer in module.buffers()])
+
+
+def share_all(model: nn.Module) -> None:
+    """Gives all processes the main one's parameters and buffers, whatever each of them has drawn."""
+    _share([*model.parameters(), *model.buffers()])
+
+
+def _share(tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors if count() > 1 else ():
+        theirs = tensor.detach().contiguous()
         with _all_alive():
-            distributed.broadcast(buffer, src=0)
+            distributed.broadcast(theirs, src=0)
+        tensor.detach().copy_(theirs)
 
 
 def of_main(value: float) -> float:

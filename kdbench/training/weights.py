@@ -67,8 +67,11 @@ def input_dtype(samples: NDArray[Any]) -> Literal["float32", "int64"]:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], trained: Trained) -> None:
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, safetensors.torch.save(contiguous, metadata={KEY: trained.to_json()}))
+    """Weights that layers share are written for each of them, for the format has no memory in common."""
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    write_atomic(path, safetensors.torch.save(copies, metadata={KEY: trained.to_json()}))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], Trained]:
