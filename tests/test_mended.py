@@ -103,3 +103,18 @@ def test_the_worst_layers_are_printed_and_all_are_in_the_record(tmp_path, typed)
     (line,) = [line for line in said.out.splitlines() if line.startswith("SQNR ")]
     worst = min(found, key=found.get)
     assert f"; worst layers: {worst} {found[worst]:.1f} dB, ".replace("-", "−") in line
+
+
+def test_the_test_split_has_no_part_in_the_choice(tmp_path):
+    path, x, test = shifted(tmp_path / "m.onnx"), features(200), features(100, seed=2)
+    labels = np.random.default_rng(3).integers(0, 2, (200, 16))
+    found = []
+    for seed in (4, 5):
+        y_test = np.random.default_rng(seed).integers(0, 2, (100, 16))
+        pack = EvalPack("made", test, y_test, x, (), None, task="multi_label", y_calibration=labels)
+        made = fastest_int8(path, tmp_path / f"{seed}.onnx", pack, Quantize(max_drop=50.0))
+        found.append((made.budget, made.file.read_bytes()))
+    (one, bytes_), (other, again) = found
+    assert bytes_ == again
+    assert one.candidates == other.candidates and one.chosen == other.chosen
+    assert one.test_samples == 100 and one.test_drop != other.test_drop
