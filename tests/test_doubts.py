@@ -1,5 +1,7 @@
 """What a measurement says against its own numbers: made-up raw values, each with one fault."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,15 @@ def test_the_interval_of_rounds_that_end_when_it_is_narrow_is_wider():
 def test_a_budget_that_was_too_short_is_named():
     assert "known to ±" in said(measured(), arrays(noise=0.05))
     assert "not to the ±2 % asked for: raise --budget" in said(measured(), arrays(noise=0.05))
+
+
+def test_an_interval_that_is_a_little_too_wide_does_not_read_as_wide_as_asked_for():
+    row = ladder(measured(), arrays()).rows[1]
+    reach = row.speedup_high / row.speedup - 1
+    settings = SETTINGS.model_copy(update={"precision": reach * 0.9999})
+    words = ", ".join(ladder(measured().model_copy(update={"settings": settings}), arrays()).rows[1].flags)
+    known, asked = re.search(r"known to ±(\S+) %, not to the ±(\S+) %", words).groups()
+    assert float(known) > float(asked)
 
 
 def test_outliers_are_counted_and_kept():

@@ -5,6 +5,7 @@ Files from a fixed number of rounds, before all of this was looked at, are shown
 
 from collections.abc import Sequence
 from itertools import groupby
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def _missed(row: Row) -> str | None:
 def _wide(row: Row, precision: float) -> str | None:
     if row.speedup is None or row.speedup_high is None or row.speedup_high <= row.speedup * (1 + precision):
         return None
-    wide = _share(row.speedup_high / row.speedup - 1)
+    wide = _share(ceil(1e4 * (row.speedup_high / row.speedup - 1)) / 1e4)  # never the same as what was asked for
     return f"known to ±{wide}, not to the ±{_share(precision)} asked for: raise --budget, or quiet the machine"
 
 
