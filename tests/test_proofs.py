@@ -27,6 +27,8 @@ from tests.conftest import kdbench
 from tests.test_precision import BANDS
 from tests.test_report import arrays, artifact, cell, evaluation, result
 
+INPUT = TensorSpec(name="x", dtype="float32", shape=("n", 4))
+
 
 def fake(tmp_path, **behaviour):
     path = tmp_path / "fake.json"
@@ -35,7 +37,7 @@ def fake(tmp_path, **behaviour):
 
 
 def proof(tmp_path, expected=None, **behaviour):
-    made = artifact("teacher", macs=10**9)
+    made = artifact("teacher", macs=10**9, inputs=(INPUT,))
     record = evaluation("teacher", None, backend="fake", placement=behaviour.get("placement", {}))
     path = fake(tmp_path, **behaviour)
     return prove(record, "fake", made, path, [(Sized({}, {"x": np.zeros((3, 4), np.float32)}, expected), 4)])
@@ -111,9 +113,10 @@ def test_a_batch_that_the_backend_refuses_costs_its_own_proof(tmp_path):
     feed, expected = {"x": np.zeros((4, 4), np.float32)}, Reference([np.ones((4, 2), np.float32)], {})
     record = evaluation("teacher", None, backend="fake", placement={"FakeExecutionProvider": {"Conv": 3}})
     slots = [(Sized({}, feed, expected), batch) for batch in (1, 2, 3)]
-    found = prove(record, "fake", artifact("teacher"), fake(tmp_path, fail_at_batch=2), slots)
+    made = artifact("teacher", inputs=(INPUT,))
+    found = prove(record, "fake", made, fake(tmp_path, fail_at_batch=2), slots)
     assert [proof.batch for proof in found.proofs] == [1, 3]
-    found = prove(record, "fake", artifact("teacher"), fake(tmp_path, crash_at_batch=2), slots)
+    found = prove(record, "fake", made, fake(tmp_path, crash_at_batch=2), slots)
     assert [proof.batch for proof in found.proofs] == [1]
 
 

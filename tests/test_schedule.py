@@ -153,7 +153,7 @@ def test_a_plan_without_a_cell_that_can_run_is_refused(tmp_path):
 @pytest.mark.parametrize("batch", [2, 8])
 def test_a_cell_is_fed_the_first_samples_and_no_more_are_prepared(tmp_path, monkeypatch, batch):
     prepared = []
-    monkeypatch.setattr(pack.preprocess, "apply", lambda samples, _: prepared.append(len(samples)) or samples / 2)
+    monkeypatch.setattr(pack.preprocess, "apply", lambda samples, *_: prepared.append(len(samples)) or samples / 2)
     x = np.arange(20, dtype=np.float32).reshape(5, 4)
     samples = pack.EvalPack("x.npz", x, np.arange(5), None, (), None)
     (cell,) = cells_of([subject(tmp_path, "a")], (batch,))

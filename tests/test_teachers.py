@@ -231,8 +231,8 @@ def test_grey_images_become_as_many_channels_as_the_teachers_preprocessing_has(d
     )
     said = refused(SMALL + TRAINING + three, tmp_path, replace(coloured, preprocessing=Preprocessing()))
     assert said == (
-        "teacher.preprocessing: mean and std should have one entry, or as many as the data has channels (4), not 3 "
-        "and 3"
+        "teacher.preprocessing: mean has 3 and std 3 values, but samples of shape (4, 8, 8) have 4 channels, their "
+        "first axis: give one value, or one a channel"
     )
 
 

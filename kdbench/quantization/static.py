@@ -21,6 +21,7 @@ from kdbench.proofs.layers import FLOAT_KERNELS, RECURRENT, WEIGHT_INPUT
 from kdbench.quantization.calibration import Ranges, float_tensors
 from kdbench.quantization.preparing import at_opset, name_nodes
 from kdbench.quantization.quiet import without_torch
+from kdbench.quantization.staying import keep_in_float
 from kdbench.records import Quantize
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def static_int8(
     except Exception as error:  # the quantizer raises what it likes
         raise UserError(f"{name}: onnxruntime can't quantize it: {first_line(error, 200)}") from None
     quantized: onnx.ModelProto = quantizer.model.model
+    keep_in_float(quantized)
     return quantized
 
 

@@ -173,15 +173,8 @@ def _seen(dataset: Dataset, preprocessing: Preprocessing | None, field: str) -> 
     """Some samples as a teacher of that preprocessing sees them, of the data's where it has none of its own."""
     if preprocessing is not None and dataset.preprocessing is None:
         raise UserError(f"{field}.preprocessing: the data's samples are token ids, which have none: leave it out")
-    try:
-        return torch.from_numpy(apply(dataset.x_train[:SEEN], preprocessing or dataset.preprocessing))
-    except ValueError:
-        assert preprocessing is not None
-        channels = dataset.x_train.shape[1]
-        raise UserError(
-            f"{field}.preprocessing: mean and std should have one entry, or as many as the data has channels "
-            f"({channels}), not {len(preprocessing.mean)} and {len(preprocessing.std)}"
-        ) from None
+    name = f"{field}.preprocessing"
+    return torch.from_numpy(apply(dataset.x_train[:SEEN], preprocessing or dataset.preprocessing, name))
 
 
 def _outputs(model: Callable[[Tensor], Tensor], x: Tensor, section: Teacher, field: str) -> int:
