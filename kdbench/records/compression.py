@@ -74,7 +74,7 @@ class Pruning(Record):
     """Which channels and blocks go first."""
 
     importance: Literal["l1", "l2", "group", "batch_norm", "taylor", "random"] = "group"
-    """By which a channel is judged: see docs/compression.md."""
+    """By which a channel is judged: see docs/pruning.md."""
     scope: Literal["global", "layer"] = "global"
     """The least important channels of all layers, or the same share of each layer's."""
     round_to: Count = 8
