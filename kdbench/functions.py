@@ -26,7 +26,7 @@ def source(reference: str, folder: Path, what: str) -> Path:
     path = find(name, folder)
     if path is None or not path.is_file():
         raise UserError(f"{what} '{reference}': no file '{name}' beside the recipe or in the working directory")
-    return path
+    return path.resolve()  # beside which its helpers lie
 
 
 def load(reference: str, folder: Path, what: str) -> Callable[..., Any]:

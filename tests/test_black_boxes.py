@@ -22,7 +22,9 @@ from kdbench.steps.lesson import Lesson
 from kdbench.steps.slim import comparison_inputs
 from kdbench.steps.teach import at_work
 from kdbench.store import RunFolder, save_artifact
+from kdbench.teachers import black_box
 from kdbench.teachers.black_box import BlackBox, Options
+from kdbench.teachers.source import Wanted
 from kdbench.training import weights
 from tests.test_teachers import OWN, RECIPE, TRAINING, made, named, recipe, refused, table
 
@@ -51,6 +53,16 @@ def save_linear(path, end=None, batch="n", classes=10, inputs=1, dtype=TensorPro
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
     return matrix * np.float32(0.1)
+
+
+def test_a_linked_file_has_the_record_that_lies_beside_the_real_one(tmp_path):
+    (tmp_path / "real").mkdir()
+    save_linear(tmp_path / "real" / "box.onnx")
+    record = inspect(tmp_path / "real" / "box.onnx").model_copy(update={"preprocessing": Preprocessing(scale=0.0625)})
+    save_artifact(tmp_path / "real", record)
+    (tmp_path / "box.onnx").symlink_to(tmp_path / "real" / "box.onnx")
+    found = black_box.load(Wanted(model="box.onnx", options={}, input_shape=(1, 8, 8), classes=10, folder=tmp_path))
+    assert found.preprocessing == record.preprocessing
 
 
 def test_probabilities_that_are_rounded_to_0_or_1_have_finite_logits(tmp_path):

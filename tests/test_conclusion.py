@@ -1,11 +1,21 @@
 """What a ladder comes to, in words and as a table; and how to measure it again."""
 
+import json
+
 import numpy as np
 import pytest
 
 from kdbench.data.sizes import combinations
 from kdbench.quantization.targets import targeted
-from kdbench.records import BenchSettings, Recipe, ScenarioMeasurement, from_json, recipe_from_toml
+from kdbench.records import (
+    BenchSettings,
+    QuantizeSection,
+    Recipe,
+    ScenarioMeasurement,
+    from_json,
+    parse,
+    recipe_from_toml,
+)
 from kdbench.records.writing import recipe_to_toml
 from kdbench.report.again import commands
 from kdbench.report.conclusion import conclusion_table, sentences
@@ -123,3 +133,12 @@ def test_a_default_that_a_recipe_says_is_kept_where_a_target_would_fill_it_in():
         for read in (recipe_from_toml(recipe_to_toml(recipe), "x"), from_json(Recipe, recipe.to_json(), "x")):
             assert targeted(read.quantize.static).activations == activations
             assert read.to_json() == recipe.to_json()
+
+
+def test_an_older_record_of_all_fields_says_no_defaults():
+    """As files had it before what is said was told apart: null fields too, which a recipe can't say."""
+    searched = QuantizeSection(max_drop=1.0, calibration="mse")
+    older = {field.alias or name: getattr(searched, name) for name, field in QuantizeSection.model_fields.items()}
+    read = parse(QuantizeSection, json.loads(json.dumps(older)), "quantize")
+    assert read.model_fields_set == {"max_drop", "calibration"}
+    assert read.static == searched.static

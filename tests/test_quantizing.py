@@ -130,10 +130,10 @@ def test_only_the_search_is_written_where_every_layer_would_have_to_stay_in_floa
     ):
         fastest_int8(path, tmp_path / "int8.onnx", pack, Quantize(max_drop=0), budget_s=1, say=said.append)
     assert any("`kdbench convert --to dynamic`" in one and "aware = true without max_drop" in one for one in said)
-    written = ["int8-budget.png", "int8-budget.svg", "int8.budget.json"]
+    written = ["int8-failed-budget.png", "int8-failed-budget.svg", "int8-failed.budget.json"]
     assert sorted(file.name for file in tmp_path.iterdir()) == [*written, "model.onnx"]
     assert any(all(str(tmp_path / name) in one for name in written) for one in said)
-    budget = from_json(Budget, (tmp_path / "int8.budget.json").read_text(), "budget")
+    budget = from_json(Budget, (tmp_path / "int8-failed.budget.json").read_text(), "budget")
     assert budget.chosen is None and max(len(one.curve) for one in budget.candidates) > 1
 
 
@@ -213,6 +213,7 @@ def test_a_recipe_with_a_budget_makes_its_int8_rungs_so(sensitive, tmp_path, mon
     monkeypatch.setattr(quantizing, "attempts", lambda ground, ways: [])
     rungs.compressed(folder, impossible, None, silent, said.append)
     assert "no rung student-int8" in said[0] and not folder.onnx("student-int8").exists()
+    assert not list(folder.path.glob("*.budget.json"))
 
 
 def test_a_default_that_a_recipe_says_no_more_makes_its_int8_rung_again(tmp_path):

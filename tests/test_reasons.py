@@ -99,7 +99,7 @@ HELD, BROKEN = (), ("int8 did not fuse: 1 of 8 convolutions and matrix products 
 )
 def test_the_fastest_whose_claims_hold_is_chosen_and_of_equal_ones_the_least_lossy(first, second, chosen):
     def lossy(name, drop):
-        loss = Loss(Interval(drop, drop, drop), 0.0, Parity(90, 0.1, 1.0, 1.0, 1.0))
+        loss = Loss(Interval(drop, drop, drop), 0.0, Parity(90, (0.1,), (1.0,), 1.0, 1.0))
         return Candidate(name, Quantize(), onnx.ModelProto(), {}, (), loss=loss)
 
     times = {name: Raced(found[0], 1.0, found[1], None) for name, found in (("first", first), ("second", second))}
@@ -179,12 +179,12 @@ def test_a_budget_that_even_float_misses_is_said_with_what_was_tried(tmp_path, m
     assert said.status == 2 and said.out == "" and not list(tmp_path.glob("*int8*.onnx"))
     assert "samples: even with every layer in float it misses the budget; the closest, " in last
     assert last.endswith("raise --max-drop, or choose another backend by --for")
-    assert len(notes) == 1 and str(tmp_path / "model-int8.budget.json") in notes[0]
+    assert len(notes) == 1 and str(tmp_path / "model-int8-failed.budget.json") in notes[0]
 
 
 def test_a_drop_on_the_test_split_beyond_the_budget_is_a_remark():
     def said(value, bound):
-        loss = Loss(Interval(value, value, value), 0.0, Parity(90, 0.1, 1.0, 1.0, 1.0))
+        loss = Loss(Interval(value, value, value), 0.0, Parity(90, (0.1,), (1.0,), 1.0, 1.0))
         return on_test(loss, bound)
 
     (remark,) = said(0.02, 0.01)

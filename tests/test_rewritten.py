@@ -17,7 +17,7 @@ from kdbench.evaluation import answer
 from kdbench.onnxfile import inspect, load_model
 from kdbench.pipeline import proving
 from kdbench.proofs.precision import answers, error, implied, reference
-from kdbench.proofs.rewritten import layer_errors
+from kdbench.proofs.rewritten import layer_errors, sqnr_db
 from kdbench.proofs.widening import widened
 from kdbench.report.claims import broken_claims
 from kdbench.report.rewritten import proof_lines
@@ -129,3 +129,7 @@ def test_what_a_file_leaves_in_float_on_purpose_breaks_no_claim():
     assert said("int4", {"DequantizeLinear": 6, "MatMul": 8}, {"MatMulNBits": 6, "MatMul": 2}) == ()
     (claim,) = said("int4", {"DequantizeLinear": 6, "MatMul": 8}, {"MatMul": 8})
     assert claim == "int4 did not fuse: 6 of 6 convolutions and matrix products run in float"
+
+
+def test_a_layer_that_overflows_is_infinitely_wrong():
+    assert sqnr_db(1.0, math.inf) == sqnr_db(0.0, 1.0) == -math.inf

@@ -39,6 +39,7 @@ def fit(samples: NDArray[Any], scale: float) -> Preprocessing:
 
 def apply(samples: NDArray[Any], preprocessing: Preprocessing | None, name: str = "preprocessing") -> NDArray[Any]:
     """`(x * scale - mean) / std` in float32, of samples [N, C, …]; the samples themselves without preprocessing.
+    Of one channel, such as grey images, they become as many as there are means.
 
     Raises UserError that begins with `name` where there are means or deviations of another number of channels.
     """

@@ -20,6 +20,7 @@ from kdbench.evaluation import Answers, answer, compare, task_of
 from kdbench.onnxfile import known_artifact
 from kdbench.progress import Progress, silent
 from kdbench.proofs.explanations import explain
+from kdbench.proofs.precision import samples_of as samples_for
 from kdbench.proofs.profile import profile_one
 from kdbench.proofs.rewritten import LayerError, Proof, as_metrics, kernels_of, layer_errors, sqnr_db
 from kdbench.quantization.samples import Samples, samples_of
@@ -101,10 +102,15 @@ def prove(
 
 
 def layer_metrics(parent: Path, child: Path, samples: Samples) -> dict[str, float]:
-    """The SQNR of each layer of a child as metrics of its record, on the first LAYER_SAMPLES; none where onnxruntime's
-    CPU provider can't run either."""
+    """The SQNR of each layer of a child as metrics of its record, on the first LAYER_SAMPLES, fewer of large models.
+
+    None where onnxruntime's CPU provider can't run either, or where the model takes more samples at once.
+    """
+    count = min(LAYER_SAMPLES, samples_for(known_artifact(parent)))
+    if (batch_size(samples.inputs) or 0) > LAYER_SAMPLES:  # all of whose layers' outputs would be in memory
+        return {}
     try:
-        return as_metrics(layer_errors(parent, child, samples.first(LAYER_SAMPLES).feed())[0])
+        return as_metrics(layer_errors(parent, child, samples.first(count).feed())[0])
     except WorkerError:
         return {}
 

@@ -31,7 +31,7 @@ from kdbench.quantization.static import check_options, prepare, tensors_to_calib
 from kdbench.quantization.targets import candidates, targeted
 from kdbench.records import Artifact, Preprocessing, Quantize
 from kdbench.records.budget import Budget, CandidateRecord
-from kdbench.report.plots import save_plots
+from kdbench.report.plots import KINDS, save_plots
 from kdbench.report.plots.sensitivity import RECORD, plots
 from kdbench.steps.passes import copy_of
 from kdbench.steps.quantize import float_artifact, warnings_of
@@ -159,7 +159,7 @@ def fastest_int8(
         )
         if not able:
             if closest(every) is not None:
-                record, drawn = _kept(out, searched)
+                record, drawn = _kept(failed(out), searched)
                 say(f"no int8 file is written; what was tried: {', '.join(map(str, (record, *drawn)))}")
             for advice in instead(every, target):
                 say(advice)
@@ -184,8 +184,8 @@ def fastest_int8(
         said += why_slow(time, made, target, place, feed)
         floating = Path(scratch, "floating.onnx")
         floating.write_bytes(portable(copy_of(chosen.graph)))  # equalised as the int8 file is
-        layers = layer_metrics(floating, file, judged)
         write_atomic(out, file.read_bytes())
+        layers = layer_metrics(floating, file, judged)
     found = {
         "evaluations": runner.evaluations,
         "candidates": tuple(_record(one, times.get(one.name)) for one in every),
@@ -195,6 +195,7 @@ def fastest_int8(
         "remarks": tuple(said),
     }
     budget = searched.model_copy(update=found)
+    forget(failed(out))
     return _saved(out, rung, artifact, chosen, options, notes, budget, layers)
 
 
@@ -300,6 +301,17 @@ def _saved(
     artifact = artifact.model_copy(update={"metrics": artifact.metrics | drop | layers})
     record, drawn = _kept(out, budget)
     return Quantized(save_artifact(out.parent, artifact), out, budget, record, drawn)
+
+
+def failed(out: Path) -> Path:
+    """What a search is named after that made no `out`: one from before may lie there, with its own record."""
+    return out.with_stem(f"{out.stem}-failed")
+
+
+def forget(out: Path) -> None:
+    """Removes the record of a search and its figure, if there are any."""
+    for left in (out.with_name(out.stem + RECORD), *(out.with_name(f"{out.stem}-budget.{kind}") for kind in KINDS)):
+        left.unlink(missing_ok=True)
 
 
 def _kept(out: Path, budget: Budget) -> tuple[Path, tuple[Path, ...]]:

@@ -133,8 +133,11 @@ def without(folder: RunFolder, stem: str) -> None:
 
 
 def _removed(folder: RunFolder, rung: str) -> None:
+    from kdbench.pipeline.quantizing import forget
+
     for left in (folder.onnx(rung), sidecar(folder.onnx(rung))):
         left.unlink(missing_ok=True)
+    forget(folder.onnx(rung))
 
 
 def in_int8(
@@ -147,7 +150,7 @@ def in_int8(
 ) -> None:
     """The rungs `NAME-slim` and `NAME-int8` of each rung that `parents` names, and the int8 one of `teacher`."""
     from kdbench.pipeline.proving import with_layers
-    from kdbench.pipeline.quantizing import fastest_int8
+    from kdbench.pipeline.quantizing import failed, fastest_int8, forget
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
 
@@ -160,10 +163,15 @@ def in_int8(
     }
 
     def quantized(parent: str, rung: str) -> Callable[[Path], Artifact]:
+        search = options.max_drop is not None or options.backend is not None
+        return lambda out: fastest(parent, rung, out) if search else plain(parent, rung, out)
+
+    def plain(parent: str, rung: str, out: Path) -> Artifact:
         source = folder.onnx(parent)
-        if options.max_drop is None and options.backend is None:
-            return lambda out: with_layers(quantize(source, out, pack, options, rung), source, out, pack)
-        return lambda out: fastest(parent, rung, out)
+        made = with_layers(quantize(source, out, pack, options, rung), source, out, pack)
+        for searched in (out, failed(out)):  # by an earlier recipe
+            forget(searched)
+        return made
 
     def fastest(parent: str, rung: str, out: Path) -> Artifact:
         found = fastest_int8(

@@ -110,7 +110,7 @@ def sqnr_db(signal: float, noise: float) -> float:
     """Of two powers, or sums of squares."""
     if noise == 0:
         return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 and noise < math.inf else -math.inf
 
 
 def layer_errors(parent: Path, child: Path, feed: Arrays) -> tuple[list[LayerError], int]:

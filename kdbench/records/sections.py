@@ -8,6 +8,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -94,6 +95,16 @@ class QuantizeSection(Quantize):
         if wanted and info.data.get("max_drop") is None and info.data.get("backend") is None:
             raise PydanticCustomError("unjudged", "left out without max_drop or for")
         return wanted
+
+    @model_validator(mode="after")
+    def _of_older_records(self) -> "QuantizeSection":
+        """Those hold every field, null ones too, which a recipe can't say: what stands at its default isn't said."""
+        fields = type(self).model_fields
+        if self.model_fields_set == fields.keys():
+            self.model_fields_set.difference_update(
+                name for name, field in fields.items() if getattr(self, name) == field.default
+            )
+        return self
 
     @property
     def static(self) -> Quantize:

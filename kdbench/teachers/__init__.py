@@ -109,7 +109,7 @@ def weights_file(section: Teacher, folder: Path, field: str = "teacher") -> Path
     path = find(section.weights, folder)
     if path is None:
         raise UserError(f"{field}.weights: no file '{section.weights}' beside the recipe or in the working directory")
-    return path
+    return path.resolve()
 
 
 def _check(section: Teacher, field: str) -> None:

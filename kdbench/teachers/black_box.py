@@ -133,6 +133,7 @@ def load(wanted: Wanted) -> Found:
     file = find(wanted.model, wanted.folder or Path())
     if file is None:
         raise UserError(f"{wanted.field}.model: no file '{wanted.model}' beside the recipe or in the working directory")
+    file = file.resolve()  # beside which its record and its external data lie
     unusable = why_unavailable(options.backend)
     if unusable:
         raise UserError(f"{wanted.field}.options.backend: {options.backend}: {unusable}")

@@ -16,11 +16,15 @@ from kdbench.store import write_atomic
 DPI = 150
 
 
+KINDS = ("svg", "png")
+"""What is written of a plot, by the ending of its file."""
+
+
 def save_plots(plots: Sequence[Plot], folder: Path) -> list[Path]:
     """`<name>.svg` and `.png` of each."""
     paths = []
     for plot in plots:
-        for kind, write in (("svg", svg), ("png", png)):
+        for kind, write in zip(KINDS, (svg, png), strict=True):
             paths.append(folder / f"{plot.name}.{kind}")
             write_atomic(paths[-1], write(plot))
     return paths
