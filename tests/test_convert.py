@@ -16,7 +16,7 @@ from kdbench.proofs.layers import LOW_KERNELS, layers_of
 from kdbench.proofs.precision import error
 from kdbench.proofs.rewritten import layer_errors, sqnr_db
 from kdbench.proofs.widening import widened
-from kdbench.records import Convert, Preprocessing
+from kdbench.records import Artifact, Convert, Preprocessing, placeless
 from kdbench.steps.export import export
 from kdbench.training import weights
 from tests import models
@@ -219,7 +219,7 @@ def test_fp16_clamps_what_it_cannot_hold_and_says_so(tmp_path):
         convert(parent, tmp_path / "fp16.onnx", "fp16")
     np.savez(tmp_path / "pack.npz", x_calibration=np.full((3, 4), 1e-3, np.float32))
     made = convert(parent, tmp_path / "fp16.onnx", "fp16", tmp_path / "pack.npz")
-    assert any("±65504, the range of fp16, were clamped: 1 of w" in warning for warning in made.warnings)
+    assert any("±65504, the range of fp16, were clamped: 1 of “w”" in warning for warning in made.warnings)
     kept = {t.name: numpy_helper.to_array(t) for t in load_model(tmp_path / "fp16.onnx").graph.initializer}
     assert kept["w"].max() == 65504
     with pytest.raises(UserError, match="nothing in it can be converted to fp16"):
@@ -231,15 +231,16 @@ def test_what_would_leave_the_range_of_fp16_stays_in_float(tmp_path):
     weight = np.full((4, 4), 300, np.float32)
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["h"], name="product"),
-        helper.make_node("Mul", ["h", "h"], ["s"], name="square"),
+        helper.make_node("Mul", ["h", "h"], ["s"], name="/in/square"),
         helper.make_node("Relu", ["s"], ["r"], name="relu"),
         helper.make_node("Sqrt", ["r"], ["q"], name="root"),
         helper.make_node("Tanh", ["q"], ["y"], name="tanh"),
     ]
     parent = models.save(tmp_path / "m.onnx", nodes, {"w": weight}, {"x": ["n", 4]}, {"y": ["n", 4]})
     made = convert(parent, tmp_path / "fp16.onnx", "fp16")
-    assert set(made.options["keep"]) == {"square", "relu", "root"}
-    assert "leaving the range of fp16, ±65504, on the compared samples: square, relu, root" in made.warnings[0]
+    assert set(made.options["keep"]) == {"/in/square", "relu", "root"}
+    assert "the range of fp16, ±65504, on the compared samples: “/in/square”, “relu”, “root”" in made.warnings[0]
+    assert placeless(Artifact, made).warnings == made.warnings  # as it is packed, published and on a card
     x = {"x": models.images(5)[:, 0, 0, :4]}
     onnx.save(widened(load_model(tmp_path / "fp16.onnx"), rounding=True), tmp_path / "rounded.onnx")
     found, expected = (answer(path, x, 5).outputs["y"] for path in (tmp_path / "rounded.onnx", parent))

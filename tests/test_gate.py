@@ -134,6 +134,22 @@ def test_answers_that_no_longer_can_be_compared_are_no_silence(tmp_path):
     assert [check.quantity for check in compare(none, old).checks] == ["speed"]
 
 
+def test_outputs_that_are_no_classes_are_no_silence(tmp_path):
+    regressions = {"evaluations": (evaluation("teacher", None), evaluation("student", None))}
+    old, new = (saved(tmp_path / f"{name}.json", seed=seed, **regressions) for seed, name in enumerate(("old", "new")))
+    check = compare(old, new).checks[-1]
+    assert (check.quantity, check.outcome, check.change) == ("accuracy", "can't tell", None)
+    assert check.settle.startswith("OLD's outputs are no classes")
+    assert not compare(old, new, strict=True).passed
+    with pytest.raises(UserError, match="--max-drop: no answers to judge in either: their outputs are no classes"):
+        compare(old, new, max_drop=0.1)
+    generated = saved(tmp_path / "generated.json", inputs="generated", **regressions)
+    assert [check.quantity for check in compare(generated, new).checks] == ["speed"]
+    failed = {**regressions, "evaluations": (evaluation("teacher", None), evaluation("student", None, error="crashed"))}
+    gate = compare(old, saved(tmp_path / "failed.json", seed=2, **failed), max_drop=0.1)
+    assert "can no longer be evaluated: crashed" in gate.failures[0]
+
+
 def test_several_labels_a_sample_are_judged_by_f1(tmp_path):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, (400, 5)).astype(np.int32)

@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 import pytest
 
-from kdbench import archive, pack, pipeline
+from kdbench import archive, card, pack, pipeline
 from kdbench.errors import UserError
 from kdbench.onnxfile import inspect
 from kdbench.pipeline.packing import unpacked
 from kdbench.pipeline.rungs import LADDER, run_subjects
 from kdbench.records import placeless, sealed
 from kdbench.records.turns import SpiralRecord
-from kdbench.store import RunFolder, load_result, save_artifact
+from kdbench.store import RunFolder, load_artifact, load_result, save_artifact
 from tests.conftest import REPOSITORY, kdbench, save_mlp
 from tests.packs import rewritten
 from tests.rows import load_rows
@@ -152,6 +152,25 @@ def test_the_plan_is_the_recipes_unless_said_otherwise(packed, tiny_run, tmp_pat
         (folder / f"student-alone{suffix}").unlink()
     assert pack(folder, tmp_path / "z.kdbench.zip", say=said.append).run.recipe is None
     assert "is of other files than those beside it" in said[0]
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_folder_that_a_run_and_a_spiral_share_is_taken_as_it_was_measured(fits, tiny_run, tmp_path, monkeypatch):
+    """A turn of a spiral lies beside the run's rungs, made from their student or from one before."""
+    folder, said, benched = tmp_path / "run", [], []
+    shutil.copytree(tiny_run, folder)
+    shutil.copy(folder / "student.onnx", folder / "spiral-1.onnx")
+    student = load_artifact(folder / "student.artifact.json")
+    parent = {"parent": "student", "parent_sha256": student.sha256 if fits else "of another"}
+    save_artifact(folder, student.model_copy(update={"rung": "spiral-1", "file": "spiral-1.onnx", **parent}))
+    made = pack(folder, tmp_path / "x.kdbench.zip", say=said.append)
+    assert made.rungs == LADDER
+    assert made.run.recipe is not None
+    monkeypatch.setattr(pipeline, "measured", lambda subjects, *_, **__: benched.extend(subjects))
+    pipeline.bench([folder], out=tmp_path / "out", say=said.append)
+    assert [subject.artifact.rung for subject in benched] == [*LADDER, *["spiral-1"] * fits]
+    assert card(folder, say=said.append).rung == "student-int8"
+    assert said == [f"left out, as {folder / 'results.json'} is not of them: spiral-1"] * (1 if fits else 3)
 
 
 def test_only_options_that_are_given_override_the_plan(monkeypatch, packed, typed):

@@ -15,7 +15,7 @@ from kdbench.onnxfile import load_model
 from kdbench.quantization.calibration import calibrate
 from kdbench.quantization.static import prepare, quantizable, quantized_nodes, static_int8, tensors_to_calibrate
 from kdbench.quantization.targets import CPU, PROVIDERS, TARGETS, candidates, targeted
-from kdbench.records import Machine, Quantize, parse
+from kdbench.records import Artifact, Machine, Quantize, parse, placeless
 from tests import models
 
 SAMPLES = 48
@@ -298,12 +298,13 @@ def test_a_quantized_model_is_not_quantized_again(folder, tmp_path):
 def test_an_operator_that_can_not_be_quantized_is_named_and_stays_in_float(tmp_path):
     weights = {"w": np.eye(4, dtype=np.float32), "v": np.random.default_rng(0).random((4, 3)).astype(np.float32)}
     nodes = [
-        helper.make_node("Einsum", ["x", "w"], ["h"], equation="ij,jk->ik", name="sum"),
+        helper.make_node("Einsum", ["x", "w"], ["h"], equation="ij,jk->ik", name="/up/sum"),
         helper.make_node("MatMul", ["h", "v"], ["y"], name="product"),
     ]
     path = models.save(tmp_path / "einsum.onnx", nodes, weights, {"x": ["n", 4]}, {"y": ["n", 3]})
     made = quantize(path, tmp_path / "int8.onnx")
-    assert "its Einsum nodes stay in float, as onnxruntime can't quantize them: sum" in made.warnings
+    assert "its Einsum nodes stay in float, as onnxruntime can't quantize them: “/up/sum”" in made.warnings
+    assert placeless(Artifact, made).warnings == made.warnings  # as it is packed, published and on a card
     both = quantize(path, tmp_path / "both.onnx", options=Quantize(operators=("Einsum", "MatMul")))
     assert any("Einsum" in warning for warning in both.warnings)
     weights = [tensor for tensor in onnx.load(tmp_path / "both.onnx").graph.initializer if tensor.name == "w"]

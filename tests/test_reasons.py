@@ -56,7 +56,7 @@ def test_what_cannot_be_quantized_is_named(tmp_path, monkeypatch):
     path = models.save(tmp_path / "einsum.onnx", nodes, weights, {"x": ["n", 4]}, {"y": ["n", 3]})
     pack = EvalPack("made", None, None, features(64)[:, :4], (), None)
     found = fastest_int8(path, None, pack, ONE_WAY.model_copy(update={"max_drop": 50.0}))
-    said = "its Einsum nodes stay in float, as onnxruntime can't quantize them: sum"
+    said = "its Einsum nodes stay in float, as onnxruntime can't quantize them: “sum”"
     assert said in found.artifact.warnings and said in found.budget.remarks
 
 

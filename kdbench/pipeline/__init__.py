@@ -16,7 +16,7 @@ from kdbench.pipeline.comparing import Compared, compared
 from kdbench.pipeline.learning import distilled, learned, needs_torch, prepared
 from kdbench.pipeline.measuring import Report, measured, measured_run
 from kdbench.pipeline.packing import bench_packed, is_packed
-from kdbench.pipeline.rungs import compressed, of_spiral, run_subjects
+from kdbench.pipeline.rungs import compressed, ladder_of, of_spiral, run_subjects
 from kdbench.progress import Progress, is_main, silent, unsaid
 from kdbench.records import Artifact, Bench, Recipe, parse, slug
 from kdbench.store import RunFolder, load_recipe
@@ -175,7 +175,7 @@ def bench(
         return bench_packed(Path(models[0]), wanted, dims or {}, inputs or {}, Path(out), seed, publish, progress, say)
     options = parse(Bench, wanted, "bench")
     subjects, against, samples = _subjects(
-        [Path(model) for model in models], None if baseline is None else Path(baseline)
+        [Path(model) for model in models], None if baseline is None else Path(baseline), say
     )
     samples = Path(pack) if pack else samples
     out = Path(out)
@@ -196,11 +196,13 @@ def bench(
     return replace(report, published=publish_results(report.results, say=say)) if publish else report
 
 
-def _subjects(paths: Sequence[Path], baseline: Path | None) -> tuple[list[Subject], str, Path | None]:
+def _subjects(
+    paths: Sequence[Path], baseline: Path | None, say: Callable[[str], None]
+) -> tuple[list[Subject], str, Path | None]:
     """What is measured: ONNX files, or the rungs of a run folder; the baseline's rung; and the run's own samples."""
     folder = RunFolder(paths[0]) if len(paths) == 1 and paths[0].is_dir() else None
     named = [] if folder else [Subject(known_artifact(path), path) for path in paths]
-    subjects = run_subjects(folder) if folder else _named_apart(named)
+    subjects = ladder_of(folder, say) if folder else _named_apart(named)
     against = subjects[0].artifact.rung
     if baseline is not None:
         found = known_artifact(baseline)

@@ -51,7 +51,7 @@ def bundle(
     """
     check_license(license)
     source, out = Path(source), Path(out)
-    subject = subject_of(source, rung)
+    subject = subject_of(source, rung, say)
     known = look_up(subject, license=license, say=say)
     if pack is None and known.folder and known.folder.pack.is_file():
         pack = known.folder.pack

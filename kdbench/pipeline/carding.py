@@ -51,7 +51,7 @@ def card(
     check_license(license)
     if url is not None and not re.fullmatch(r"https?://[^\s\"<>\\]+", url):
         raise UserError(f"--url: should be an address such as https://example.org/results, not '{url}'")
-    subject = subject_of(*_named(str(source)))
+    subject = subject_of(*_named(str(source)), say)
     known = look_up(subject, [Path(path) for path in results], license, say=say)
     rung = subject.artifact.rung
     if out is None:

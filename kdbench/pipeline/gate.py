@@ -109,8 +109,8 @@ def compare(
         one, two = (sides.side(name, *load_result(_one(path))) for name, path in ((OLD, old), (NEW, new)))
         notes = sides.remarks(one, two)
         _in_common(one, two)
-        if max_drop is not None and not any(side.answers(key) is not None for side in (one, two) for key in side.cells):
-            raise UserError("--max-drop: no answers to judge in either: bench with --pack")
+    if max_drop is not None:
+        _answered(one, two)
     return _gate(one, two, bounds, strict, (str(old), str(new)), notes)
 
 
@@ -146,6 +146,15 @@ def _in_common(old: Side, new: Side) -> None:
         raise UserError(
             f"no cell in common: rung, backend, threads, batch and sizes have to be the same; OLD has {one}, NEW {two}"
         )
+
+
+def _answered(old: Side, new: Side) -> None:
+    """Raises UserError where neither has answers that a drop could be told from; what failed is left to `failures`."""
+    found = [side.evaluation(key) for side in (old, new) if side.result.inputs == "data" for key in side.cells]
+    evaluations = [evaluation for evaluation in found if evaluation is not None]
+    if not any(evaluation.raw is not None or evaluation.error is not None for evaluation in evaluations):
+        why = "their outputs are no classes, leave it out" if evaluations else "bench with --pack"
+        raise UserError(f"--max-drop: no answers to judge in either: {why}")
 
 
 def _precision(max_slowdown: float) -> float:

@@ -8,7 +8,8 @@ from kdbench import __version__
 from kdbench.benchmark.cells import Subject
 from kdbench.errors import UserError, pick
 from kdbench.onnxfile import known_artifact
-from kdbench.pipeline.rungs import ORDER, run_subjects, rungs_of, timed
+from kdbench.pipeline.rungs import ORDER, ladder_of, run_subjects, rungs_of, timed
+from kdbench.progress import unsaid
 from kdbench.records import Artifact, Embedded, Origin, Recipe, placeless
 from kdbench.report.card import Seen
 from kdbench.report.judged import judged
@@ -54,7 +55,7 @@ class Known:
         return self.facts.model_copy(update={"lineage": (own, *self.facts.lineage)})
 
 
-def subject_of(source: Path, rung: str | None) -> Subject:
+def subject_of(source: Path, rung: str | None, say: Callable[[str], None] = unsaid) -> Subject:
     """An ONNX file, or a rung of a run folder, the last of its ladder where none is named."""
     if not source.is_dir():
         if rung is not None:
@@ -64,7 +65,7 @@ def subject_of(source: Path, rung: str | None) -> Subject:
     if rung is not None:  # of a folder whose other rungs may not fit together
         pick(rungs_of(folder), rung, "rung")
         return run_subjects(folder, lambda one: one.rung == rung)[0]
-    subjects = {subject.artifact.rung: subject for subject in run_subjects(folder)}
+    subjects = {subject.artifact.rung: subject for subject in ladder_of(folder, say)}
     return subjects[next((name for name in reversed(ORDER) if name in subjects), list(subjects)[-1])]
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import __version__, archive
-from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import load_pack
 from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
 from kdbench.onnxfile import external_data, holds_compiled_parts
 from kdbench.pipeline.measuring import Report, measured
-from kdbench.pipeline.rungs import run_subjects
+from kdbench.pipeline.rungs import last_measured, measured_subjects, results_in, run_subjects
 from kdbench.progress import Progress, unsaid
 from kdbench.records import (
     Artifact,
@@ -27,13 +26,10 @@ from kdbench.records import (
     from_json,
     parse,
     placeless,
-    read_text,
     slug,
 )
 from kdbench.records.turns import SpiralRecord
 from kdbench.store import (
-    PARTIAL_FILE,
-    RESULTS_FILE,
     RETURNED,
     RunFolder,
     output_file,
@@ -72,14 +68,14 @@ def pack(
     """Writes a run folder's rungs, their samples and the plan of their benchmark as one file (default
     `NAME.kdbench.zip`).
 
-    The plan is the recipe's section `bench` with the fields of `plan` laid over it. Packing one run again gives equal
-    bytes.
+    The plan is the recipe's section `bench` with the fields of `plan` laid over it. Of a folder that was measured, the
+    rungs are those that its results are of. Packing one run again gives equal bytes.
 
     Raises UserError for a folder without rungs, and where a rung's file is not the one that its record describes.
     """
     folder = RunFolder(Path(run))
-    subjects = run_subjects(folder)
-    measured_before = _earlier(folder, subjects, say)
+    measured_before = _earlier(folder, say)
+    subjects = measured_subjects(folder, measured_before, say) if measured_before else run_subjects(folder)
     recipe, spiral = (measured_before.recipe, measured_before.spiral) if measured_before else (None, None)
     name = measured_before.name if measured_before else slug(folder.path.resolve().name)
     chosen = (recipe.bench if recipe else Bench()).model_dump(mode="json") | dict(plan or {})
@@ -195,16 +191,12 @@ def _check_plan(path: Path, plan: Bench, given: Mapping[str, Any]) -> None:
         raise UserError(f"{path}: its plan {foreign}: not taken from a packed run: give it, or another, yourself")
 
 
-def _earlier(folder: RunFolder, subjects: list[Subject], say: Callable[[str], None]) -> ResultFile | None:
+def _earlier(folder: RunFolder, say: Callable[[str], None]) -> ResultFile | None:
     """The record of the folder's own measurement, which knows the recipe; None where it is of other files."""
-    path = next((p for p in (folder.path / RESULTS_FILE, folder.path / PARTIAL_FILE) if p.is_file()), None)
-    if path is None:
-        return None
-    result = from_json(ResultFile, read_text(path), str(path))
-    if {(a.rung, a.sha256) for a in result.artifacts} == {(s.artifact.rung, s.artifact.sha256) for s in subjects}:
-        return result
-    say(f"{path} is of other files than those beside it: packed without its recipe and its plan")
-    return None
+    measured_before = last_measured(folder)
+    if measured_before is None and (path := results_in(folder)):
+        say(f"{path} is of other files than those beside it: packed without its recipe and its plan")
+    return measured_before
 
 
 def _samples(folder: RunFolder) -> int | None:

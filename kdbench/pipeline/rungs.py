@@ -13,8 +13,17 @@ from kdbench.errors import UserError
 from kdbench.machine import saturates_in_int8, versions
 from kdbench.onnxfile import inspect, known_artifact
 from kdbench.progress import Progress
-from kdbench.records import IMPORTED, Artifact, Quantize, QuantizeSection
-from kdbench.store import SIDECAR, RunFolder, fingerprint, save_artifact, sha256, sidecar
+from kdbench.records import IMPORTED, Artifact, Quantize, QuantizeSection, ResultFile, from_json, read_text
+from kdbench.store import (
+    PARTIAL_FILE,
+    RESULTS_FILE,
+    SIDECAR,
+    RunFolder,
+    fingerprint,
+    save_artifact,
+    sha256,
+    sidecar,
+)
 
 PRUNED = "student-pruned"
 SPARSE = "student-sparse"
@@ -84,6 +93,45 @@ def run_subjects(folder: RunFolder, wanted: Callable[[Artifact], bool] = lambda 
                 f"'kdbench {command}' with the same recipe makes it again, or remove it"
             )
     return subjects
+
+
+def ladder_of(folder: RunFolder, say: Callable[[str], None]) -> list[Subject]:
+    """All rungs of a run folder; of one whose rungs don't fit together those of its results, which is said.
+
+    A run and a spiral that share a folder may each train the student anew, and leave the rungs that the other has made.
+    Raises UserError as `run_subjects` does.
+    """
+    try:
+        return run_subjects(folder)
+    except UserError:
+        measured = last_measured(folder)
+        if measured is None:
+            raise
+        return measured_subjects(folder, measured, say)
+
+
+def results_in(folder: RunFolder) -> Path | None:
+    """Of its last measurement, or of what there is of one that was interrupted."""
+    return next((p for p in (folder.path / RESULTS_FILE, folder.path / PARTIAL_FILE) if p.is_file()), None)
+
+
+def last_measured(folder: RunFolder) -> ResultFile | None:
+    """The record of a run folder's own measurement; None where there is none, or a rung of it has changed since."""
+    path = results_in(folder)
+    if path is None:
+        return None
+    result = from_json(ResultFile, read_text(path), str(path))
+    rungs = {(rung, artifact.sha256) for rung, artifact in rungs_of(folder).items()}
+    return result if {(a.rung, a.sha256) for a in result.artifacts} <= rungs else None
+
+
+def measured_subjects(folder: RunFolder, measured: ResultFile, say: Callable[[str], None]) -> list[Subject]:
+    """Those rungs of a run folder that its measurement is of; which are left out is said."""
+    own = {(a.rung, a.sha256) for a in measured.artifacts}
+    others = [rung for rung, artifact in rungs_of(folder).items() if (rung, artifact.sha256) not in own]
+    if others:
+        say(f"left out, as {results_in(folder)} is not of them: {', '.join(others)}")
+    return run_subjects(folder, lambda artifact: (artifact.rung, artifact.sha256) in own)
 
 
 def forget(folder: RunFolder, rungs: Collection[str], alone: bool) -> None:

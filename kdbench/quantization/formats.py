@@ -100,7 +100,7 @@ def _clamped(before: "onnx.ModelProto", after: "onnx.ModelProto") -> tuple[str, 
     over = clamped(before, after)
     if not over:
         return ()
-    names = ", ".join(f"{count} of {name}" for name, count in list(over.items())[:3])
+    names = ", ".join(f"{count} of “{name}”" for name, count in list(over.items())[:3])
     return (f"values beyond ±65504, the range of fp16, were clamped: {names}: --keep the nodes that have them",)
 
 

@@ -25,8 +25,9 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 ABSOLUTE = re.compile(r"(file:)?[/~\\]|[A-Za-z]:[/\\]")
 """How a path begins that means something on one machine alone."""
 
-FOLDERS = re.compile(r"""(?<![\w.:/~])(?:file:)?~?/(?:[^\s/:'"]+/)+""")
-"""Of such a path in the middle of a text."""
+FOLDERS = re.compile(r"""(?<![\w.:/~“])(?:file:)?~?/(?:[^\s/:'"]+/)+""")
+"""Of such a path in the middle of a text. Names inside an ONNX file stand there in “ and ”: errors put ' or " around a
+path."""
 
 SPOKEN = (
     "class_map",

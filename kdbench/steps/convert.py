@@ -118,5 +118,5 @@ def _within_range(
         found = converted(graph, to, model)
     if not over:
         return found, to, ()
-    named = f"{', '.join(over[:3])}{f' and {len(over) - 3} more' if len(over) > 3 else ''}"
+    named = ", ".join(f"“{name}”" for name in over[:3]) + (f" and {len(over) - 3} more" if len(over) > 3 else "")
     return found, to, (f"left in float32 for leaving the range of fp16, ±65504, on the compared samples: {named}",)

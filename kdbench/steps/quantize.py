@@ -167,5 +167,5 @@ def _stays(operator: str, nodes: list[str]) -> str:
     if operator in RECURRENT:
         return f"its {operator} layers stay in float: static int8 knows no recurrent ones"
     more = f" and {len(nodes) - SHOWN} more" if len(nodes) > SHOWN else ""
-    names = ", ".join(nodes[:SHOWN]) + more
+    names = ", ".join(f"“{name}”" for name in nodes[:SHOWN]) + more
     return f"its {operator} nodes stay in float, as onnxruntime can't quantize them: {names}"

@@ -12,18 +12,24 @@ from kdbench.report.gate.deciding import Change
 from kdbench.report.gate.sides import Side
 from kdbench.report.gate.undecided import Open, rounded
 
+NO_CLASSES = "OLD's outputs are no classes that could be compared"
+"""As those of a regression are none."""
+
 
 def judged(old: Side, new: Side, bound: float) -> list[Open]:
     """By rung, backend and threads: all batches share their answers. What failed to answer is left to `failures`."""
     found: dict[tuple[str, str, int], Open] = {}
     for key in old.cells:
         rung, backend, threads, *_ = key
-        theirs = old.answers(key)
-        if theirs is None or key not in new.cells or (rung, backend, threads) in found:
+        theirs, was = old.answers(key), old.evaluation(key)
+        unanswered = theirs is None and not (old.result.inputs == "data" and was and was.error is None)
+        if unanswered or key not in new.cells or (rung, backend, threads) in found:
             continue
         ours, evaluation = new.answers(key), new.evaluation(key)
         fields = {"rung": rung, "backend": backend, "threads": threads, "bound": -bound}
-        if ours is not None:
+        if theirs is None:
+            found[rung, backend, threads] = _untold(fields, bound, NO_CLASSES)
+        elif ours is not None:
             found[rung, backend, threads] = _answered(old, new, fields, theirs, ours, bound)
         elif new.cells[key][0].error is None and (evaluation is None or evaluation.error is None):
             found[rung, backend, threads] = _untold(
