@@ -8,7 +8,7 @@ from kdbench import __version__
 from kdbench.benchmark.cells import Subject
 from kdbench.errors import UserError, pick
 from kdbench.onnxfile import known_artifact
-from kdbench.pipeline.rungs import ORDER, ladder_of, run_subjects, rungs_of, timed
+from kdbench.pipeline.rungs import ORDER, ladder_of, of_spiral, run_subjects, rungs_of, timed
 from kdbench.progress import unsaid
 from kdbench.records import Artifact, Embedded, Origin, Recipe, placeless
 from kdbench.report.card import Seen
@@ -56,7 +56,7 @@ class Known:
 
 
 def subject_of(source: Path, rung: str | None, say: Callable[[str], None] = unsaid) -> Subject:
-    """An ONNX file, or a rung of a run folder, the last of its ladder where none is named."""
+    """An ONNX file, or a rung of a run folder: the last of its ladder where none is named, of a spiral's its last model."""
     if not source.is_dir():
         if rung is not None:
             raise UserError(f"--rung: {source} is a file, --rung chooses in a run folder: leave it out")
@@ -65,8 +65,11 @@ def subject_of(source: Path, rung: str | None, say: Callable[[str], None] = unsa
     if rung is not None:  # of a folder whose other rungs may not fit together
         pick(rungs_of(folder), rung, "rung")
         return run_subjects(folder, lambda one: one.rung == rung)[0]
-    subjects = {subject.artifact.rung: subject for subject in ladder_of(folder, say)}
-    return subjects[next((name for name in reversed(ORDER) if name in subjects), list(subjects)[-1])]
+    ladder = ladder_of(folder, say)
+    lighter = [subject for subject in ladder if subject.artifact.rung in ORDER[ORDER.index("student") + 1 :]]
+    turns = [subject for subject in ladder if of_spiral(subject.artifact.rung)]
+    known = [subject for subject in ladder if subject.artifact.rung in ORDER]
+    return (lighter or turns or known or ladder)[-1]
 
 
 def look_up(

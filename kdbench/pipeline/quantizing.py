@@ -195,7 +195,7 @@ def fastest_int8(
         "remarks": tuple(said),
     }
     budget = searched.model_copy(update=found)
-    forget(failed(out))
+    forget_search(failed(out))
     return _saved(out, rung, artifact, chosen, options, notes, budget, layers)
 
 
@@ -308,7 +308,7 @@ def failed(out: Path) -> Path:
     return out.with_stem(f"{out.stem}-failed")
 
 
-def forget(out: Path) -> None:
+def forget_search(out: Path) -> None:
     """Removes the record of a search and its figure, if there are any."""
     for left in (out.with_name(out.stem + RECORD), *(out.with_name(f"{out.stem}-budget.{kind}") for kind in KINDS)):
         left.unlink(missing_ok=True)

@@ -50,6 +50,9 @@ ORDER = (
 )
 """The same with those that a recipe may ask for."""
 
+KINDS = {rung: place for place, rung in enumerate((*ORDER, SPIRAL, *(f"{SPIRAL}-{end}" for end in ("final", *ENDS))))}
+"""Where rungs stand in the ladder of a run folder; those of one kind by their number, of unknown ones by name."""
+
 RACE_S = 20.0
 """To find the fastest of the int8 files of a rung, where a backend or a budget of accuracy asks for it."""
 
@@ -78,9 +81,7 @@ def run_subjects(folder: RunFolder, wanted: Callable[[Artifact], bool] = lambda 
     Raises UserError where one of them is not as its record says, or was made from another parent than lies beside it.
     """
     artifacts = rungs_of(folder)
-    order = {rung: index for index, rung in enumerate(ORDER)}
-    rungs = [rung for rung, artifact in artifacts.items() if wanted(artifact)]
-    rungs.sort(key=lambda rung: (order.get(re.sub(r"^teacher-\d+", "teacher", rung), len(order)), rung))
+    rungs = sorted((rung for rung, artifact in artifacts.items() if wanted(artifact)), key=_place)
     subjects = [Subject(artifacts[rung], folder.path / artifacts[rung].file) for rung in rungs]
     for subject in subjects:
         parent = artifacts.get(subject.artifact.parent or "")
@@ -93,6 +94,13 @@ def run_subjects(folder: RunFolder, wanted: Callable[[Artifact], bool] = lambda 
                 f"'kdbench {command}' with the same recipe makes it again, or remove it"
             )
     return subjects
+
+
+def _place(rung: str) -> tuple[int, list[str | int]]:
+    """Where a rung stands: by its kind, then by its number, then by its name."""
+    kind = re.sub(rf"^(teacher|{SPIRAL})-\d+", r"\1", rung)
+    parts = re.split(r"(\d+)", rung)  # names and numbers in turns
+    return KINDS.get(kind, len(KINDS)), [int(part) if part.isdecimal() else part for part in parts]
 
 
 def ladder_of(folder: RunFolder, say: Callable[[str], None]) -> list[Subject]:
@@ -181,11 +189,11 @@ def without(folder: RunFolder, stem: str) -> None:
 
 
 def _removed(folder: RunFolder, rung: str) -> None:
-    from kdbench.pipeline.quantizing import forget
+    from kdbench.pipeline.quantizing import forget_search
 
     for left in (folder.onnx(rung), sidecar(folder.onnx(rung))):
         left.unlink(missing_ok=True)
-    forget(folder.onnx(rung))
+    forget_search(folder.onnx(rung))
 
 
 def in_int8(
@@ -198,7 +206,7 @@ def in_int8(
 ) -> None:
     """The rungs `NAME-slim` and `NAME-int8` of each rung that `parents` names, and the int8 one of `teacher`."""
     from kdbench.pipeline.proving import with_layers
-    from kdbench.pipeline.quantizing import failed, fastest_int8, forget
+    from kdbench.pipeline.quantizing import failed, fastest_int8, forget_search
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
 
@@ -218,7 +226,7 @@ def in_int8(
         source = folder.onnx(parent)
         made = with_layers(quantize(source, out, pack, options, rung), source, out, pack)
         for searched in (out, failed(out)):  # by an earlier recipe
-            forget(searched)
+            forget_search(searched)
         return made
 
     def fastest(parent: str, rung: str, out: Path) -> Artifact:

@@ -1,0 +1,40 @@
+"""Rungs of a run folder: in which order they stand, and which of them is meant where none is named."""
+
+import pytest
+
+from kdbench.onnxfile import inspect
+from kdbench.pipeline.origins import subject_of
+from kdbench.pipeline.rungs import run_subjects
+from kdbench.store import RunFolder, save_artifact
+from tests.conftest import save_mlp
+
+
+def folder_of(path, *rungs):
+    folder = RunFolder(path)
+    for rung in rungs:
+        save_artifact(path, inspect(save_mlp(folder.onnx(rung))))
+    return folder
+
+
+def test_turns_and_teachers_stand_by_their_number(tmp_path):
+    rungs = [
+        *("teacher-2", "teacher-10", "student", "student-slim", "student-int8"),
+        *("spiral-1", "spiral-2", "spiral-10", "spiral-final", "spiral-slim", "spiral-int8", "elsewhere"),
+    ]
+    folder = folder_of(tmp_path, *sorted(rungs))
+    assert [subject.artifact.rung for subject in run_subjects(folder)] == rungs
+
+
+@pytest.mark.parametrize(
+    ("rungs", "meant"),
+    [
+        (("teacher", "spiral-1", "spiral-2", "spiral-final"), "spiral-final"),
+        (("teacher", "student", "spiral-9", "spiral-10"), "spiral-10"),
+        (("teacher", "student", "student-slim", "student-int8", "spiral-1"), "student-int8"),
+        (("teacher", "student-alone", "student"), "student"),
+        (("elsewhere",), "elsewhere"),
+    ],
+)
+def test_the_last_rung_is_meant_where_none_is_named(tmp_path, rungs, meant):
+    folder_of(tmp_path, *rungs)
+    assert subject_of(tmp_path, None).artifact.rung == meant
