@@ -7,7 +7,9 @@ import pytest
 from kdbench import UserError, pipeline
 from kdbench.pipeline import spiral as spirals
 from kdbench.pipeline import turns
+from kdbench.pipeline.learning import prepared
 from kdbench.pipeline.racing import Raced
+from kdbench.progress import silent, unsaid
 from kdbench.pruning import structured
 from kdbench.pruning.targets import cost
 from kdbench.records import Prune
@@ -15,9 +17,9 @@ from kdbench.records.turns import SpiralRecord, TurnRecord
 from kdbench.report.spiral import ended
 from kdbench.search.spiral import Bounds, Outcome, spiral
 from kdbench.stats import Interval
+from kdbench.steps import prune, train
 from kdbench.steps import spiral as steps
-from kdbench.steps import train
-from kdbench.store import load_artifact, load_recipe
+from kdbench.store import RunFolder, load_artifact, load_recipe
 from tests.prunable import SMALL, samples, small
 from tests.test_spiral import SPIRAL
 
@@ -87,6 +89,29 @@ def test_a_latency_out_of_reach_is_refused_before_any_training(monkeypatch, tmp_
     with pytest.raises(UserError, match=r"^spiral\.latency: 0\.3 can't be reached: 0\.400 is the closest"):
         spirals.spiral(recipe(**{"spiral.latency": "0.3"}), tmp_path / "run")
     assert not list(tmp_path.glob("run/*.safetensors"))
+
+
+@pytest.mark.parametrize("section", ["prune", "spiral"])
+def test_nothing_is_measured_where_training_has_begun_nor_in_a_second_process(section, taught, monkeypatch, tmp_path):
+    for module in (prune, steps):
+        monkeypatch.setattr(module, "beside_the_first", lambda *_: lambda _: measured.append(1) or len(measured))
+
+    def looked(folder, **fields):
+        measured.clear()
+        prepared(RunFolder(folder), recipe(**{f"{section}.latency": "0.6"} | fields), silent, unsaid)
+        return len(measured)
+
+    measured = []
+    with pytest.raises(UserError, match=rf"^{section}\.latency: 0\.6 can't be reached: .* it is as slow"):
+        looked(tmp_path)
+    assert measured == [1, 1]
+    assert looked(shutil.copytree(taught, tmp_path / "run")) == 0
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    assert looked(tmp_path) == 0
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unknown backend 'gpuu'"):
+        looked(tmp_path / "run", **{f"{section}.backend": "gpuu"})
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("vgg", False), ("resnet", True), ("resnet-pad", False)])
