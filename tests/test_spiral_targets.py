@@ -114,10 +114,13 @@ def test_nothing_is_measured_where_training_has_begun_nor_in_a_second_process(se
         looked(tmp_path / "run", **{f"{section}.backend": "gpuu"})
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("vgg", False), ("resnet", True), ("resnet-pad", False)])
-def test_one_look_at_the_narrowest_network_tells_what_the_search_would(name, blocks):
+@pytest.mark.parametrize(
+    ("name", "blocks", "round_to"),
+    [("vgg", False, 4), ("resnet", True, 4), ("resnet", True, 16), ("resnet-pad", False, 4)],  # of 16, blocks alone go
+)
+def test_one_look_at_the_narrowest_network_tells_what_the_search_would(name, blocks, round_to):
     x = samples(SMALL[name][1])
-    options = Prune(latency=0.001, round_to=4, blocks=blocks)
+    options = Prune(latency=0.001, round_to=round_to, blocks=blocks)
     refusals, looked = [], []
 
     def macs(model):
@@ -138,6 +141,14 @@ def test_a_network_that_gets_no_faster_is_not_told_that_it_cannot_be_pruned():
         structured.UnreachableError, match=r"latency: 0\.5 can't be reached: .* it is as slow: take macs"
     ):
         structured.check(small("mlp"), Prune(latency=0.5), samples(SMALL["mlp"][1]), lambda model: 1.0)
+
+
+@pytest.mark.parametrize("refuse", [structured.prune, structured.check])
+def test_where_nothing_can_go_it_is_the_rounding_that_is_blamed_and_not_the_latency(refuse):
+    seen = iter([1.0, 0.98])  # of the very same network
+    options = Prune(latency=0.5, round_to=32)  # which no layer is wider than
+    with pytest.raises(structured.UnreachableError, match="no layer of this network can be pruned: lower round_to"):
+        refuse(small("mlp"), options, samples(SMALL["mlp"][1]), measure=lambda _: next(seen))
 
 
 # --- who teaches ------------------------------------------------------------------------------------------------------

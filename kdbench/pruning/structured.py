@@ -77,10 +77,11 @@ def prune(
         current, share, made = _without_blocks(whole, options, x, share_of, seed, progress)
     if share > target:
         made += _rewritten(current, x)
-        narrow, share, graph = _narrowed(current, options, x, share_of, gradients, seed)
+        narrow, narrowest, graph = _narrowed(current, options, x, share_of, gradients, seed)
         left = graph.left
         if narrow is None:
-            raise _unreachable(options, graph, share)
+            raise _unreachable(options, graph, min(share, narrowest))
+        share = narrowest
         made.append(_done(current, x, "channels", narrow))
     return Pruned(current, tuple(made), before, cost(current, x), share, left)
 
@@ -99,7 +100,7 @@ def check(model: nn.Module, options: Prune, x: Tensor, measure: Measure | None =
     graph, ranking = _ranked(narrow, blind, x, None, 0)
     channels.redo(narrow, x, _cut(graph.groups, ranking.removal(ranking.length)))
     if cost(narrow, x).parameters == cost(whole, x).parameters:
-        raise _unreachable(options, graph, 1.0)
+        raise _unreachable(options, Graph((), graph.left), 1.0)
     if measure is None:
         return
     price = _price("latency", x, measure, silent)
@@ -207,8 +208,8 @@ def _narrowed(
             shares[key] = told(removal) if what != "latency" else share_of(done(removal))
         return shares[key]
 
-    if not groups:
-        return None, 1.0, graph
+    if not any(ranking.removal(ranking.length).values()):
+        return None, 1.0, Graph((), graph.left)
     number = least(ranking.length, share, target, MEASUREMENTS if what == "latency" else None)
     if number is None:
         return None, share(ranking.length), graph
