@@ -92,9 +92,10 @@ SCRIPT = """
 import json
 import os
 from pathlib import Path
+from unittest import mock
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from kdbench import data
 from kdbench.errors import UserError
@@ -135,7 +136,9 @@ def summed():
     layers = [nn.Linear(1, 1, bias=False), nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False)]
     layers[rank()](torch.ones(1, rank() + 1)).sum().backward()
     weights = [layer.weight for layer in layers]
-    sum_gradients(weights, 0.5)
+    with mock.patch.object(distributed, "all_reduce", wraps=distributed.all_reduce) as reduce:
+        sum_gradients(weights, 0.5)
+    assert reduce.call_count == 1  # of each step
     return [None if weight.grad is None else weight.grad.tolist() for weight in weights]
 
 

@@ -7,7 +7,9 @@ import pytest
 from kdbench import UserError, pipeline
 from kdbench.pipeline import spiral as spirals
 from kdbench.pipeline import turns
+from kdbench.pipeline.learning import prepared
 from kdbench.pipeline.racing import Raced
+from kdbench.progress import silent, unsaid
 from kdbench.pruning import structured
 from kdbench.pruning.targets import cost
 from kdbench.records import Prune
@@ -15,9 +17,9 @@ from kdbench.records.turns import SpiralRecord, TurnRecord
 from kdbench.report.spiral import ended
 from kdbench.search.spiral import Bounds, Outcome, spiral
 from kdbench.stats import Interval
+from kdbench.steps import prune, train
 from kdbench.steps import spiral as steps
-from kdbench.steps import train
-from kdbench.store import load_artifact, load_recipe
+from kdbench.store import RunFolder, load_artifact, load_recipe
 from tests.prunable import SMALL, samples, small
 from tests.test_spiral import SPIRAL
 
@@ -89,10 +91,36 @@ def test_a_latency_out_of_reach_is_refused_before_any_training(monkeypatch, tmp_
     assert not list(tmp_path.glob("run/*.safetensors"))
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("vgg", False), ("resnet", True), ("resnet-pad", False)])
-def test_one_look_at_the_narrowest_network_tells_what_the_search_would(name, blocks):
+@pytest.mark.parametrize("section", ["prune", "spiral"])
+def test_nothing_is_measured_where_training_has_begun_nor_in_a_second_process(section, taught, monkeypatch, tmp_path):
+    for module in (prune, steps):
+        monkeypatch.setattr(module, "beside_the_first", lambda *_: lambda _: measured.append(1) or len(measured))
+
+    def looked(folder, **fields):
+        measured.clear()
+        prepared(RunFolder(folder), recipe(**{f"{section}.latency": "0.6"} | fields), silent, unsaid)
+        return len(measured)
+
+    measured = []
+    with pytest.raises(UserError, match=rf"^{section}\.latency: 0\.6 can't be reached: .* it is as slow"):
+        looked(tmp_path)
+    assert measured == [1, 1]
+    assert looked(shutil.copytree(taught, tmp_path / "run")) == 0
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    assert looked(tmp_path) == 0
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="unknown backend 'gpuu'"):
+        looked(tmp_path / "run", **{f"{section}.backend": "gpuu"})
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "round_to"),
+    [("vgg", False, 4), ("resnet", True, 4), ("resnet", True, 16), ("resnet-pad", False, 4)],  # of 16, blocks alone go
+)
+def test_one_look_at_the_narrowest_network_tells_what_the_search_would(name, blocks, round_to):
     x = samples(SMALL[name][1])
-    options = Prune(latency=0.001, round_to=4, blocks=blocks)
+    options = Prune(latency=0.001, round_to=round_to, blocks=blocks)
     refusals, looked = [], []
 
     def macs(model):
@@ -113,6 +141,14 @@ def test_a_network_that_gets_no_faster_is_not_told_that_it_cannot_be_pruned():
         structured.UnreachableError, match=r"latency: 0\.5 can't be reached: .* it is as slow: take macs"
     ):
         structured.check(small("mlp"), Prune(latency=0.5), samples(SMALL["mlp"][1]), lambda model: 1.0)
+
+
+@pytest.mark.parametrize("refuse", [structured.prune, structured.check])
+def test_where_nothing_can_go_it_is_the_rounding_that_is_blamed_and_not_the_latency(refuse):
+    seen = iter([1.0, 0.98])  # of the very same network
+    options = Prune(latency=0.5, round_to=32)  # which no layer is wider than
+    with pytest.raises(structured.UnreachableError, match="no layer of this network can be pruned: lower round_to"):
+        refuse(small("mlp"), options, samples(SMALL["mlp"][1]), measure=lambda _: next(seen))
 
 
 # --- who teaches ------------------------------------------------------------------------------------------------------

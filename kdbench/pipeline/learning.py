@@ -53,12 +53,17 @@ def prepared(folder: RunFolder, recipe: Recipe, progress: Progress, say: Callabl
     needs_torch()
     from kdbench.training.processes import agreed
 
-    dataset, teachers = agreed(lambda: loaded(recipe, say))
+    # Once: measured on a busy machine, another look could refuse what is trained already.
+    look = is_main() and not any(folder.path.glob("*.safetensors"))
+    dataset, teachers = agreed(lambda: loaded(recipe, say, look))
     return replace(grounded(folder, recipe, dataset, progress, say), teachers=teachers)
 
 
-def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["Candidate"]]:
-    """The recipe's data, of which everything in the recipe is known to fit; and its teachers as they were loaded."""
+def loaded(recipe: Recipe, say: Callable[[str], None], look: bool = True) -> tuple[Dataset, list["Candidate"]]:
+    """The recipe's data, of which everything in the recipe is known to fit; and its teachers as they were loaded.
+
+    Targets that have to be measured are known to be within reach by a `look` at the narrowest network.
+    """
     from kdbench import data
     from kdbench.steps import aware, prune, spiral
     from kdbench.steps import check as fitting
@@ -67,11 +72,11 @@ def loaded(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, list["C
     dataset = data.load(recipe.data, recipe.folder)
     for remark in remarks(dataset):
         say(remark)
-    prune.check(recipe, dataset)
+    prune.check(recipe, dataset, look)
     beside.check(recipe, dataset)
     aware.check(recipe, dataset)
     teachers = fitting.check(recipe, dataset)
-    spiral.check(recipe, dataset, teachers)
+    spiral.check(recipe, dataset, teachers, look)
     return dataset, teachers
 
 

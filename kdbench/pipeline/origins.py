@@ -56,7 +56,7 @@ class Known:
 
 
 def subject_of(source: Path, rung: str | None, say: Callable[[str], None] = unsaid) -> Subject:
-    """An ONNX file, or a rung of a run folder: the last of its ladder where none is named, of a spiral's its last model."""
+    """An ONNX file, or a rung of a run folder: the last of its ladder, or of its spiral, where none is named."""
     if not source.is_dir():
         if rung is not None:
             raise UserError(f"--rung: {source} is a file, --rung chooses in a run folder: leave it out")

@@ -77,17 +77,18 @@ def prune(
         current, share, made = _without_blocks(whole, options, x, share_of, seed, progress)
     if share > target:
         made += _rewritten(current, x)
-        narrow, share, graph = _narrowed(current, options, x, share_of, gradients, seed)
+        narrow, narrowest, graph = _narrowed(current, options, x, share_of, gradients, seed)
         left = graph.left
         if narrow is None:
-            raise _unreachable(options, graph, share)
+            raise _unreachable(options, graph, min(share, narrowest))
+        share = narrowest
         made.append(_done(current, x, "channels", narrow))
     return Pruned(current, tuple(made), before, cost(current, x), share, left)
 
 
 def check(model: nn.Module, options: Prune, x: Tensor, measure: Measure | None = None) -> None:
     """Raises UserError where a network of this structure can't be pruned so, as far as that can be told without its
-    weights: of a latency by one look at the narrowest network beside the whole one."""
+    weights: of a latency by one look at the narrowest network beside the whole one, if there is a `measure`."""
     blind = options.model_copy(update={"importance": "l2"}) if options.importance == "taylor" else options
     if options.latency is None:
         prune(model, blind, x)
@@ -99,7 +100,9 @@ def check(model: nn.Module, options: Prune, x: Tensor, measure: Measure | None =
     graph, ranking = _ranked(narrow, blind, x, None, 0)
     channels.redo(narrow, x, _cut(graph.groups, ranking.removal(ranking.length)))
     if cost(narrow, x).parameters == cost(whole, x).parameters:
-        raise _unreachable(options, graph, 1.0)
+        raise _unreachable(options, Graph((), graph.left), 1.0)
+    if measure is None:
+        return
     price = _price("latency", x, measure, silent)
     closest = _share(price, price(whole), narrow)
     if closest > options.latency:
@@ -205,8 +208,8 @@ def _narrowed(
             shares[key] = told(removal) if what != "latency" else share_of(done(removal))
         return shares[key]
 
-    if not groups:
-        return None, 1.0, graph
+    if not any(ranking.removal(ranking.length).values()):
+        return None, 1.0, Graph((), graph.left)
     number = least(ranking.length, share, target, MEASUREMENTS if what == "latency" else None)
     if number is None:
         return None, share(ranking.length), graph

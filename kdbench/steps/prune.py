@@ -103,15 +103,16 @@ def mark(source: Path, options: Prune, seed: int, samples: Samples) -> str:
     return fingerprint(**facts, options=asked, versions=versions(("torch", "torch-pruning")))
 
 
-def check(recipe: Recipe, dataset: Dataset) -> None:
+def check(recipe: Recipe, dataset: Dataset, look: bool = True) -> None:
     """Raises UserError where a recipe's `prune` can't be done to its student, as far as that can be told before it is
-    trained."""
+    trained: whether it reaches a latency, by a `look` at the narrowest network."""
     if recipe.prune is None:
         return
     student = initial(recipe.student, dataset, recipe.seed, "student", recipe.folder)
     x = torch.from_numpy(apply(dataset.x_train[: structured.PROOF], dataset.preprocessing))
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
-        structured.check(student, recipe.prune, x, _measure(recipe.prune, Path(scratch), x, recipe.seed))
+        measure = _measure(recipe.prune, Path(scratch), x, recipe.seed)
+        structured.check(student, recipe.prune, x, measure if look else None)
     if recipe.prune.sparse:
         check_drawn(student, recipe.prune.sparse, x, "prune.sparse")
     for training in (fine_tuning(recipe), sparse_training(recipe)):

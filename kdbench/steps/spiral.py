@@ -34,10 +34,11 @@ SHARE = 4
 """A turn has the student's epochs, divided by this, where nothing is said."""
 
 
-def check(recipe: Recipe, dataset: Dataset, teachers: Sequence[Candidate]) -> None:
+def check(recipe: Recipe, dataset: Dataset, teachers: Sequence[Candidate], look: bool = True) -> None:
     """Raises UserError where the recipe's spiral can't be walked, as far as that can be told before any training.
 
-    `teachers` are those of the recipe, as they were loaded.
+    `teachers` are those of the recipe, as they were loaded. Whether a latency or size is reached is told by a `look` at
+    the narrowest network.
     """
     section = recipe.spiral
     if section is None:
@@ -54,7 +55,8 @@ def check(recipe: Recipe, dataset: Dataset, teachers: Sequence[Candidate]) -> No
     by = "latency" if what in ("latency", "size") else direction(section)  # what is measured, not counted
     try:
         with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
-            structured.check(model, _options(section, by, goal), x, _measure(section, Path(scratch), x, recipe.seed))
+            measure = _measure(section, Path(scratch), x, recipe.seed)
+            structured.check(model, _options(section, by, goal), x, measure if look else None)
     except UserError as error:
         raise UserError(re.sub(r"^prune\.\w+", f"spiral.{what}", str(error))) from None
     if section.sparse:

@@ -96,23 +96,16 @@ def sum_gradients(parameters: Sequence[nn.Parameter], share: float) -> None:
     """
     if count() == 1:
         return
-    known = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8, device=device())
-    with _all_alive():
-        distributed.all_reduce(known, distributed.ReduceOp.MAX)
-    gradients = []
-    for parameter, anywhere in zip(parameters, known.tolist(), strict=True):
-        if anywhere:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            gradients.append(parameter.grad)
-    if not gradients:
-        return
-    flat = torch.cat([gradient.flatten() for gradient in gradients]) * share
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    known = [parameter.grad is not None for parameter in learning]
+    gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in learning]
+    # Which are known travels with them, and is read only of those that are missing here: a step waits once.
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), torch.tensor(known, device=device())]) * share
     with _all_alive():
         distributed.all_reduce(flat)
-    for gradient, summed in zip(
-        gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True
-    ):
-        gradient.copy_(summed.view_as(gradient))
+    *summed, anywhere = torch.split(flat, [*(gradient.numel() for gradient in gradients), len(known)])
+    for parameter, gradient, total, here, there in zip(learning, gradients, summed, known, anywhere, strict=True):
+        parameter.grad = gradient.copy_(total.view_as(gradient)) if here or there else None
 
 
 def share_buffers(*modules: nn.Module) -> None:
