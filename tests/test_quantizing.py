@@ -24,6 +24,7 @@ from kdbench.records.base import from_json
 from kdbench.records.budget import Budget, CandidateRecord, Estimate
 from kdbench.report import doubts, flags
 from kdbench.report.budget import candidates_table
+from kdbench.report.terminal import print_table
 from kdbench.stats import Interval
 from kdbench.store import RunFolder, load_artifact, load_recipe, save_artifact, sidecar, write_npz, zoo_recipes
 from tests import models
@@ -354,3 +355,19 @@ def test_the_table_of_candidates_fits_a_terminal():
     assert table.notes == ("noisy", "error: refused") and [row[7] for row in table.lines] == ["", "¹", "²"]
     assert all(sum(len(cell) + 1 for cell in row) <= 100 for row in table.lines)
     assert json.loads(budget.to_json())["schema"] == 1
+
+
+def test_a_table_of_candidates_with_many_footnotes_goes_without_empty_columns(capsys):
+    drop = Estimate(value=-0.12345, low=-0.13345, high=0.12345)
+    one = CandidateRecord(
+        name="x86-signed, percentile", options={}, drop=drop, speedup=Estimate(value=0.61672, low=0.60912, high=0.62441),
+        int8_kernels=1.0, int8_macs=1.0, doubts=("outliers", "a neighbour", "a drift", "throttled"),
+    )  # fmt: skip
+    budget = Budget(
+        model="m.onnx", model_sha256="", backend="cpu", threads=1, batch=1, metric="accuracy", fp32=0.9, max_drop=0.005,
+        calibration_samples=100, judged_samples=1000, evaluations=7, candidates=(one,), chosen=one.name,
+    )  # fmt: skip
+    print_table(candidates_table(budget))
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    assert printed.count("target ") == 1 and "¹ ² ³ ⁴" in printed

@@ -78,9 +78,11 @@ def _console() -> Console:
 def _print(console: Console, content: TextTable, whole: bool = False) -> None:
     console.print(printable(content.title), style="bold")  # of its own: a table's is broken where the table is narrower
     kept, spare = list(range(len(content.columns))), 0
+    if not whole and _width(console, content, kept) > WIDTH:  # without columns that say nothing
+        kept = [number for number in kept if any(row[number].marked for row in content.rows)]
     while not whole and spare < len(SPARE) and _width(console, content, kept) > WIDTH:
         spare += 1
-        kept = [number for number, column in enumerate(content.columns) if column.name not in SPARE[:spare]]
+        kept = [number for number in kept if content.columns[number].name not in SPARE[:spare]]
     for part in _parts(console, content, kept):
         console.print(_table(content, part))
     if content.legend:
