@@ -358,10 +358,11 @@ def test_the_table_of_candidates_fits_a_terminal():
 
 
 def test_a_table_of_candidates_with_many_footnotes_goes_without_empty_columns(capsys):
-    drop = Estimate(value=-0.12345, low=-0.13345, high=0.12345)
+    drop = Estimate(value=-0.0012, low=-0.0023, high=0.0011)
     one = CandidateRecord(
-        name="x86-signed, percentile", options={}, drop=drop, speedup=Estimate(value=0.61672, low=0.60912, high=0.62441),
-        int8_kernels=1.0, int8_macs=1.0, doubts=("outliers", "a neighbour", "a drift", "throttled"),
+        name="x86-signed, percentile", options={}, drop=drop, int8_kernels=1.0, int8_macs=1.0,
+        speedup=Estimate(value=0.61672, low=0.60912, high=0.62441),
+        doubts=("outliers", "a neighbour", "a drift", "throttled"),
     )  # fmt: skip
     budget = Budget(
         model="m.onnx", model_sha256="", backend="cpu", threads=1, batch=1, metric="accuracy", fp32=0.9, max_drop=0.005,
