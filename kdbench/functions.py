@@ -20,13 +20,20 @@ def find(name: str, folder: Path) -> Path | None:
     return next((path for path in (folder / name, Path(name)) if path.exists()), None)
 
 
+def real(path: Path) -> Path:
+    """A file by way of links, where what lies beside it is found; the link where the file has another name, which then
+    does not tell what it is, as in stores by hash."""
+    found = path.resolve()
+    return found if found.name == path.name else path
+
+
 def source(reference: str, folder: Path, what: str) -> Path:
     """The file of `module.py:function`, looked for beside the recipe, in `folder`; `what` begins an error."""
     name = reference.rpartition(":")[0]
     path = find(name, folder)
     if path is None or not path.is_file():
         raise UserError(f"{what} '{reference}': no file '{name}' beside the recipe or in the working directory")
-    return path.resolve()  # beside which its helpers lie
+    return real(path)
 
 
 def load(reference: str, folder: Path, what: str) -> Callable[..., Any]:

@@ -15,14 +15,15 @@ from kdbench.backends.client import Worker
 from kdbench.benchmark.cells import Cell, Subject, inputs
 from kdbench.data.pack import load_pack, save_pack
 from kdbench.evaluation import answer
+from kdbench.functions import source
 from kdbench.onnxfile import inspect, known_artifact
-from kdbench.records import Artifact, Preprocessing, TensorSpec
+from kdbench.records import Artifact, Preprocessing, Teacher, TensorSpec
 from kdbench.steps import train
 from kdbench.steps.lesson import Lesson
 from kdbench.steps.slim import comparison_inputs
 from kdbench.steps.teach import at_work
 from kdbench.store import RunFolder, save_artifact
-from kdbench.teachers import black_box
+from kdbench.teachers import black_box, weights_file
 from kdbench.teachers.black_box import BlackBox, Options
 from kdbench.teachers.source import Wanted
 from kdbench.training import weights
@@ -63,6 +64,16 @@ def test_a_linked_file_has_the_record_that_lies_beside_the_real_one(tmp_path):
     (tmp_path / "box.onnx").symlink_to(tmp_path / "real" / "box.onnx")
     found = black_box.load(Wanted(model="box.onnx", options={}, input_shape=(1, 8, 8), classes=10, folder=tmp_path))
     assert found.preprocessing == record.preprocessing
+
+
+def test_a_link_into_a_store_by_hash_keeps_its_own_name(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "6e340b9c").write_text("")
+    for name, target in (("teacher.safetensors", "6e340b9c"), ("mine.py", "6e340b9c")):
+        (tmp_path / name).symlink_to(tmp_path / "blobs" / target)
+    section = Teacher(model="mlp", weights="teacher.safetensors")
+    assert weights_file(section, tmp_path).suffix == ".safetensors"
+    assert source("mine.py:network", tmp_path, "model").suffix == ".py"
 
 
 def test_probabilities_that_are_rounded_to_0_or_1_have_finite_logits(tmp_path):

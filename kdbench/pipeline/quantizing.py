@@ -184,8 +184,8 @@ def fastest_int8(
         said += why_slow(time, made, target, place, feed)
         floating = Path(scratch, "floating.onnx")
         floating.write_bytes(portable(copy_of(chosen.graph)))  # equalised as the int8 file is
-        write_atomic(out, file.read_bytes())
         layers = layer_metrics(floating, file, judged)
+        write_atomic(out, file.read_bytes())
     found = {
         "evaluations": runner.evaluations,
         "candidates": tuple(_record(one, times.get(one.name)) for one in every),

@@ -152,8 +152,7 @@ def forget(folder: RunFolder, rungs: Collection[str], alone: bool) -> None:
         trained = rung.removesuffix("-int8")
         ours = re.fullmatch(r"teacher(-\d+)?", trained) or (alone and trained == "student-alone") or trained == PRUNED
         if ours and trained not in rungs:
-            record.unlink()
-            folder.onnx(rung).unlink(missing_ok=True)
+            _forgotten(folder, rung)
 
 
 def compressed(
@@ -185,7 +184,15 @@ def every_rung(options: Quantize) -> bool:
 def without(folder: RunFolder, stem: str) -> None:
     """Removes the slimmed and the int8 rung of a model, which an earlier recipe may have asked for."""
     for end in ENDS:
-        _removed(folder, f"{stem}-{end}")
+        _forgotten(folder, f"{stem}-{end}")
+
+
+def _forgotten(folder: RunFolder, rung: str) -> None:
+    """Removes a rung, and what a search for it has left that found none."""
+    from kdbench.pipeline.quantizing import failed, forget_search
+
+    _removed(folder, rung)
+    forget_search(failed(folder.onnx(rung)))
 
 
 def _removed(folder: RunFolder, rung: str) -> None:

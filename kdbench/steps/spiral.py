@@ -56,7 +56,7 @@ def check(recipe: Recipe, dataset: Dataset, teachers: Sequence[Candidate], look:
     try:
         with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
             measure = _measure(section, Path(scratch), x, recipe.seed)
-            structured.check(model, _options(section, by, goal), x, measure if look else None)
+            structured.check(model, _options(section, by, goal), x, measure if look or what == "size" else None)
     except UserError as error:
         raise UserError(re.sub(r"^prune\.\w+", f"spiral.{what}", str(error))) from None
     if section.sparse:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdbench.data.dataset import Dataset
 from kdbench.data.preprocess import apply
 from kdbench.errors import UserError, first_line, pick
-from kdbench.functions import find, is_own
+from kdbench.functions import find, is_own, real
 from kdbench.models import RENAMED
 from kdbench.pruning.changes import Change, replay
 from kdbench.records import Preprocessing, Teacher
@@ -109,7 +109,7 @@ def weights_file(section: Teacher, folder: Path, field: str = "teacher") -> Path
     path = find(section.weights, folder)
     if path is None:
         raise UserError(f"{field}.weights: no file '{section.weights}' beside the recipe or in the working directory")
-    return path.resolve()
+    return real(path)
 
 
 def _check(section: Teacher, field: str) -> None:

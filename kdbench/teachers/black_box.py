@@ -14,7 +14,7 @@ from kdbench.backends.available import why_unavailable
 from kdbench.backends.client import Worker, WorkerError
 from kdbench.data.generated import batch_size
 from kdbench.errors import UserError
-from kdbench.functions import find
+from kdbench.functions import find, real
 from kdbench.onnxfile import known_artifact, load_model
 from kdbench.records import Artifact, Count, Record, Task, parse
 from kdbench.teachers.graph import last_activation
@@ -133,7 +133,7 @@ def load(wanted: Wanted) -> Found:
     file = find(wanted.model, wanted.folder or Path())
     if file is None:
         raise UserError(f"{wanted.field}.model: no file '{wanted.model}' beside the recipe or in the working directory")
-    file = file.resolve()  # beside which its record and its external data lie
+    file = real(file)  # beside which its record and its external data lie
     unusable = why_unavailable(options.backend)
     if unusable:
         raise UserError(f"{wanted.field}.options.backend: {options.backend}: {unusable}")

@@ -12,7 +12,7 @@ from kdbench.report.gate.deciding import Change
 from kdbench.report.gate.sides import Side
 from kdbench.report.gate.undecided import Open, rounded
 
-NO_CLASSES = "OLD's outputs are no classes that could be compared"
+NO_CLASSES = "{}'s outputs are no classes that could be compared"
 """As those of a regression are none."""
 
 
@@ -28,13 +28,13 @@ def judged(old: Side, new: Side, bound: float) -> list[Open]:
         ours, evaluation = new.answers(key), new.evaluation(key)
         fields = {"rung": rung, "backend": backend, "threads": threads, "bound": -bound}
         if theirs is None:
-            found[rung, backend, threads] = _untold(fields, bound, NO_CLASSES)
+            found[rung, backend, threads] = _untold(fields, bound, NO_CLASSES.format("OLD"))
         elif ours is not None:
             found[rung, backend, threads] = _answered(old, new, fields, theirs, ours, bound)
         elif new.cells[key][0].error is None and (evaluation is None or evaluation.error is None):
-            found[rung, backend, threads] = _untold(
-                fields, bound, "NEW has no answers: bench it with the --pack of OLD"
-            )
+            unjudged = evaluation is None or new.result.inputs != "data"
+            why = "NEW has no answers: bench it with the --pack of OLD" if unjudged else NO_CLASSES.format("NEW")
+            found[rung, backend, threads] = _untold(fields, bound, why)
     return list(found.values())
 
 
