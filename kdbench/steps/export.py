@@ -1,9 +1,6 @@
 """From weights to ONNX: torch's dynamo exporter, dynamic batch, proven equal on samples."""
 
-import contextlib
-import io
 import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import inspect, portable
+from kdbench.quantization.quiet import quietly
 from kdbench.records import Artifact, TensorSpec
 from kdbench.store import output_file, part_of, save_artifact, sha256_of_file, write_atomic
 from kdbench.teachers.classes import ClassMap
@@ -100,8 +98,7 @@ def content_of(model: nn.Module, samples: NDArray[Any]) -> bytes:
     """The ONNX file of a model."""
     example = torch.from_numpy(np.resize(samples, (2, *samples.shape[1:])))
     # The exporter prints and warns about itself; what matters is proven afterwards.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         for name in ("torch.onnx", "onnxscript"):
             logging.getLogger(name).setLevel(logging.ERROR)
         program = torch.onnx.export(
