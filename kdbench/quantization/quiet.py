@@ -17,15 +17,15 @@ what the other has changed."""
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Nothing is printed or logged meanwhile; the root logger's handlers and `sys.path` are afterwards as before.
-    Threads take turns.
+    """Nothing is printed or logged meanwhile; logging and `sys.path` are afterwards as before. Threads take turns.
 
     `matmul_nbits_quantizer` configures the root logger when it is imported, and `onnxruntime.transformers` puts a
     folder with modules of common names on the path.
     """
     with ALONE:
         handlers, level, path = logging.root.handlers[:], logging.root.level, sys.path[:]
-        logging.disable(logging.ERROR)
+        disabled = logging.root.manager.disable
+        logging.disable(max(disabled, logging.ERROR))
         if TRANSFORMERS in sys.modules:  # its modules find each other there, also those that are imported later
             sys.path.extend(sys.modules[TRANSFORMERS].__path__)
         try:
@@ -37,7 +37,7 @@ def quietly() -> Iterator[None]:
             ):
                 yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(disabled)
             logging.root.handlers[:] = handlers
             logging.root.setLevel(level)
             sys.path[:] = path

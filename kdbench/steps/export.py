@@ -1,6 +1,5 @@
 """From weights to ONNX: torch's dynamo exporter, dynamic batch, proven equal on samples."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +98,6 @@ def content_of(model: nn.Module, samples: NDArray[Any]) -> bytes:
     example = torch.from_numpy(np.resize(samples, (2, *samples.shape[1:])))
     # The exporter prints and warns about itself; what matters is proven afterwards.
     with quietly():
-        for name in ("torch.onnx", "onnxscript"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         program = torch.onnx.export(
             model,
             (example,),
