@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdbench.backends.client import WorkerError
 from kdbench.data.generated import SMALL, generate
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
@@ -50,7 +51,8 @@ def export(
     Where the model is a user's own, `code` is the folder in which its file lies, which is then run.
 
     PyTorch and onnxruntime are compared on the pack's calibration samples, or on generated ones, at batch 1 and at an
-    odd batch. Raises UserError with the figures where they differ by more than TOLERANCE; nothing is written then.
+    odd batch. Raises UserError where onnxruntime can't run it, and with the figures where they differ by more than
+    TOLERANCE; nothing is written then.
     """
     source, out = Path(source), Path(out)
     bare, trained = weights.model_of(source, None if code is None else Path(code))
@@ -63,6 +65,8 @@ def export(
     try:
         difference = _proven(model, part, samples, out)
         part.replace(out)
+    except WorkerError as error:
+        raise UserError(f"{out}: not written: onnxruntime can't run it: {error}") from None
     finally:
         part.unlink(missing_ok=True)
     training = trained.model_dump(include={"precision", "bf16_speedup", "processes"}, exclude_none=True)
