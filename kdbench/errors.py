@@ -42,6 +42,13 @@ def pick(table: Mapping[str, T], name: str, kind: str) -> T:
     return table[name]
 
 
+def check_counts(**counts: int) -> None:
+    """Raises UserError that names the first of these arguments that is no number of 1 or more."""
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{name}: should be 1 or more, not {count}")
+
+
 def first_line(error: BaseException, limit: int = 300) -> str:
     """The gist of a foreign exception in one line of at most `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__

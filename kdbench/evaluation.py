@@ -14,7 +14,7 @@ from kdbench.backends import Target, pick_backend
 from kdbench.backends.client import PATIENCE_S, Worker, WorkerError
 from kdbench.data.generated import batch_size, generate, in_batches, sample_count, taken
 from kdbench.data.pack import EvalPack, open_pack
-from kdbench.errors import UserError
+from kdbench.errors import UserError, check_counts
 from kdbench.onnxfile import graph_of, inputs_of, known_artifact, operators_of
 from kdbench.progress import Progress, silent
 from kdbench.records import Artifact, Evaluation, Task
@@ -167,6 +167,7 @@ def evaluate(
 
     Raises UserError where the model can't run or doesn't fit, and for a pack without labels.
     """
+    check_counts(batch=batch, threads=threads)
     model, opened = Path(model), open_pack(pack)
     assert opened is not None
     artifact = known_artifact(model)
@@ -239,6 +240,7 @@ def parity(
 
     Samples of a pack are shown to each under its own preprocessing.
     """
+    check_counts(batch=batch)
     model, other, opened = Path(model), Path(other), open_pack(pack)
     artifact, theirs = known_artifact(model), known_artifact(other)
     if [spec.name for spec in artifact.inputs] != [spec.name for spec in theirs.inputs]:

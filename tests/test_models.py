@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import helper
 from PIL import Image
 
 from kdbench import slim
@@ -17,6 +18,7 @@ from kdbench.records import Preprocessing
 from kdbench.steps.export import export
 from kdbench.training import weights
 from kdbench.training.seeds import deterministic
+from tests.models import save
 
 CIFAR = (3, 32, 32)
 
@@ -292,6 +294,17 @@ def test_every_model_exports_with_free_batch_and_a_named_feature(row, exported):
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
         assert seen["output"].shape[0] == batch
     assert expected.std() > 0
+
+
+def test_an_export_that_onnxruntime_refuses_is_one_line(exported, tmp_path, monkeypatch, mistake):
+    source = exported(0)[1].with_suffix(".safetensors")
+    tensors = {"w": np.zeros((3, 3), np.float32)}
+    product = helper.make_node("MatMul", ["input", "w"], ["y"])
+    file = save(tmp_path / "made.onnx", [product], tensors, {"input": ["n", 5]}, {"y": ["n", 3]})
+    monkeypatch.setattr("kdbench.steps.export.content_of", lambda model, samples: file.read_bytes())
+    said = mistake(f"export {source} --out {tmp_path / 'out.onnx'}")
+    assert "out.onnx: not written: onnxruntime can't run it" in said
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(("name", "gates", "inputs"), [("lstm", 4, (5, 6)), ("gru", 3, (5,))])

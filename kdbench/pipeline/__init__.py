@@ -9,7 +9,7 @@ from typing import Any
 from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.pack import load_pack
 from kdbench.data.sizes import Sweep
-from kdbench.errors import UserError
+from kdbench.errors import UserError, check_counts
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.aware import aware
 from kdbench.pipeline.comparing import Compared, compared
@@ -89,6 +89,7 @@ def compare_methods(
     Seeds are counted from the recipe's. With a `baseline` a student is also trained without a teacher, on the same
     budget. What is finished is kept. Under torchrun all but the main process get None.
     """
+    check_counts(seeds=seeds)
     with _training(recipe, out) as (recipe, folder):
         ground = prepared(folder, recipe, *((progress, say) if is_main() else (silent, unsaid)))
         return compared(ground, range(recipe.seed, recipe.seed + seeds), baseline)

@@ -61,11 +61,13 @@ def prove(
     UserError where either can't run, or where they don't fit each other.
     """
     parent, child, opened = Path(parent), Path(child), open_pack(pack)
-    wanted = {"backends": [backend], "options": backend_options or {}, "threads": [threads], "budget_s": budget_s}
     (target,) = check_backends([backend], backend_options)
     known = [known_artifact(parent), known_artifact(child)]
     before, after = described(known, inputs or {}, opened.name if opened else None)
     fed, others, samples = _samples(before, after, opened, dims or {})
+    size = batch_size(after.inputs) or batch
+    wanted = {"backends": [backend], "options": backend_options or {}, "threads": [threads], "budget_s": budget_s}
+    options = parse(Bench, wanted | {"batches": [size]}, "bench")
     progress("answer", 0, 2)
     try:
         theirs = answer(parent, fed, batch_size(before.inputs) or BATCH, target, threads)
@@ -83,7 +85,7 @@ def prove(
         parent=before,
         child=after,
         backend=target.label,
-        batch=batch_size(after.inputs) or batch,
+        batch=size,
         threads=threads,
         samples=samples,
         parity=compare(found, expected, task_of(before, opened)),
@@ -93,7 +95,6 @@ def prove(
         kernels=kernels_of(ours.optimized_operators, after.precision),
     )
     proof = _judged(proof, opened, ours, theirs)
-    options = parse(Bench, wanted | {"batches": [proof.batch]}, "bench")
     proof = _timed(proof, parent, child, options, opened, dims or {}, seed, progress)
     if proof.ratio is None or proof.ratio.low > 1:
         return proof

@@ -11,7 +11,7 @@ from kdbench.backends.client import WorkerError
 from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.generated import batch_size
 from kdbench.data.pack import EvalPack
-from kdbench.errors import UserError
+from kdbench.errors import UserError, check_counts
 from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import inspect, load_model, portable
 from kdbench.pipeline.candidates import Candidate, Ground, attempts, estimate, keeps
@@ -111,6 +111,7 @@ def fastest_int8(
     model, options = Path(model), options or Quantize()
     out = output_file(out or model.with_name(f"{model.stem}-int8.onnx"), model)
     place = Place(options.backend or "cpu", backend_options or {}, threads, batch, budget_s, seed)
+    check_counts(threads=threads, batch=batch)
     target, ways = _target(place), ways_of(options)
     artifact = float_artifact(model)
     if preprocessing is not None:

@@ -14,7 +14,7 @@ from kdbench.backends.client import Worker, WorkerError
 from kdbench.benchmark.cells import Cell, Subject, check_backends, inputs
 from kdbench.data.generated import batch_size, shared_inputs
 from kdbench.data.pack import EvalPack, open_pack
-from kdbench.errors import UserError
+from kdbench.errors import UserError, check_counts
 from kdbench.onnxfile import known_artifact, load_model
 from kdbench.proofs.layers import MOVERS, QUANTIZERS, WEIGHT_INPUT, Origins, pair_layers
 from kdbench.records import Artifact
@@ -114,6 +114,7 @@ def profile(
     That is `other`; without it the fp32 parent of a model in less, if it lies in the same folder. Inputs are a pack's
     evaluation samples, else generated. Raises UserError where the backend can't run them.
     """
+    check_counts(batch=batch, threads=threads)
     model, opened = Path(model), open_pack(pack)
     (target,) = check_backends([backend])
     artifact = known_artifact(model)

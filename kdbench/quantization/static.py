@@ -5,10 +5,9 @@
 
 import contextlib
 import functools
-import logging
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from kdbench.onnxfile import opset_of
 from kdbench.proofs.layers import FLOAT_KERNELS, RECURRENT, WEIGHT_INPUT
 from kdbench.quantization.calibration import Ranges, float_tensors
 from kdbench.quantization.preparing import at_opset, name_nodes
-from kdbench.quantization.quiet import without_torch
+from kdbench.quantization.quiet import quietly, without_torch
 from kdbench.quantization.staying import keep_in_float
 from kdbench.records import Quantize
 
@@ -52,7 +51,7 @@ def prepare(model: "onnx.ModelProto", path: Path, per_channel: bool = True) -> t
 
     model, notes = _upgraded(model, path, per_channel)
     model = _with_flat_biases(model)
-    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, _quiet():
+    with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, quietly():
         prepared = Path(scratch, "prepared.onnx")
         with contextlib.suppress(Exception):  # shapes help, and where they can't be inferred it goes without
             quant_pre_process(model, str(prepared), skip_optimization=True, auto_merge=True)
@@ -112,7 +111,7 @@ def static_int8(
         },
     }
     try:
-        with _quiet():
+        with quietly():  # its advice is to do what has just been done
             if options.format == "qdq":
                 quantizer = QDQQuantizer(copy, **asked)
             else:
@@ -245,13 +244,3 @@ def _with_flat_biases(model: "onnx.ModelProto") -> "onnx.ModelProto":
         if tensor.name in biases - shared and len(tensor.dims) == 2 and tensor.dims[0] == 1:
             del tensor.dims[0]
     return model
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the quantizer's warnings: its advice is to do what has just been done."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -1,9 +1,5 @@
 """From weights to ONNX: torch's dynamo exporter, dynamic batch, proven equal on samples."""
 
-import contextlib
-import io
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kdbench.backends.client import WorkerError
 from kdbench.data.generated import SMALL, generate
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import inspect, portable
+from kdbench.quantization.quiet import quietly
 from kdbench.records import Artifact, TensorSpec
 from kdbench.store import output_file, part_of, save_artifact, sha256_of_file, write_atomic
 from kdbench.teachers.classes import ClassMap
@@ -53,7 +51,8 @@ def export(
     Where the model is a user's own, `code` is the folder in which its file lies, which is then run.
 
     PyTorch and onnxruntime are compared on the pack's calibration samples, or on generated ones, at batch 1 and at an
-    odd batch. Raises UserError with the figures where they differ by more than TOLERANCE; nothing is written then.
+    odd batch. Raises UserError where onnxruntime can't run it, and with the figures where they differ by more than
+    TOLERANCE; nothing is written then.
     """
     source, out = Path(source), Path(out)
     bare, trained = weights.model_of(source, None if code is None else Path(code))
@@ -66,6 +65,8 @@ def export(
     try:
         difference = _proven(model, part, samples, out)
         part.replace(out)
+    except WorkerError as error:
+        raise UserError(f"{out}: not written: onnxruntime can't run it: {error}") from None
     finally:
         part.unlink(missing_ok=True)
     training = trained.model_dump(include={"precision", "bf16_speedup", "processes"}, exclude_none=True)
@@ -100,10 +101,7 @@ def content_of(model: nn.Module, samples: NDArray[Any]) -> bytes:
     """The ONNX file of a model."""
     example = torch.from_numpy(np.resize(samples, (2, *samples.shape[1:])))
     # The exporter prints and warns about itself; what matters is proven afterwards.
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in ("torch.onnx", "onnxscript"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+    with quietly():
         program = torch.onnx.export(
             model,
             (example,),

@@ -1,7 +1,5 @@
 """Fewer nodes, the same outputs: passes over the graph to a fixed point, each left out where it moves an output."""
 
-import contextlib
-import io
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import MAX_IR, MAX_OPSET, inspect, known_artifact, load_model, portable
 from kdbench.onnxgraph import nodes_of
 from kdbench.proofs.precision import samples_of as samples_for
+from kdbench.quantization.quiet import quietly
 from kdbench.quantization.samples import samples_of
 from kdbench.records import Artifact, Precision, Task
 from kdbench.steps.passes import (
@@ -57,7 +56,7 @@ def by_onnxslim(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
     import onnxslim
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with quietly():
             slimmed: onnx.ModelProto | None = onnxslim.slim(copy_of(model))
     except (Exception, SystemExit) as error:  # onnxslim raises what it likes, and may leave the interpreter
         raise UserError(f"{path}: onnxslim can't slim it: {first_line(error, 160)}") from None
