@@ -19,14 +19,14 @@ from kdbench.pipeline.packing import bench_packed, is_packed
 from kdbench.pipeline.rungs import compressed, ladder_of, of_spiral, run_subjects
 from kdbench.progress import Progress, is_main, silent, unsaid
 from kdbench.records import Artifact, Bench, Recipe, parse, slug
-from kdbench.store import RunFolder, load_recipe
+from kdbench.store import RunFolder, open_recipe
 from kdbench.store import publish as publish_results
 
 RUNS = Path("runs")
 
 
 def run(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     out: str | Path | None = None,
     *,
     fresh: bool = False,
@@ -39,7 +39,7 @@ def run(
     What an earlier run of the same recipe has finished is kept; with `fresh` it is measured again. `say` is called
     with each sentence that a reader of the numbers should know of the data.
     """
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = open_recipe(recipe)
     folder = RunFolder(Path(out or RUNS / recipe.name))
     check_backends(recipe.bench.backends, recipe.bench.options)
     with folder.lock():
@@ -59,7 +59,7 @@ def run(
 
 
 def distill(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     out: str | Path | None = None,
     *,
     progress: Progress = silent,
@@ -76,7 +76,7 @@ def distill(
 
 
 def compare_methods(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     out: str | Path | None = None,
     *,
     seeds: int = 1,
@@ -95,9 +95,9 @@ def compare_methods(
 
 
 @contextmanager
-def _training(recipe: Recipe | str, out: str | Path | None) -> Iterator[tuple[Recipe, RunFolder]]:
+def _training(recipe: Recipe | str | Path, out: str | Path | None) -> Iterator[tuple[Recipe, RunFolder]]:
     """The recipe and its run folder, locked by the main process, once all processes have joined."""
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = open_recipe(recipe)
     folder = RunFolder(Path(out or RUNS / recipe.name))
     needs_torch()
     from kdbench.training.processes import joined

@@ -7,6 +7,7 @@ from kdbench.store.publishing import (
 )
 from kdbench.store.recipes import (
     load_recipe,
+    open_recipe,
     zoo_folder,
     zoo_recipes,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "load_result",
     "new_folder",
     "npz_names",
+    "open_recipe",
     "output_file",
     "part_of",
     "prepare_folder",
