@@ -26,3 +26,9 @@ def test_a_teacher_may_be_given_as_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no file 'mine\.onnx'"):
         kdbench.init(Path("mine.onnx"), "digits")
+
+
+@pytest.mark.parametrize("name", ["slim", "quantize"])
+def test_a_pack_stands_third(name, small_model, tmp_path):
+    with pytest.raises(UserError, match=r"pack\.npz: no such file"):
+        getattr(kdbench, name)(small_model, tmp_path / "out.onnx", tmp_path / "pack.npz")
