@@ -7,6 +7,7 @@ import pytest
 import kdbench
 from kdbench import UserError
 from kdbench.store import zoo_recipes
+from tests.conftest import PUBLISHED
 
 
 @pytest.mark.parametrize("name", ["run", "check", "distill", "compare_methods", "spiral"])
@@ -32,3 +33,24 @@ def test_a_teacher_may_be_given_as_a_path(tmp_path, monkeypatch):
 def test_a_pack_stands_third(name, small_model, tmp_path):
     with pytest.raises(UserError, match=r"pack\.npz: no such file"):
         getattr(kdbench, name)(small_model, tmp_path / "out.onnx", tmp_path / "pack.npz")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_file_may_be_given_by_itself_where_several_are_taken(kind, small_model, tmp_path):
+    with pytest.raises(UserError, match=r"digits\.json is of this file"):
+        kdbench.card(small_model, results=kind(PUBLISHED))
+    for function in (kdbench.bench, kdbench.self_test, kdbench.results_add):
+        with pytest.raises(UserError, match=r"nowhere\.onnx: "):
+            function(kind(tmp_path / "nowhere.onnx"))
+
+
+def test_a_list_of_results_is_as_good_as_several(tmp_path):
+    pytest.importorskip("pandas")
+    assert kdbench.load_results([PUBLISHED]).equals(kdbench.load_results(PUBLISHED))
+    assert kdbench.results_verify([PUBLISHED]) == kdbench.results_verify(PUBLISHED)
+
+
+def test_a_benchmark_of_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="models: name at least one ONNX file or a run folder"):
+        kdbench.bench([], out=tmp_path / "bench")
+    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ from kdbench.pipeline.packing import bench_packed, is_packed
 from kdbench.pipeline.rungs import compressed, ladder_of, of_spiral, run_subjects
 from kdbench.progress import Progress, is_main, silent, unsaid
 from kdbench.records import Artifact, Bench, Recipe, parse, slug
-from kdbench.store import RunFolder, open_recipe
+from kdbench.store import Paths, RunFolder, open_recipe, paths_of
 from kdbench.store import publish as publish_results
 
 RUNS = Path("runs")
@@ -107,7 +107,7 @@ def _training(recipe: Recipe | str | Path, out: str | Path | None) -> Iterator[t
 
 
 def bench(
-    models: Sequence[str | Path],
+    models: Paths,
     *,
     baseline: str | Path | None = None,
     backends: Sequence[str] | None = None,
@@ -167,16 +167,17 @@ def bench(
         "reference": reference,
     }
     wanted = {field: value for field, value in given.items() if value is not None}
-    if len(models) > 1 and any(map(is_packed, models)):
+    paths = paths_of(models)
+    if not paths:
+        raise UserError("models: name at least one ONNX file or a run folder")
+    if len(paths) > 1 and any(map(is_packed, paths)):
         raise UserError("a packed run is measured by itself: leave the other models out")
-    if len(models) == 1 and is_packed(models[0]):
+    if len(paths) == 1 and is_packed(paths[0]):
         if baseline is not None or pack is not None:
             raise UserError("--baseline, --pack: a packed run brings its own: leave them out")
-        return bench_packed(Path(models[0]), wanted, dims or {}, inputs or {}, Path(out), seed, publish, progress, say)
+        return bench_packed(paths[0], wanted, dims or {}, inputs or {}, Path(out), seed, publish, progress, say)
     options = parse(Bench, wanted, "bench")
-    subjects, against, samples = _subjects(
-        [Path(model) for model in models], None if baseline is None else Path(baseline), say
-    )
+    subjects, against, samples = _subjects(paths, None if baseline is None else Path(baseline), say)
     samples = Path(pack) if pack else samples
     out = Path(out)
     with RunFolder(out).lock():
