@@ -1,5 +1,7 @@
 """The functions of `import kdbench`: what each of them takes, and what it says of what it doesn't."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,30 @@ def test_a_benchmark_of_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="models: name at least one ONNX file or a run folder"):
         kdbench.bench([], out=tmp_path / "bench")
     assert list(tmp_path.iterdir()) == []
+
+
+TRAINING = ["export", "factorise", "prune", "sparsify"]
+
+WITHOUT_TORCH = """
+import sys
+class WithoutTorch:
+    def find_spec(name, path, target=None):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name=name)
+sys.meta_path.insert(0, WithoutTorch)
+import kdbench
+from kdbench import *
+for name in sys.argv[1:]:
+    try:
+        globals()[name]("a.safetensors", "b.safetensors")
+    except kdbench.UserError as error:
+        print(name, error)
+print(set(kdbench.__all__) <= set(dir(kdbench)))
+"""
+
+
+def test_without_torch_every_name_is_there_and_those_that_train_say_what_is_missing():
+    line = [sys.executable, "-c", WITHOUT_TORCH, *TRAINING]
+    said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
+    missing = "training needs torch, which is not installed: pip install torch onnxscript"
+    assert said.splitlines() == [f"{name} {missing}" for name in TRAINING] + ["True"]
