@@ -10,6 +10,7 @@ import kdbench
 from kdbench import UserError
 from kdbench.store import zoo_recipes
 from tests.conftest import PUBLISHED
+from tests.prunable import saved, small
 
 
 @pytest.mark.parametrize("name", ["run", "check", "distill", "compare_methods", "spiral"])
@@ -83,3 +84,20 @@ def test_without_torch_every_name_is_there_and_those_that_train_say_what_is_miss
     said = subprocess.run(line, check=True, capture_output=True, text=True).stdout
     missing = "training needs torch, which is not installed: pip install torch onnxscript"
     assert said.splitlines() == [f"{name} {missing}" for name in TRAINING] + ["True"]
+
+
+@pytest.mark.parametrize("name", ["prune", "sparsify", "factorise", "quantize", "fastest_int8"])
+def test_options_are_plain_data_and_a_misspelt_one_is_named(name, tmp_path):
+    with pytest.raises(UserError, match="options: unknown key 'ignored'"):
+        getattr(kdbench, name)("model", tmp_path / "out", options={"ignored": ["x"]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_made_by_options_of_plain_data(small_model, tmp_path):
+    made = kdbench.quantize(small_model, tmp_path / "int8.onnx", options={"weights": "uint8", "per_channel": False})
+    assert (made.options["weights"], made.options["per_channel"]) == ("uint8", False)
+    source = saved(tmp_path / "mlp.safetensors", "mlp", small("mlp"))
+    done = kdbench.sparsify(source, tmp_path / "sparse.safetensors", {"sparsity": 0.5})
+    assert done.sparsity == pytest.approx(0.5, abs=0.01)
+    assert kdbench.factorise(source, tmp_path / "low.safetensors", {"energy": 0.5}).ranks
+    assert kdbench.prune(source, tmp_path / "small.safetensors", {"macs": 0.5, "round_to": 1}).share <= 0.55

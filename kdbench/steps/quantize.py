@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from kdbench.quantization.static import (
     tensors_to_calibrate,
 )
 from kdbench.quantization.targets import targeted
-from kdbench.records import Artifact, Quantize
+from kdbench.records import Artifact, Quantize, as_record
 from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
 from kdbench.store import output_file, part_of, save_artifact, write_atomic
 
@@ -51,7 +51,7 @@ def quantize(
     model: str | Path,
     out: str | Path,
     pack: EvalPack | str | Path | None = None,
-    options: Quantize | None = None,
+    options: Quantize | Mapping[str, Any] | None = None,
     rung: str | None = None,
     dims: Mapping[str, int] | None = None,
     progress: Progress = silent,
@@ -64,7 +64,7 @@ def quantize(
     model is quantized already or nothing in it can be, and for options that take a search: see `fastest_int8`.
     """
     model, out = Path(model), Path(out)
-    pack, options = open_pack(pack), targeted(options or Quantize())
+    pack, options = open_pack(pack), targeted(as_record(Quantize, options or {}, "options"))
     asked_for = options.model_dump(include=set(JUDGED), by_alias=True)
     unheard = [name for name, value in asked_for.items() if value is not None and value is not False]
     if unheard:
