@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kdbench
 from kdbench import UserError
-from kdbench.store import zoo_recipes
+from kdbench.data.pack import load_pack
+from kdbench.store import load_result, sha256_of_file, zoo_recipes
 from tests.conftest import PUBLISHED
 from tests.prunable import saved, small
 
@@ -101,3 +105,16 @@ def test_a_file_is_made_by_options_of_plain_data(small_model, tmp_path):
     assert done.sparsity == pytest.approx(0.5, abs=0.01)
     assert kdbench.factorise(source, tmp_path / "low.safetensors", {"energy": 0.5}).ranks
     assert kdbench.prune(source, tmp_path / "small.safetensors", {"macs": 0.5, "round_to": 1}).share <= 0.55
+
+
+def test_a_pack_that_is_open_is_measured_by_the_hash_of_its_file(small_model, tmp_path):
+    np.savez(tmp_path / "pack.npz", x_test=np.ones((4, 4), np.float32), y_test=np.zeros(4, np.int64))
+    pack = load_pack(tmp_path / "pack.npz")
+    report = kdbench.bench([small_model], pack=pack, budget_s=0.1, out=tmp_path / "bench")
+    assert report.ladder.rows[0].accuracy is not None
+    assert load_result(report.results)[0].inputs_sha256 == sha256_of_file(tmp_path / "pack.npz")
+    for other in (replace(pack, name="made"), replace(pack, y_test=np.ones(4, np.int64))):
+        for call in (partial(kdbench.bench, [small_model]), partial(kdbench.compare, small_model, small_model)):
+            with pytest.raises(UserError, match="is not what a file of that name holds"):
+                call(pack=other, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.benchmark.cells import Subject, check_backends
-from kdbench.data.pack import load_pack
+from kdbench.data.pack import EvalPack, open_filed
 from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
 from kdbench.onnxfile import known_artifact
@@ -123,7 +123,7 @@ def bench(
     price_per_h: float | None = None,
     currency: str | None = None,
     reference: str | None = None,
-    pack: str | Path | None = None,
+    pack: EvalPack | str | Path | None = None,
     dims: Sweep | None = None,
     inputs: Mapping[str, str] | None = None,
     out: str | Path = "bench",
@@ -178,14 +178,14 @@ def bench(
         return bench_packed(paths[0], wanted, dims or {}, inputs or {}, Path(out), seed, publish, progress, say)
     options = parse(Bench, wanted, "bench")
     subjects, against, samples = _subjects(paths, None if baseline is None else Path(baseline), say)
-    samples = Path(pack) if pack else samples
+    opened = open_filed(samples if pack is None else pack)
     out = Path(out)
     with RunFolder(out).lock():
         report = measured(
             subjects,
             against,
             options,
-            load_pack(samples) if samples else None,
+            opened,
             out,
             name=slug(out.resolve().name),
             seed=seed,
