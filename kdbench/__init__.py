@@ -3,7 +3,8 @@
 What the command line offers, as functions: `kdbench.init`, `check`, `run`, `distill`, `compare_methods`, `prune`,
 `sparsify`, `factorise`, `spiral`, `export`, `slim`, `quantize`, `fastest_int8`, `convert`, `prove`, `evaluate`,
 `parity`, `bench`, `compare`, `self_test`, `profile`, `pack`, `bundle`, `card`, `load_results`, `results_add`,
-`results_verify`, `results_rerun`. torch and onnxruntime are imported when a function needs them, not before.
+`results_verify`, `results_rerun`. torch and onnxruntime are imported when a function needs them, not before; where
+torch is missing, the functions that need it say so when they are called.
 """
 
 from importlib import import_module
@@ -106,4 +107,19 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'kdbench' has no attribute '{name}'")
-    return getattr(import_module(f"kdbench.{_HOMES[name]}"), name)
+    try:
+        return getattr(import_module(f"kdbench.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        learning = import_module("kdbench.pipeline.learning")
+        if error.name not in learning.TRAINING.split():
+            raise
+
+    def untaught(*given: Any, **options: Any) -> Any:
+        learning.needs_torch()
+        return getattr(import_module(f"kdbench.{_HOMES[name]}"), name)(*given, **options)
+
+    return untaught
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -265,6 +265,8 @@ def test_what_is_said_goes_before_the_target():
         ({"target": "tensort"}, "unknown target 'tensort': did you mean 'tensorrt'"),
         ({"activations": "int8", "weights": "uint8"}, "uint8 weights go with uint8 activations only"),
         ({"exclude": ["conv0", "conv1", "conv2", "product", "pool", "flat"]}, "nothing in it can be quantized"),
+        ({"max_drop": 0, "equalization": False}, "options: max_drop: judged on samples: use fastest_int8"),
+        ({"for": "cpu", "bias_correction": True}, "options: for, bias_correction: judged on samples"),
     ],
 )
 def test_options_that_fit_no_model_are_refused_by_name(folder, tmp_path, options, reason):

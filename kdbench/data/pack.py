@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,21 @@ def save_pack(path: Path, dataset: Dataset, calibration_samples: int, seed: int)
 def open_pack(pack: "EvalPack | str | Path | None") -> EvalPack | None:
     """The pack of a path; a pack as it is."""
     return load_pack(Path(pack)) if isinstance(pack, str | Path) else pack
+
+
+def open_filed(pack: "EvalPack | str | Path | None") -> EvalPack | None:
+    """`open_pack` for results, which hold the hash of the pack's file: raises UserError for one that is not what a file
+    holds."""
+    if isinstance(pack, EvalPack) and not (Path(pack.name).is_file() and _alike(pack, load_pack(Path(pack.name)))):
+        raise UserError(
+            f"pack: '{pack.name}' is not what a file of that name holds, whose hash is part of results: save its "
+            "arrays as .npz, and give the path"
+        )
+    return open_pack(pack)
+
+
+def _alike(one: EvalPack, other: EvalPack) -> bool:
+    return all(np.array_equal(getattr(one, field.name), getattr(other, field.name)) for field in fields(EvalPack))
 
 
 def load_pack(path: Path) -> EvalPack:

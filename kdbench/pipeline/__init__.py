@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench.benchmark.cells import Subject, check_backends
-from kdbench.data.pack import load_pack
+from kdbench.data.pack import EvalPack, open_filed
 from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError, check_counts
 from kdbench.onnxfile import known_artifact
@@ -19,14 +19,14 @@ from kdbench.pipeline.packing import bench_packed, is_packed
 from kdbench.pipeline.rungs import compressed, ladder_of, of_spiral, run_subjects
 from kdbench.progress import Progress, is_main, silent, unsaid
 from kdbench.records import Artifact, Bench, Recipe, parse, slug
-from kdbench.store import RunFolder, load_recipe
+from kdbench.store import Paths, RunFolder, open_recipe, paths_of
 from kdbench.store import publish as publish_results
 
 RUNS = Path("runs")
 
 
 def run(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     out: str | Path | None = None,
     *,
     fresh: bool = False,
@@ -39,7 +39,7 @@ def run(
     What an earlier run of the same recipe has finished is kept; with `fresh` it is measured again. `say` is called
     with each sentence that a reader of the numbers should know of the data.
     """
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = open_recipe(recipe)
     folder = RunFolder(Path(out or RUNS / recipe.name))
     check_backends(recipe.bench.backends, recipe.bench.options)
     with folder.lock():
@@ -59,7 +59,7 @@ def run(
 
 
 def distill(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     out: str | Path | None = None,
     *,
     progress: Progress = silent,
@@ -76,7 +76,7 @@ def distill(
 
 
 def compare_methods(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     out: str | Path | None = None,
     *,
     seeds: int = 1,
@@ -96,9 +96,9 @@ def compare_methods(
 
 
 @contextmanager
-def _training(recipe: Recipe | str, out: str | Path | None) -> Iterator[tuple[Recipe, RunFolder]]:
+def _training(recipe: Recipe | str | Path, out: str | Path | None) -> Iterator[tuple[Recipe, RunFolder]]:
     """The recipe and its run folder, locked by the main process, once all processes have joined."""
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = open_recipe(recipe)
     folder = RunFolder(Path(out or RUNS / recipe.name))
     needs_torch()
     from kdbench.training.processes import joined
@@ -108,7 +108,7 @@ def _training(recipe: Recipe | str, out: str | Path | None) -> Iterator[tuple[Re
 
 
 def bench(
-    models: Sequence[str | Path],
+    models: Paths,
     *,
     baseline: str | Path | None = None,
     backends: Sequence[str] | None = None,
@@ -124,7 +124,7 @@ def bench(
     price_per_h: float | None = None,
     currency: str | None = None,
     reference: str | None = None,
-    pack: str | Path | None = None,
+    pack: EvalPack | str | Path | None = None,
     dims: Sweep | None = None,
     inputs: Mapping[str, str] | None = None,
     out: str | Path = "bench",
@@ -168,24 +168,25 @@ def bench(
         "reference": reference,
     }
     wanted = {field: value for field, value in given.items() if value is not None}
-    if len(models) > 1 and any(map(is_packed, models)):
+    paths = paths_of(models)
+    if not paths:
+        raise UserError("models: name at least one ONNX file or a run folder")
+    if len(paths) > 1 and any(map(is_packed, paths)):
         raise UserError("a packed run is measured by itself: leave the other models out")
-    if len(models) == 1 and is_packed(models[0]):
+    if len(paths) == 1 and is_packed(paths[0]):
         if baseline is not None or pack is not None:
             raise UserError("--baseline, --pack: a packed run brings its own: leave them out")
-        return bench_packed(Path(models[0]), wanted, dims or {}, inputs or {}, Path(out), seed, publish, progress, say)
+        return bench_packed(paths[0], wanted, dims or {}, inputs or {}, Path(out), seed, publish, progress, say)
     options = parse(Bench, wanted, "bench")
-    subjects, against, samples = _subjects(
-        [Path(model) for model in models], None if baseline is None else Path(baseline), say
-    )
-    samples = Path(pack) if pack else samples
+    subjects, against, samples = _subjects(paths, None if baseline is None else Path(baseline), say)
+    opened = open_filed(samples if pack is None else pack)
     out = Path(out)
     with RunFolder(out).lock():
         report = measured(
             subjects,
             against,
             options,
-            load_pack(samples) if samples else None,
+            opened,
             out,
             name=slug(out.resolve().name),
             seed=seed,

@@ -11,7 +11,7 @@ import jinja2
 
 from kdbench.benchmark.cells import Subject
 from kdbench.data.generated import batch_size
-from kdbench.data.pack import open_pack
+from kdbench.data.pack import EvalPack, open_pack
 from kdbench.pipeline.carding import CARD, MODEL, card_of, check_license
 from kdbench.pipeline.origins import look_up, subject_of
 from kdbench.progress import unsaid
@@ -39,7 +39,7 @@ def bundle(
     out: str | Path,
     *,
     rung: str | None = None,
-    pack: str | Path | None = None,
+    pack: EvalPack | str | Path | None = None,
     license: str | None = None,
     say: Callable[[str], None] = unsaid,
 ) -> Shipped:

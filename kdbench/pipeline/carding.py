@@ -12,7 +12,7 @@ from kdbench.progress import unsaid
 from kdbench.records import Artifact, Embedded, TensorSpec, placeless
 from kdbench.report.card import model_card
 from kdbench.steps.card import Carded, copied, embed
-from kdbench.store import new_folder, write_atomic
+from kdbench.store import Paths, new_folder, paths_of, write_atomic
 
 MODEL, CARD = "model.onnx", "README.md"
 
@@ -30,7 +30,7 @@ class Card:
 def card(
     source: str | Path,
     *,
-    results: Sequence[str | Path] = (),
+    results: Paths = (),
     license: str | None = None,
     out: str | Path | None = None,
     embed_facts: bool = True,
@@ -52,7 +52,7 @@ def card(
     if url is not None and not re.fullmatch(r"https?://[^\s\"<>\\]+", url):
         raise UserError(f"--url: should be an address such as https://example.org/results, not '{url}'")
     subject = subject_of(*_named(str(source)), say)
-    known = look_up(subject, [Path(path) for path in results], license, say=say)
+    known = look_up(subject, paths_of(results), license, say=say)
     rung = subject.artifact.rung
     if out is None:
         return Card(card_of(known, url=url), rung)

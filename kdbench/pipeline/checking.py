@@ -26,7 +26,7 @@ from kdbench.pipeline.learning import Ground, grounded, learned, loaded, made, n
 from kdbench.pipeline.rungs import AWARE, LOW_RANK, PRUNED, SPARSE, compressed, run_subjects
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Recipe, Teacher, Training
-from kdbench.store import RunFolder, load_recipe
+from kdbench.store import RunFolder, open_recipe
 
 BATCHES = 4
 """Of each training and of the evaluation: neither the first nor the last is timed."""
@@ -96,14 +96,14 @@ class _Opened:
     samples: int
 
 
-def check(recipe: Recipe | str, *, progress: Progress = silent, say: Callable[[str], None] = unsaid) -> Check:
+def check(recipe: Recipe | str | Path, *, progress: Progress = silent, say: Callable[[str], None] = unsaid) -> Check:
     """Walks a recipe (or that of a name or path) once on a few batches, in a scratch folder that is removed.
 
     Everything that `run` does is done, but for the benchmark: each training for one epoch, in float32 where the recipe
     leaves the precision to a measurement. Accuracies would mean nothing after that, so that none is given. Raises
     UserError where `run` would.
     """
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = open_recipe(recipe)
     check_backends(recipe.bench.backends, recipe.bench.options)
     needs_torch()
     watch, start = Stopwatch(progress), now()

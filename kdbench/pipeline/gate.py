@@ -10,7 +10,7 @@ from kdbench import __version__
 from kdbench.backends import pick_backends
 from kdbench.benchmark.cells import Subject
 from kdbench.data.generated import batch_size, described, generate
-from kdbench.data.pack import EvalPack, load_pack
+from kdbench.data.pack import EvalPack, open_filed
 from kdbench.data.sizes import Sweep, combinations
 from kdbench.errors import UserError
 from kdbench.evaluation import parity_on
@@ -53,7 +53,7 @@ def compare(
     threads: Sequence[int] | None = None,
     budget_s: float | None = None,
     affinity: Sequence[int] | None = None,
-    pack: str | Path | None = None,
+    pack: EvalPack | str | Path | None = None,
     dims: Sweep | None = None,
     inputs: Mapping[str, str] | None = None,
     out: str | Path | None = None,
@@ -93,7 +93,7 @@ def compare(
     }
     given = {name: value for name, value in plan.items() if value is not None}
     if models[0]:
-        opened = None if pack is None else load_pack(Path(pack))
+        opened = open_filed(pack)
         if max_drop is not None and (opened is None or opened.x_test is None):
             raise UserError("--max-drop: accuracy is judged on samples: give --pack, with 'x_test' in it")
         options = parse(Bench, {"budget_s": BUDGET_S, "precision": _precision(max_slowdown), **given}, "compare")

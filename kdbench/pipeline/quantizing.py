@@ -29,7 +29,7 @@ from kdbench.quantization.samples import Samples
 from kdbench.quantization.sensitivity import names_of
 from kdbench.quantization.static import check_options, prepare, tensors_to_calibrate
 from kdbench.quantization.targets import candidates, targeted
-from kdbench.records import Artifact, Preprocessing, Quantize
+from kdbench.records import Artifact, Preprocessing, Quantize, as_record
 from kdbench.records.budget import Budget, CandidateRecord
 from kdbench.report.plots import KINDS, save_plots
 from kdbench.report.plots.sensitivity import RECORD, plots
@@ -83,7 +83,7 @@ def fastest_int8(
     model: str | Path,
     out: str | Path | None = None,
     source: EvalPack | str | Path | None = None,
-    options: Quantize | None = None,
+    options: Quantize | Mapping[str, Any] | None = None,
     *,
     backend_options: Mapping[str, Mapping[str, Any]] | None = None,
     data_options: Mapping[str, Any] | None = None,
@@ -108,7 +108,7 @@ def fastest_int8(
     `out` is by default `MODEL-int8.onnx`. Raises UserError for what doesn't fit, and where nothing in int8 keeps the
     accuracy; nothing is written then but what a search over layers has found.
     """
-    model, options = Path(model), options or Quantize()
+    model, options = Path(model), as_record(Quantize, options or {}, "options")
     out = output_file(out or model.with_name(f"{model.stem}-int8.onnx"), model)
     place = Place(options.backend or "cpu", backend_options or {}, threads, batch, budget_s, seed)
     check_counts(threads=threads, batch=batch)

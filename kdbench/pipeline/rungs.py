@@ -246,7 +246,7 @@ def in_int8(
         return found.artifact
 
     def slimmed(parent: str, rung: str) -> Callable[[Path], Artifact]:
-        return lambda out: slim(folder.onnx(parent), out, rung, pack)
+        return lambda out: slim(folder.onnx(parent), out, pack, rung)
 
     steps: list[tuple[str, str, str, Callable[[Path], Artifact]]] = []
     if teacher:

@@ -22,6 +22,7 @@ from kdbench.onnxfile import MAX_IR, known_artifact
 from kdbench.progress import Progress, silent
 from kdbench.records import Bench, parse
 from kdbench.stats import Interval
+from kdbench.store import Paths, paths_of
 
 SLOWER = 0.05
 LEVEL = 0.99
@@ -53,7 +54,7 @@ class SelfTest:
 
 
 def self_test(
-    models: Sequence[str | Path] = (),
+    models: Paths = (),
     *,
     backends: Sequence[str] = ("cpu",),
     backend_options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -75,7 +76,7 @@ def self_test(
     wanted = {"backends": backends, "options": backend_options or {}, "batches": batches, "threads": threads}
     options = parse(Bench, wanted | {"budget_s": budget_s, "precision": precision, "affinity": affinity}, "bench")
     shares = (0.0, SLOWER)
-    with _models(models) as paths:
+    with _models(paths_of(models)) as paths:
         artifacts = described([known_artifact(path) for path in paths], inputs or {})
         return [
             check
@@ -122,10 +123,10 @@ def _judged(name: str, base: Raw, copy: Raw, level: float) -> SelfTest:
 
 
 @contextmanager
-def _models(models: Sequence[str | Path]) -> Iterator[list[Path]]:
+def _models(models: list[Path]) -> Iterator[list[Path]]:
     """The given files, or a generated one that lies there for as long as it is needed."""
     if models:
-        yield [Path(model) for model in models]
+        yield models
         return
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
         path = Path(scratch, "generated.onnx")

@@ -24,7 +24,7 @@ from kdbench.report.files import save_turns
 from kdbench.report.spiral import ended, turn_line
 from kdbench.search import spiral as search
 from kdbench.search.spiral import Bounds, Outcome, Plan
-from kdbench.store import SIDECAR, RunFolder, fingerprint, load_recipe, sha256, sha256_of_file, sidecar, write_atomic
+from kdbench.store import SIDECAR, RunFolder, fingerprint, open_recipe, sha256, sha256_of_file, sidecar, write_atomic
 from kdbench.store import publish as publish_results
 
 JOURNAL = "spiral.json"
@@ -45,7 +45,7 @@ class Spiralled:
 
 
 def spiral(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     out: str | Path | None = None,
     *,
     publish: bool = False,
@@ -59,7 +59,7 @@ def spiral(
     whose whole ladder is measured on the evaluation samples. `out` is by default `runs/<name>`, where a spiral that was
     stopped goes on. Raises UserError for what can't be walked.
     """
-    recipe = load_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = open_recipe(recipe)
     folder = RunFolder(Path(out or Path("runs") / recipe.name))
     if recipe.spiral is None:
         raise UserError(f"{recipe.name}: no [spiral] in the recipe: add one, or --set spiral.macs=0.5")

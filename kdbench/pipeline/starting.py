@@ -42,7 +42,7 @@ class Start:
 
 
 def init(
-    teacher: str,
+    teacher: str | Path,
     data: str | Path,
     *,
     model: str | None = None,
@@ -62,6 +62,7 @@ def init(
     `detect` knows, or a recipe of the zoo, whose data is taken. The teacher is shown training samples, never those of
     the test split. Raises UserError where the two don't fit, or `out` exists; nothing is written then.
     """
+    teacher = str(teacher)
     name = name or f"{slug(_stem(teacher))}-{slug(_stem(str(data)))}"
     file = output_file(out or f"{name}.toml")
     if file.exists():

@@ -82,6 +82,11 @@ def parse(kind: type[R], data: Mapping[str, Any], where: str) -> R:
         raise UserError(f"{where}: {_described(kind, problem)}") from None
 
 
+def as_record(kind: type[R], given: R | Mapping[str, Any], where: str) -> R:
+    """A record of `kind` as it is, and plain data as `parse` has it."""
+    return given if isinstance(given, Record) else parse(kind, given, where)
+
+
 def check_version(kind: type[R], data: Mapping[str, Any], where: str) -> None:
     """Raises UserError for data in a schema that came after this kdbench."""
     if not issubclass(kind, Versioned):

@@ -1,12 +1,12 @@
 """Results as data frames."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from kdbench.errors import UserError
 from kdbench.report.rendering import Asked, find, lines_of
 from kdbench.report.selection import Selection
+from kdbench.store import Paths, paths_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,7 @@ Name = TypeVar("Name", str, int)
 
 
 def load_results(
-    *paths: str | Path,
+    *paths: Paths,
     view: str | None = None,
     columns: str | Sequence[str] = (),
     sort: str | None = None,
@@ -48,7 +48,7 @@ def load_results(
         raise UserError("data frames need pandas: pip install pandas") from None
     selection = Selection(_several(rungs), _several(backends), _several(batches), _several(threads))
     asked = Asked(view, _several(columns), sort, baseline, measure, selection)
-    names, lines = lines_of(find(paths, asked))
+    names, lines = lines_of(find(paths_of(*paths), asked))
     frame = pd.DataFrame.from_records([dict(zip(names, line, strict=True)) for line in lines], columns=list(names))
     empty = [name for name in names if name not in TEXTS and frame[name].isna().all()]
     return frame.astype(dict.fromkeys(empty, float))

@@ -15,7 +15,18 @@ from kdbench.records import Artifact, Comparison, Evaluation, Measurement, Resul
 from kdbench.report.markdown import comparison_to_markdown, to_markdown
 from kdbench.report.outdated import outdated
 from kdbench.report.table import Ladder, ladder, name_of
-from kdbench.store import PARTIAL_FILE, RESULTS, RESULTS_FILE, RETURNED, Arrays, find_all, load, refuse_twice
+from kdbench.store import (
+    PARTIAL_FILE,
+    RESULTS,
+    RESULTS_FILE,
+    RETURNED,
+    Arrays,
+    Paths,
+    find_all,
+    load,
+    paths_of,
+    refuse_twice,
+)
 
 README = "README.md"
 
@@ -38,13 +49,13 @@ class Verified:
     """What should be known and is no fault, such as a file from before there were seals."""
 
 
-def results_verify(*paths: str | Path) -> Verified:
+def results_verify(*paths: Paths) -> Verified:
     """Computes again what the result files and comparisons below the given files and folders (default: `results`) say.
 
     Hashes, seals and schemas; raw values that are named, whole, possible, and no others; artifacts and their parents;
     two files of one run; statistics and tables; and the tables of a README.md that is generated from the folder.
     """
-    places = [Path(path) for path in paths] or [RESULTS]
+    places = paths_of(*paths) or [RESULTS]
     files, problems, remarks = find_all(places), list[str](), list[str]()
     read: dict[Path, tuple[ResultFile | Comparison, Arrays]] = {}
     for file in files:

@@ -24,7 +24,7 @@ from kdbench.pruning import structured
 from kdbench.pruning.importance import Gradients
 from kdbench.pruning.sparse import check_drawn, penalty
 from kdbench.pruning.targets import Cost
-from kdbench.records import Prune, Recipe, Task, TensorSpec, Training
+from kdbench.records import Prune, Recipe, Task, TensorSpec, Training, as_record
 from kdbench.steps.export import samples_of
 from kdbench.steps.latency import beside_the_first
 from kdbench.steps.train import initial
@@ -64,7 +64,7 @@ class Narrowed:
 def prune(
     source: str | Path,
     out: str | Path,
-    options: Prune,
+    options: Prune | Mapping[str, Any],
     data: Samples | EvalPack | str | Path | None = None,
     code: str | Path | None = None,
     *,
@@ -78,6 +78,7 @@ def prune(
     on which `taylor` is refused. Where the model is a user's own, `code` is the folder in which its file lies, which is
     then run. Raises UserError where the target can't be reached, with the closest that can; nothing is written then.
     """
+    options = as_record(Prune, options, "options")
     source, out = Path(source), output_file(out, Path(source))
     model, trained = weights.model_of(source, None if code is None else Path(code))
     samples = _samples(trained, data)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from kdbench.quantization.static import (
     tensors_to_calibrate,
 )
 from kdbench.quantization.targets import targeted
-from kdbench.records import Artifact, Quantize
+from kdbench.records import Artifact, Quantize, as_record
 from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
 from kdbench.store import output_file, part_of, save_artifact, write_atomic
 
@@ -40,6 +40,9 @@ warning."""
 
 GENERATED_WARNING = "calibrated on generated inputs: its accuracy is a matter of luck, give --calibration PACK"
 
+JUDGED = ("max_drop", "backend", "bias_correction", "equalization")
+"""Options of a search among several files, which are judged on samples."""
+
 SHOWN = 3
 """Names of nodes in a warning."""
 
@@ -48,7 +51,7 @@ def quantize(
     model: str | Path,
     out: str | Path,
     pack: EvalPack | str | Path | None = None,
-    options: Quantize | None = None,
+    options: Quantize | Mapping[str, Any] | None = None,
     rung: str | None = None,
     dims: Mapping[str, int] | None = None,
     progress: Progress = silent,
@@ -58,10 +61,14 @@ def quantize(
 
     Activations are calibrated on the pack's calibration samples; without a pack on generated inputs, which the record
     says as a warning, and of which `inputs` say what the file doesn't: see `described`. Raises UserError where the
-    model is quantized already or nothing in it can be.
+    model is quantized already or nothing in it can be, and for options that take a search: see `fastest_int8`.
     """
     model, out = Path(model), Path(out)
-    pack, options = open_pack(pack), targeted(options or Quantize())
+    pack, options = open_pack(pack), targeted(as_record(Quantize, options or {}, "options"))
+    asked_for = options.model_dump(include=set(JUDGED), by_alias=True)
+    unheard = [name for name, value in asked_for.items() if value is not None and value is not False]
+    if unheard:
+        raise UserError(f"options: {', '.join(unheard)}: judged on samples: use fastest_int8")
     (parent,) = described([float_artifact(model)], inputs or {}, pack.name if pack else None)
     graph, notes = prepare(slimmed_graph(load_model(model), model), model, options.per_channel)
     check_options(graph, options, model)
@@ -76,7 +83,7 @@ def quantize(
         raise UserError(f"{model}: nothing in it can be quantized (operators: {kinds}): ship it as it is")
     warnings: tuple[str, ...] = () if pack is not None else (GENERATED_WARNING,)
     warnings += warnings_of(graph, quantized, options, observed)
-    used = options.model_dump() | notes
+    used = options.model_dump(exclude=set(JUDGED)) | notes
     if options.reduce_range is None:
         used["reduce_range"] = saturates_in_int8()
     return write_quantized(quantized, out, model, parent, pack, used, warnings, rung, dims)

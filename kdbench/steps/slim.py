@@ -93,8 +93,8 @@ class Rewritten:
 def slim(
     model: str | Path,
     out: str | Path,
-    rung: str | None = None,
     pack: EvalPack | str | Path | None = None,
+    rung: str | None = None,
     dims: Mapping[str, int] | None = None,
     fuse: bool = False,
     inputs: Mapping[str, str] | None = None,

@@ -1,8 +1,10 @@
 """Unstructured pruning of a weights file, and what the zeros are worth: bytes of a compressed file, no time."""
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ from kdbench import __version__
 from kdbench.errors import UserError
 from kdbench.onnxfile import load_model
 from kdbench.pruning import masks
-from kdbench.records import Artifact, Sparsify
+from kdbench.records import Artifact, Sparsify, as_record
 from kdbench.store import fingerprint, output_file, sha256
 from kdbench.training import weights
 from kdbench.training.seeds import deterministic
@@ -36,14 +38,18 @@ class Sparsified:
 
 
 def sparsify(
-    source: str | Path, out: str | Path, options: Sparsify, seed: int = 0, code: str | Path | None = None
+    source: str | Path,
+    out: str | Path,
+    options: Sparsify | Mapping[str, Any],
+    seed: int = 0,
+    code: str | Path | None = None,
 ) -> Sparsified:
     """Writes the weights file `source` to `out` with zeros where the options want them, at once and without training.
 
     `seed` is that of the method `random`; `code` the folder of a user's own model, which is then run. Raises UserError
     for an unknown layer, where nothing would be left of one, and for `gradient`, which takes a training.
     """
-    source, out = Path(source), Path(out)
+    source, out, options = Path(source), Path(out), as_record(Sparsify, options, "options")
     if options.method == "gradient":
         raise UserError("method: 'gradient' takes data and a loss: give it in the section [sparsify] of a recipe")
     model, trained = weights.model_of(source, None if code is None else Path(code))

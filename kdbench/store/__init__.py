@@ -7,6 +7,7 @@ from kdbench.store.publishing import (
 )
 from kdbench.store.recipes import (
     load_recipe,
+    open_recipe,
     zoo_folder,
     zoo_recipes,
 )
@@ -36,11 +37,13 @@ from kdbench.store.runs import (
 )
 from kdbench.store.writing import (
     Arrays,
+    Paths,
     fingerprint,
     new_folder,
     npz_names,
     output_file,
     part_of,
+    paths_of,
     prepare_folder,
     read_npz,
     sha256,
@@ -59,6 +62,7 @@ __all__ = [
     "RETURNED",
     "SIDECAR",
     "Arrays",
+    "Paths",
     "RunFolder",
     "find_all",
     "find_comparisons",
@@ -72,8 +76,10 @@ __all__ = [
     "load_result",
     "new_folder",
     "npz_names",
+    "open_recipe",
     "output_file",
     "part_of",
+    "paths_of",
     "prepare_folder",
     "publish",
     "read_npz",

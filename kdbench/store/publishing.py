@@ -21,7 +21,7 @@ from kdbench.store.results import (
     raw_content,
     write_both,
 )
-from kdbench.store.writing import prepare_folder
+from kdbench.store.writing import Paths, paths_of, prepare_folder
 
 RESULTS = Path("results")
 """Published measurements: `results/<machine>/<date>-<recipe>.json`, seen from the working directory."""
@@ -41,7 +41,7 @@ def _silent(_: str) -> None:
 
 
 def results_add(
-    *paths: str | Path,
+    *paths: Paths,
     machine: str | None = None,
     into: str | Path = RESULTS,
     say: Callable[[str], None] = _silent,
@@ -51,7 +51,7 @@ def results_add(
     Each is copied to `<into>/<machine>/<date>-<recipe>.json` with its raw values, under the name of the `machine` where
     one is given; the new paths. See `publish`.
     """
-    return [publish(file, Path(into), machine=machine, say=say) for file in find_all([Path(path) for path in paths])]
+    return [publish(file, Path(into), machine=machine, say=say) for file in find_all(paths_of(*paths))]
 
 
 def publish(

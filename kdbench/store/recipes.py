@@ -28,3 +28,8 @@ def load_recipe(name_or_path: str, overrides: Mapping[str, str] | None = None) -
             raise UserError(f"unknown recipe '{name_or_path}': {nearest(name_or_path, zoo)}; or give a path to a .toml")
         path = zoo[name_or_path]
     return recipe_from_toml(read_text(path), str(path), overrides).placed(path.parent)
+
+
+def open_recipe(recipe: Recipe | str | Path) -> Recipe:
+    """The recipe of a name or path; a recipe as it is."""
+    return recipe if isinstance(recipe, Recipe) else load_recipe(str(recipe))

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +16,12 @@ from kdbench import archive
 from kdbench.errors import UserError, first_line
 
 Arrays = dict[str, NDArray[Any]]
+Paths = str | Path | Iterable[str | Path]
+
+
+def paths_of(*given: Paths) -> list[Path]:
+    """Paths that were given one by one, several at once, or both."""
+    return [Path(path) for some in given for path in ([some] if isinstance(some, str | Path) else some)]
 
 
 def prepare_folder(path: Path) -> Path:
