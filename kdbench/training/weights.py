@@ -92,7 +92,10 @@ def _read(path: Path, content: Callable[[Any], T]) -> tuple[T, Trained]:
             metadata = file.metadata() or {}
             found = content(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({first_line(error, 80)})") from None
+        raise UserError(
+            f"{path}: not a readable safetensors file ({first_line(error, 80)}): give weights that kdbench has "
+            "written, such as runs/digits/student.safetensors"
+        ) from None
     if KEY not in metadata:
         raise UserError(f"{path}: does not say which model it belongs to: not written by kdbench")
     return found, from_json(Trained, metadata[KEY], f"{path}: metadata")
