@@ -115,6 +115,16 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
         pass
 
 
+def test_a_folder_in_which_nothing_comes_to_lie_is_removed_again(tmp_path):
+    for kept, folder in ((False, tmp_path / "new"), (True, tmp_path)):
+        with pytest.raises(UserError, match="refused"), store.RunFolder(folder).lock():
+            raise UserError("refused")
+        assert folder.exists() is kept
+    with store.RunFolder(tmp_path / "new").lock():
+        (tmp_path / "new" / "made").touch()
+    assert (tmp_path / "new" / "made").exists()
+
+
 @pytest.mark.parametrize("path", ["/dev/null/out", "/proc/out"])
 def test_a_folder_that_cannot_be_written_is_named(path):
     with pytest.raises(UserError, match=f"{path}: cannot be written to"):

@@ -98,7 +98,11 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Refuses a second run in the same folder, and clears what a killed one left half-written."""
+        """Refuses a second run in the same folder, and clears what a killed one left half-written.
+
+        A folder that is made here, and in which nothing comes to lie, is removed again.
+        """
+        made = not self.path.exists()
         prepare_folder(self.path)
         with (self.path / ".lock").open("w") as file:
             try:
@@ -108,7 +112,11 @@ class RunFolder:
             for part in (*self.path.glob(".kdbench-*.part"), *self.path.glob("*/.kdbench-*.part")):
                 if not Path("/proc", part.name.split(".")[-2]).exists():
                     shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
-            yield
+            try:
+                yield
+            finally:
+                if made and [path.name for path in self.path.iterdir()] == [".lock"]:
+                    shutil.rmtree(self.path)
 
 
 def sidecar(model: Path) -> Path:
