@@ -141,6 +141,8 @@ def test_outputs_that_are_no_classes_are_no_silence(tmp_path):
     assert (check.quantity, check.outcome, check.change) == ("accuracy", "can't tell", None)
     assert check.settle.startswith("OLD's outputs are no classes")
     assert not compare(old, new, strict=True).passed
+    check = compare(saved(tmp_path / "classes.json", None, {"student": RIGHT}), new).checks[-1]
+    assert check.settle.startswith("NEW's outputs are no classes")
     with pytest.raises(UserError, match="--max-drop: no answers to judge in either: their outputs are no classes"):
         compare(old, new, max_drop=0.1)
     generated = saved(tmp_path / "generated.json", inputs="generated", **regressions)

@@ -4,7 +4,7 @@ import pytest
 
 from kdbench.onnxfile import inspect
 from kdbench.pipeline.origins import subject_of
-from kdbench.pipeline.rungs import run_subjects
+from kdbench.pipeline.rungs import forget, run_subjects, without
 from kdbench.store import RunFolder, save_artifact
 from tests.conftest import save_mlp
 
@@ -38,3 +38,16 @@ def test_turns_and_teachers_stand_by_their_number(tmp_path):
 def test_the_last_rung_is_meant_where_none_is_named(tmp_path, rungs, meant):
     folder_of(tmp_path, *rungs)
     assert subject_of(tmp_path, None).artifact.rung == meant
+
+
+def test_what_a_search_has_left_goes_with_its_rung(tmp_path):
+    folder = folder_of(tmp_path, "teacher", "teacher-int8", "student", "student-sparse-int8")
+    left = ("{}.budget.json", "{}-budget.svg", "{}-failed.budget.json", "{}-failed-budget.png")
+    for rung in ("teacher-int8", "student-sparse-int8", "student-int8"):
+        for name in left:
+            (tmp_path / name.format(rung)).touch()
+    forget(folder, ["teacher-1", "teacher-2"], alone=False)
+    without(folder, "student-sparse")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["student.onnx", "student.artifact.json", *(name.format("student-int8") for name in left)]
+    )

@@ -106,6 +106,9 @@ def test_nothing_is_measured_where_training_has_begun_nor_in_a_second_process(se
         looked(tmp_path)
     assert measured == [1, 1]
     assert looked(shutil.copytree(taught, tmp_path / "run")) == 0
+    if section == "spiral":  # a size is exact, whatever the machine does
+        with pytest.raises(UserError, match=r"^spiral\.size: 0\.001 can't be reached"):
+            prepared(RunFolder(tmp_path / "run"), recipe(**{"spiral.size": "0.001"}), silent, unsaid)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
     assert looked(tmp_path) == 0
