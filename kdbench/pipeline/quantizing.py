@@ -20,6 +20,7 @@ from kdbench.pipeline.mending import contenders
 from kdbench.pipeline.proving import layer_metrics
 from kdbench.pipeline.racing import Place, Raced, raced
 from kdbench.pipeline.reasons import closest, instead, on_test, why_none, why_slow
+from kdbench.pipeline.searches import failed, forget_search, save_search
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.proofs.layers import FLOAT_KERNELS
 from kdbench.quantization.calibration import observe
@@ -31,8 +32,6 @@ from kdbench.quantization.static import check_options, prepare, tensors_to_calib
 from kdbench.quantization.targets import candidates, targeted
 from kdbench.records import Artifact, Preprocessing, Quantize, as_record
 from kdbench.records.budget import Budget, CandidateRecord
-from kdbench.report.plots import KINDS, save_plots
-from kdbench.report.plots.sensitivity import RECORD, plots
 from kdbench.steps.passes import copy_of
 from kdbench.steps.quantize import float_artifact, warnings_of
 from kdbench.steps.slim import derived, slimmed_graph
@@ -159,34 +158,21 @@ def fastest_int8(
             candidates=tuple(one.record for one in every),
         )
         if not able:
-            if closest(every) is not None:
-                record, drawn = _kept(failed(out), searched)
-                say(f"no int8 file is written; what was tried: {', '.join(map(str, (record, *drawn)))}")
-            for advice in instead(every, target):
-                say(advice)
+            _tell_why(every, searched, out, target, say)
             raise UserError(why_none(model, every, judge, options.max_drop))
         subjects = _subjects(able, parent, Path(scratch))
-        feed = replace(judged.pack, x_test=judged.pack.x_calibration, y_test=None)
-        times = raced(subjects, place, feed, progress)
+        times = raced(subjects, place, _feed(judge), progress)
         chosen = _fastest(able, times)
+        made = next(subject for subject in subjects if subject.artifact.rung == chosen.name)
         time = times[chosen.name]
         if time.error:
             raise UserError(f"{model}: in int8 it can't be timed on {target}: {time.error}")
-        assert chosen.loss is not None
         tested = _tested(chosen, runner, parent)
-        said = [*remarks(chosen.loss, len(judged), bound, judge.metric), *on_test(tested, bound)]
-        made = next(subject for subject in subjects if subject.artifact.rung == chosen.name)
-        file = made.model
-        asked = chosen.options.model_copy(
-            update={"exclude": (*chosen.options.exclude, *_made_by(chosen)["left_in_float"])}
-        )
-        said += warnings_of(graph, load_model(file), asked, observed)
-        said += [f"on {target}, for which it was chosen: {claim}" for claim in time.broken_claims]
-        said += why_slow(time, made, target, place, feed)
+        said = [*_of_answers(chosen, tested, made, ground), *_of_speed(time, made, target, place, judge)]
         floating = Path(scratch, "floating.onnx")
         floating.write_bytes(portable(copy_of(chosen.graph)))  # equalised as the int8 file is
-        layers = layer_metrics(floating, file, judged)
-        write_atomic(out, file.read_bytes())
+        layers = layer_metrics(floating, made.model, judged)
+        write_atomic(out, made.model.read_bytes())
     found = {
         "evaluations": runner.evaluations,
         "candidates": tuple(_record(one, times.get(one.name)) for one in every),
@@ -249,6 +235,41 @@ def _fastest(able: Sequence[Candidate], times: Mapping[str, Raced]) -> Candidate
     return min(level or able, key=lambda one: one.drop)
 
 
+def _tell_why(
+    every: Sequence[Candidate], searched: Budget, out: Path, target: Target, say: Callable[[str], None]
+) -> None:
+    """Where no candidate keeps the accuracy: keeps what was tried, and says what to try instead."""
+    if closest(every) is not None:
+        record, drawn = save_search(failed(out), searched)
+        say(f"no int8 file is written; what was tried: {', '.join(map(str, (record, *drawn)))}")
+    for advice in instead(every, target):
+        say(advice)
+
+
+def _of_answers(chosen: Candidate, tested: Loss | None, made: Subject, ground: Ground) -> list[str]:
+    """Remarks on what the chosen one answers, and on what of it is not in int8 as was asked for."""
+    assert chosen.loss is not None
+    judge, bound = ground.judge, ground.max_drop
+    left = (*chosen.options.exclude, *_made_by(chosen)["left_in_float"])
+    asked = chosen.options.model_copy(update={"exclude": left})
+    return [
+        *remarks(chosen.loss, len(judge.samples), bound, judge.metric),
+        *on_test(tested, bound),
+        *warnings_of(ground.graph, load_model(made.model), asked, ground.observed),
+    ]
+
+
+def _of_speed(time: Raced, made: Subject, target: Target, place: Place, judge: Judge) -> list[str]:
+    broken = [f"on {target}, for which it was chosen: {claim}" for claim in time.broken_claims]
+    return [*broken, *why_slow(time, made, target, place, _feed(judge))]
+
+
+def _feed(judge: Judge) -> EvalPack:
+    """The judged samples, to be timed on."""
+    pack = judge.samples.pack
+    return replace(pack, x_test=pack.x_calibration, y_test=None)
+
+
 def _tested(chosen: Candidate, runner: Runner, parent: Parent) -> Loss | None:
     """What the chosen one loses on the test split; None without one, and where the backend fails at it."""
     samples = test_samples(parent.pack, parent.artifact)
@@ -300,23 +321,5 @@ def _saved(
     artifact = derived(out, rung, parent, "quantize", used, chosen.loss.parity, budget.remarks)
     drop = {"judged_drop": chosen.loss.drop.value, "judged_samples": float(budget.judged_samples)}
     artifact = artifact.model_copy(update={"metrics": artifact.metrics | drop | layers})
-    record, drawn = _kept(out, budget)
+    record, drawn = save_search(out, budget)
     return Quantized(save_artifact(out.parent, artifact), out, budget, record, drawn)
-
-
-def failed(out: Path) -> Path:
-    """What a search is named after that made no `out`: one from before may lie there, with its own record."""
-    return out.with_stem(f"{out.stem}-failed")
-
-
-def forget_search(out: Path) -> None:
-    """Removes the record of a search and its figure, if there are any."""
-    for left in (out.with_name(out.stem + RECORD), *(out.with_name(f"{out.stem}-budget.{kind}") for kind in KINDS)):
-        left.unlink(missing_ok=True)
-
-
-def _kept(out: Path, budget: Budget) -> tuple[Path, tuple[Path, ...]]:
-    """The record of a search and its figure, written beside the file or where that would be."""
-    record = out.with_name(out.stem + RECORD)
-    write_atomic(record, budget.to_json())
-    return record, tuple(save_plots(plots(budget, f"{out.stem}-budget"), out.parent))

@@ -12,6 +12,7 @@ from kdbench.data.pack import load_pack
 from kdbench.errors import UserError
 from kdbench.machine import saturates_in_int8, versions
 from kdbench.onnxfile import inspect, known_artifact
+from kdbench.pipeline.searches import failed, forget_search
 from kdbench.progress import Progress
 from kdbench.records import IMPORTED, Artifact, Quantize, QuantizeSection, ResultFile, from_json, read_text
 from kdbench.store import (
@@ -189,15 +190,11 @@ def without(folder: RunFolder, stem: str) -> None:
 
 def _forgotten(folder: RunFolder, rung: str) -> None:
     """Removes a rung, and what a search for it has left that found none."""
-    from kdbench.pipeline.quantizing import failed, forget_search
-
     _removed(folder, rung)
     forget_search(failed(folder.onnx(rung)))
 
 
 def _removed(folder: RunFolder, rung: str) -> None:
-    from kdbench.pipeline.quantizing import forget_search
-
     for left in (folder.onnx(rung), sidecar(folder.onnx(rung))):
         left.unlink(missing_ok=True)
     forget_search(folder.onnx(rung))
@@ -213,7 +210,7 @@ def in_int8(
 ) -> None:
     """The rungs `NAME-slim` and `NAME-int8` of each rung that `parents` names, and the int8 one of `teacher`."""
     from kdbench.pipeline.proving import with_layers
-    from kdbench.pipeline.quantizing import failed, fastest_int8, forget_search
+    from kdbench.pipeline.quantizing import fastest_int8
     from kdbench.steps.quantize import quantize
     from kdbench.steps.slim import slim
 
