@@ -7,6 +7,7 @@ r (in + out) in the place of in · out multiply-accumulates, with in · k · k f
 """
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -160,10 +161,7 @@ def candidates(
         for name in names:
             if not any(within(layer, name) for layer in held):
                 raise UserError(f"{field}.{option}: no layer '{name}': {nearest(name, places(held))}")
-    users: dict[int, int] = {}
-    for module in held.values():
-        for parameter in module.parameters(recurse=False):
-            users[id(parameter)] = users.get(id(parameter), 0) + 1
+    users = Counter(parameter for module in held.values() for parameter in module.parameters(recurse=False))
     found, left = {}, {}
     for name, module in held.items():
         parent = modules[name.rpartition(".")[0]]
@@ -177,7 +175,7 @@ def candidates(
             left[name] = f"{type(module).__name__} is not factorised"
         elif getattr(module, "groups", 1) > 1:
             left[name] = f"a convolution of {module.groups} groups"
-        elif any(users[id(parameter)] > 1 for parameter in module.parameters(recurse=False)):
+        elif any(users[parameter] > 1 for parameter in module.parameters(recurse=False)):
             left[name] = "shares its weights with another layer"
         elif isinstance(parent, READERS):
             left[name] = f"{type(parent).__name__} reads its weights"
