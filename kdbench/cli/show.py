@@ -116,7 +116,7 @@ def show_report(report: "Report") -> None:
     from kdbench.report.terminal import print_ladder
 
     print_ladder(report.ladder)
-    click.echo(f"\nreport   {report.report}")
+    click.echo(f"report   {report.report}")
     click.echo(f"page     {report.page}")
     for path in report.plots:
         if path.suffix == ".svg":

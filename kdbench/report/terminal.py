@@ -30,6 +30,7 @@ SPARE = ("p99", "per s", "size", "F1 macro %", "p", "param.")
 
 
 def print_ladder(ladder: Ladder) -> None:
+    """Each part with an empty line behind it."""
     console = _console()
     for content in (*ladder_tables(ladder, brief=True), *scenario_tables(ladder)):
         _print(console, content)
@@ -46,8 +47,11 @@ def print_ladder(ladder: Ladder) -> None:
         for remark in spiral.remarks:
             console.print(f"\n{printable(remark)}")
         console.print()
-    for line in (*unmeasured(ladder.rows), *unmeasured_loads(ladder)):
+    left_out = [*unmeasured(ladder.rows), *unmeasured_loads(ladder)]
+    for line in left_out:
         console.print(printable(line))
+    if left_out:
+        console.print()
 
 
 def print_found(found: Found) -> None:
