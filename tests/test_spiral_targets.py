@@ -8,7 +8,7 @@ from kdbench import UserError, pipeline
 from kdbench.pipeline import spiral as spirals
 from kdbench.pipeline import turns
 from kdbench.pipeline.learning import prepared
-from kdbench.pipeline.racing import Raced
+from kdbench.pipeline.racing import Raced, raced
 from kdbench.progress import silent, unsaid
 from kdbench.pruning import structured
 from kdbench.pruning.targets import cost
@@ -21,7 +21,7 @@ from kdbench.steps import prune, train
 from kdbench.steps import spiral as steps
 from kdbench.store import RunFolder, load_artifact, load_recipe
 from tests.prunable import SMALL, samples, small
-from tests.test_spiral import SPIRAL
+from tests.test_spiral import SPIRAL, quick
 
 WALKED = {field: value for field, value in SPIRAL.items() if field != "spiral.parameters"} | {
     "spiral.training": "{ epochs = 1, learning_rate = 0.02 }"
@@ -42,7 +42,8 @@ def taught(tmp_path_factory):
 
 @pytest.fixture
 def run(taught, tmp_path, monkeypatch):
-    """A copy of it; the ladder of what becomes of it is not measured."""
+    """A copy of it; neither the turns nor the ladder of what becomes of it are measured."""
+    monkeypatch.setattr(turns, "raced", quick)
     monkeypatch.setattr(spirals, "_measured", lambda *_: None)
     return shutil.copytree(taught, tmp_path / "run")
 
@@ -58,12 +59,61 @@ def looks(monkeypatch, share):
 
 def test_it_walks_to_a_latency(run, monkeypatch):
     looks(monkeypatch, 0.1)
-    faster = Raced(Interval(2.25, 2.2, 2.3), None, (), None)
-    monkeypatch.setattr(turns, "raced", lambda subjects, *_: {subjects[-1].artifact.rung: faster})
+    times(monkeypatch, Raced(Interval(2.25, 2.2, 2.3), None, (), None))
     found = spirals.spiral(recipe(**{"spiral.latency": "0.6"}), run).record
     assert (found.limit, found.best, [turn.share for turn in found.turns]) == ("target", "spiral-1", [1 / 2.25])
     assert found.remarks[0].startswith("the target is reached; ended with spiral-1: ")
-    assert found.remarks[0].endswith(", 2.25 × faster")
+    assert found.remarks[0].endswith(", 2.25 × as fast")
+
+
+def times(monkeypatch, found):
+    """A turn is timed so."""
+    monkeypatch.setattr(turns, "raced", lambda subjects, *_: {subjects[-1].artifact.rung: found})
+
+
+def test_a_latency_is_measured_beside_the_first_model(run, monkeypatch):
+    looks(monkeypatch, 0.01)
+    monkeypatch.setattr(turns, "raced", raced)
+    found = spirals.spiral(recipe(**{"spiral.latency": "0.05", "spiral.turns": "1"}), run).record
+    (turn,) = found.turns
+    assert turn.share == pytest.approx(1 / turn.speedup.value)
+    assert "speed-up" in (run / "spiral.md").read_text()
+
+
+def test_what_speaks_against_a_turns_times_stands_below_the_table(run, monkeypatch):
+    busy = "something else kept the machine busy"
+    times(monkeypatch, Raced(Interval(1.25, 1.2, 1.3), None, (), None, (busy,)))
+    fields = {"spiral.turns": "1", "spiral.final": "{ epochs = 1, learning_rate = 0.02 }"}
+    found = spirals.spiral(recipe(**fields), run).record
+    assert found.turns[0].doubts == found.final.doubts == (busy,)
+    assert busy in (run / "spiral.md").read_text()
+
+
+@pytest.mark.parametrize("error", [None, "cpu: out of memory"])
+def test_a_turn_that_cannot_be_timed_says_why_and_is_taken(run, monkeypatch, error):
+    def fails(subjects, *_):
+        if error:
+            raise UserError(error)
+        return {subjects[-1].artifact.rung: Raced(None, None, (), None)}
+
+    monkeypatch.setattr(turns, "raced", fails)
+    (turn,) = spirals.spiral(recipe(**{"spiral.turns": "1"}), run).record.turns
+    assert (turn.speedup, turn.refusal) == (None, None)
+    why = f"spiral-1 on cpu: {error or 'too few rounds were measured'}"
+    assert turn.doubts == (f"not timed: {why}",)
+    table = (run / "spiral.md").read_text()
+    assert why in table
+    assert "speed-up" not in table
+    looks(monkeypatch, 0.01)
+    with pytest.raises(UserError, match=f"^{why}$"):  # which the target can't do without
+        spirals.spiral(recipe(**{"spiral.turns": "1", "spiral.latency": "0.05"}), run)
+
+
+def test_fewer_weights_that_are_no_faster_say_so(run, monkeypatch):
+    times(monkeypatch, Raced(Interval(1.01, 0.98, 1.04), None, (), None))
+    found = spirals.spiral(recipe(**{"spiral.turns": "1"}), run).record
+    assert "spiral-1 is not faster than student on cpu, for all that it has lost: 'kdbench profile'" in found.remarks[1]
+    assert "1.01×" in (run / "spiral.md").read_text()
 
 
 def test_it_walks_to_a_size(run):

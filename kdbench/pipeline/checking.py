@@ -24,12 +24,16 @@ from kdbench.pipeline.aware import aware
 from kdbench.pipeline.describing import Fact
 from kdbench.pipeline.learning import Ground, grounded, learned, loaded, made, needs_torch
 from kdbench.pipeline.rungs import AWARE, LOW_RANK, PRUNED, SPARSE, compressed, run_subjects
+from kdbench.pipeline.turns import race_s
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Recipe, Teacher, Training
 from kdbench.store import RunFolder, open_recipe
 
 BATCHES = 4
 """Of each training and of the evaluation: neither the first nor the last is timed."""
+
+LEAST_S = 0.1
+"""To time the spiral's first turn: one slice in each of the fewest processes."""
 
 ANSWERS = "teacher's answers"
 """How the label of kept answers begins."""
@@ -188,7 +192,7 @@ def _spiral_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch, estimate: dict
 
     before = (*recipe.teacher_names, *(["student"] if section.start == "student" else []))
     turn = learns(turn_training(recipe), "spiral-1") + learns(sparse_training(recipe), "spiral-0-sparse")
-    whole = spiral.turns_expected(section) * turn + learns(section.final, "spiral-1")
+    whole = spiral.turns_expected(section) * (turn + race_s(recipe)) + learns(section.final, "spiral-1")
     return whole + sum(estimate.get(name, 0.0) for name in (*before, "bench"))
 
 
@@ -270,6 +274,7 @@ def _one_epoch(recipe: Recipe) -> Recipe:
         turns = turns.model_copy(update={"training": turn, "sparse": sparse, **always})
     return recipe.model_copy(
         update={
+            "bench": recipe.bench.model_copy(update={"budget_s": LEAST_S}),
             "prune": prune,
             "spiral": turns,
             "sparsify": sparsify,

@@ -244,6 +244,11 @@ def _remarks(walk: Walk, record: SpiralRecord) -> list[str]:
             "comes near it on them, and the drop on the evaluation samples is the one to believe"
         )
     last = next((turn for turn in (record.final, *reversed(record.turns)) if turn and not turn.refusal), None)
+    if last and last.speedup and last.speedup.low <= 1:
+        said.append(
+            f"{record.best} is not faster than {record.first} on {walk.section.backend}, for all that it has lost: "
+            "'kdbench profile' tells what takes its time there"
+        )
     if last and last.drop and last.drop.value <= record.max_drop * POINT < last.drop.high:
         said.append(
             f"{record.samples:,} held-out samples can't rule out a drop of {100 * last.drop.high:.2g} points: the "

@@ -20,9 +20,10 @@ from kdbench.evaluation import judge
 from kdbench.onnxfile import inspect
 from kdbench.pipeline.candidates import estimate
 from kdbench.pipeline.learning import Ground, exported, taught, trained
-from kdbench.pipeline.racing import Place, raced
+from kdbench.pipeline.racing import Place, Raced, raced
 from kdbench.pipeline.rungs import kept
-from kdbench.records import Artifact, SpiralSection
+from kdbench.records import Artifact, Recipe, SpiralSection
+from kdbench.records.budget import Estimate
 from kdbench.records.turns import Refusal, TurnRecord
 from kdbench.search.spiral import Outcome, Plan, refusal
 from kdbench.stats import Interval
@@ -32,7 +33,7 @@ POINT = 0.01
 BATCH = 128
 """Samples that are answered at a time."""
 RACE_S = 20.0
-"""To measure the latency of one turn beside the first model's."""
+"""At most, to time a turn's model and the first one in turns."""
 FINAL = "spiral-final"
 
 
@@ -152,7 +153,8 @@ def one_turn(walk: Walk, plan: Plan, before: list[TurnRecord]) -> TurnRecord:
     judged = _judged(walk, artifact)
     if refusal(Outcome(judged["drop"].value), section.max_drop * POINT) is not None:
         return refused("accuracy", f"more than {section.max_drop:g} points below the first model", **facts, **judged)
-    return turn.model_copy(update={**facts, **judged, **_share(walk, artifact)})
+    time = _timed(walk, artifact)
+    return turn.model_copy(update={**facts, **judged, **time, "share": _share(walk, artifact, time["speedup"])})
 
 
 def _taught(walk: Walk, rung: str, start: Path, parent: str, plan: Plan) -> Artifact:
@@ -244,21 +246,40 @@ def score(answers: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
     return stats.f1(answers, labels)[0] if labels.ndim == 2 else float(np.mean(answers == labels))
 
 
-def _share(walk: Walk, artifact: Artifact) -> dict[str, Any]:
-    """What is left of the first model's target quantity; without a target, of its MACs. And what speaks against it."""
-    first, what = walk.first.artifact, walk.section.target[0] if walk.section.target else "macs"
-    if what == "latency":
-        folder, recipe = walk.ground.folder, walk.ground.recipe
-        place = Place(walk.section.backend, recipe.bench.options, budget_s=RACE_S, seed=recipe.seed)
-        subjects = [Subject(found, folder.onnx(found.rung)) for found in (first, artifact)]
+def race_s(recipe: Recipe) -> float:
+    """For one turn."""
+    return min(RACE_S, recipe.bench.budget_s)
+
+
+def _timed(walk: Walk, artifact: Artifact) -> dict[str, Any]:
+    """Its speed-up over the first model, and what speaks against it; where it can't be told, why.
+
+    Raises UserError for that where a latency is the target.
+    """
+    folder, recipe, backend = walk.ground.folder, walk.ground.recipe, walk.section.backend
+    place = Place(backend, recipe.bench.options, budget_s=race_s(recipe), seed=recipe.seed)
+    subjects = [Subject(found, folder.onnx(found.rung)) for found in (walk.first.artifact, artifact)]
+    try:
         time = raced(subjects, place, load_pack(folder.pack), walk.ground.progress)[artifact.rung]
-        if time.speedup is None:
-            raise UserError(
-                f"{artifact.rung} on {walk.section.backend}: {time.error or 'too few rounds were measured'}"
-            )
-        return {"share": 1 / time.speedup.value, "speedup": estimate(time.speedup), "doubts": time.doubts}
+    except UserError as error:
+        time = Raced(None, None, (), str(error))
+    if time.speedup is not None:
+        return {"speedup": estimate(time.speedup), "doubts": time.doubts}
+    why = f"{artifact.rung} on {backend}: {time.error or 'too few rounds were measured'}"
+    if walk.section.latency is not None:
+        raise UserError(why)
+    return {"speedup": None, "doubts": (f"not timed: {why}",)}
+
+
+def _share(walk: Walk, artifact: Artifact, speedup: Estimate | None) -> float:
+    """What is left of the first model's target quantity; without a target, of its MACs."""
+    what = walk.section.target[0] if walk.section.target else "macs"
+    if what == "latency":
+        assert speedup is not None
+        return 1 / speedup.value
     field = {"size": "size_bytes"}.get(what, what)
-    return {"share": getattr(artifact, field) / getattr(first, field)}
+    share: float = getattr(artifact, field) / getattr(walk.first.artifact, field)
+    return share
 
 
 def _not_fallen(was: tuple[int | None, int], left: tuple[int | None, int]) -> str:

@@ -182,9 +182,9 @@ class Spiral(Pruning):
     size: Share | None = None
     """Of the ONNX file."""
     latency: Share | None = None
-    """Measured on `backend`, at batch 1 and one thread. Without any target it goes on until the accuracy stops it."""
+    """On `backend`. Without any target it goes on until the accuracy stops it."""
     backend: str = "cpu"
-    """As in bench.backends: where `latency` is measured."""
+    """As in bench.backends: where each turn is timed beside the first model, at batch 1 on one thread."""
     max_drop: Annotated[float, Field(ge=0, le=100)] = 0.5
     """Points of accuracy (of F1) that a model may be below the first one on the held-out samples; 100 for no floor."""
     step: Annotated[float, Field(gt=0, lt=1)] = 0.2

@@ -44,7 +44,7 @@ class TurnRecord(Record):
     p: float | None = None
     """Of McNemar's exact test against the first model; None where a sample has several labels."""
     speedup: Estimate | None = None
-    """Against the first model, where a latency is the target."""
+    """Over the first model, on `[spiral] backend`; None where it was not timed."""
     doubts: tuple[str, ...] = ()
     """What speaks against that ratio: noise, drift, busy neighbours."""
     mark: str | None = None

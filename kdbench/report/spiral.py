@@ -28,13 +28,13 @@ WHAT = {"macs": "MACs", "parameters": "parameters", "size": "size", "latency": "
 def turns_table(record: SpiralRecord) -> TextTable:
     """A row for each turn, refused ones too: what was kept and what it cost."""
     notes: dict[str, int] = {}
-    timed = record.target == "latency"
+    turns = (*record.turns, *((record.final,) if record.final else ()))
+    timed = any(turn.speedup for turn in turns)
     judged = "F1" if record.metric == "micro F1" else "acc."
     none = Cell(DASH)
     first = (name_cell(record.first), none, none, number_cell(record.score, percent), none, none, *_figures(record))
     rows = [(*first, *((Cell("1.00×", 1.0),) if timed else ()), none, Cell(""))]
-    final = (record.final,) if record.final else ()
-    for turn in (*record.turns, *final):
+    for turn in turns:
         remarks = flagged([*([turn.said] if turn.refusal else []), *turn.doubts], notes)
         cells = (
             name_cell(rung(turn)),
@@ -108,8 +108,8 @@ def _left(record: SpiralRecord) -> str:
     parts = f"{record.parameters / best.parameters:.2f} × fewer parameters"
     if record.macs and best.macs:
         parts = f"{record.macs / best.macs:.2f} × fewer MACs, {parts}"
-    if record.target == "latency" and best.speedup:
-        parts += f", {three_digits(best.speedup.value)} × faster"
+    if best.speedup:
+        parts += f", {three_digits(best.speedup.value)} × as fast"
     return f": {parts}"
 
 
@@ -122,8 +122,9 @@ def turn_line(turn: TurnRecord, record: SpiralRecord) -> str:
     if turn.refusal and turn.drop is None:
         return f"{rung(turn)} refused: {turn.said}"
     end = f"refused: {turn.said}" if turn.refusal else "accepted"
-    took = duration(turn.duration_s)
-    return f"{rung(turn)} {end}: {percent(turn.score)}, drop {_points(turn.drop)}, {count(turn.macs)} MACs, {took}"
+    told = [percent(turn.score), f"drop {_points(turn.drop)}", f"{count(turn.macs)} MACs"]
+    told += [f"speed-up {_ratio(turn.speedup)}"] if turn.speedup else []
+    return f"{rung(turn)} {end}: {', '.join(told)}, {duration(turn.duration_s)}"
 
 
 def _points(drop: Estimate | None) -> str:
