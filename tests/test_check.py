@@ -136,6 +136,25 @@ def test_the_estimate_is_the_median_step_times_all_steps(monkeypatch):
     assert expected.keys() == {"student", "teacher's answers, view 1"}
 
 
+def test_trainings_in_larger_batches_than_those_that_were_timed_take_as_much_longer(monkeypatch):
+    training = "{{ epochs = 10, learning_rate = 0.1, batch_size = {} }}"
+    fields = {"student.training.batch_size": "50", "spiral.start": "teacher", "data.held_out_samples": "100"}
+    fields |= {"spiral.macs": "0.8", "spiral.training": training.format(50), "spiral.final": training.format(505)}
+    recipe = load_recipe("digits", fields | {"prune.macs": "0.5", "prune.training": training.format(1010)})
+    recipe = recipe.model_copy(update={"teacher": recipe.teachers[0].model_copy(update={"training": None})})
+    data = Dataset(np.zeros((1010, 1, 8, 8)), None, np.zeros((1, 1, 8, 8)), None, ("a",), Preprocessing())
+    watch = Stopwatch()
+    for label, step_s in (("spiral-1", 1.25), ("student-pruned", 5.0)):  # of 200 samples, the most that are timed
+        times = iter(step_s * number for number in range(5))
+        monkeypatch.setattr(checking, "now", lambda times=times: next(times))
+        for done in range(5):
+            watch(label, done / 4, 1)
+    found = learning_s(recipe, data, watch)
+    assert found["student-pruned"] == pytest.approx(10 * 5.0 * 1010 / 200)
+    turn_s, final_s = 10 * 21 * 1.25 + 20, 10 * 2 * 1.25 * 505 / 50  # 20 s to time it
+    assert checking._spiral_s(recipe, data, watch, {}) == pytest.approx(turn_s + final_s)
+
+
 def test_a_part_has_each_class_where_there_are_enough_of_it():
     labels = np.repeat(np.arange(4), [40, 40, 40, 4])
     chosen = drawn(labels, len(labels), 31)

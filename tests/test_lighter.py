@@ -93,6 +93,12 @@ def test_the_early_epoch_is_kept_and_gone_back_to(learnt, dataset, tmp_path):
         train.distill(other, "student", [teacher], Lesson(recipe, dataset, "", stop_at(2)))
     before, after_two = weights.load(early)[0], weights.load(other.checkpoint("student"))[0]
     assert all(torch.equal(tensor, after_two[f"model.{name}"]) for name, tensor in before.items())
+    kept_of_another = weights.load(early)[1].model_copy(update={"fingerprint": "of an earlier recipe"})
+    strange = RunFolder(tmp_path / "strange")
+    strange.path.mkdir()
+    weights.save(strange.weights_of_epoch("student", "epoch-2"), before, kept_of_another)
+    with pytest.raises(UserError, match=r"sparsify\.rewind_epoch: 2, but the student's training ended before"):
+        lighter.sparse(strange, "rewound", again, {"teacher": teacher}, Lesson(recipe, dataset, ""))
     still = {"sparsify.training": "{ epochs = 1, learning_rate = 1e-30, weight_decay = 0, momentum = 0 }"}
     path = lighter.sparse(
         folder, "rewound", again, {"teacher": teacher}, Lesson(load_recipe("digits", fields | still), dataset, "")

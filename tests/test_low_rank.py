@@ -125,7 +125,7 @@ class Odd(nn.Module):
         self.tied, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
         self.other.weight = self.tied.weight
         self.attention = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
-        self.unused = nn.Linear(8, 8)
+        self.unused, self.constant = nn.Linear(8, 8), nn.Linear(8, 64)
         self.fine, self.spared = nn.Linear(8, 64), nn.Linear(64, 64)
 
     def forward(self, x):
@@ -135,6 +135,7 @@ class Odd(nn.Module):
 
 def test_layers_that_are_left_alone_say_why():
     model, x = Odd().eval(), torch.randn(2, 4, 8)
+    model.constant.requires_grad_(False)
     made = low_rank.plan(model, x, Factorise(energy=0.05, ignore=["spared"]))
     assert set(made.ranks) == {"fine"}
     assert made.left["grouped"] == "a convolution of 8 groups"
@@ -142,6 +143,7 @@ def test_layers_that_are_left_alone_say_why():
     assert made.left["tied"] == made.left["other"] == "shares its weights with another layer"
     assert made.left["attention.linear1"] == "TransformerEncoderLayer reads its weights"
     assert "is not factorised" in made.left["attention.self_attn.out_proj"]
+    assert made.left["constant"] == "its weights are constants"
     assert made.left["unused"] == "not called in a forward pass"
     assert made.left["spared"] == "named in factorise.ignore"
     low_rank.factorise(model, made.ranks)

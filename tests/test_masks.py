@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 from kdbench.errors import UserError
 from kdbench.losses.weighted import terms
 from kdbench.models import build
-from kdbench.pruning import masks
+from kdbench.pruning import masks, shortcuts
 from kdbench.pruning.masks import Masks
 from kdbench.records import Loss, Sparsify, SparsifySection, Training, parse
 from kdbench.training.loop import Course, fit
@@ -60,6 +60,15 @@ def test_norms_and_biases_are_never_masked(network):
     assert set(found) == {name for name, tensor in network.named_parameters() if tensor.ndim > 1}
     shaped = nn.Sequential(nn.Conv2d(1, 2, 3), nn.LayerNorm((4, 4)))
     assert list(masks.maskable(shaped)) == ["0.weight"]
+
+
+def test_constants_are_never_masked():
+    """As the shortcuts of a pruned ResNet of option A are, in which every 1 counts."""
+    model = build("resnet", {"widths": [4, 8], "blocks": [1, 1], "shortcut": "pad"}, (1, 8, 8), 10)
+    rewritten = shortcuts.rewritable(model)
+    shortcuts.redo(model, torch.zeros(1, 1, 8, 8), {"layers": rewritten})
+    assert rewritten
+    assert masks.maskable(model).keys().isdisjoint(f"{name}.weight" for name in rewritten)
 
 
 def test_embeddings_are_masked_where_they_are_named_alone():

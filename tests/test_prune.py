@@ -155,6 +155,36 @@ def test_the_command_prunes_to_a_measured_latency_or_says_the_closest(typed, mon
     assert not (tmp_path / "no.safetensors").exists()
 
 
+def test_a_latency_in_a_recipe_is_measured_under_the_options_of_its_backend(monkeypatch, dataset):
+    asked = []
+
+    def measured(scratch, x, backend, options, seed):
+        asked.append((backend, latency.own_options(backend, options)))
+        return lambda model: float(sum(parameter.numel() for parameter in model.parameters()))
+
+    monkeypatch.setattr(prune, "beside_the_first", measured)
+    fields = {"prune.backend": "openvino", "bench.backends": '["cpu", "openvino"]'}
+    fields |= {"bench.options": '{ openvino = { precision = "bf16" }, cpu = {} }'}
+    fields |= {"prune.latency": "1e-9", "student.options": "{ widths = [32] }", "prune.round_to": "4"}
+    recipe = load_recipe("digits", FLAT | fields)
+    with pytest.raises(UserError, match=r"^prune\.latency: 1e-09 can't be reached"):
+        prune.check(recipe, dataset)
+    assert asked == [("openvino", {"openvino": {"precision": "bf16"}})]
+
+
+def test_samples_need_not_fill_their_last_batch(run, tmp_path):
+    options = {"parameters": 0.5, "round_to": 4, "importance": "taylor", "samples": 70}
+    assert prune.prune(run / "student.safetensors", tmp_path / "x.safetensors", options, run / "pack.npz").share <= 0.5
+
+
+def test_layers_that_keep_all_channels_are_named_in_a_run_too(run, dataset, tmp_path):
+    fields = {name: value for name, value in PRUNE.items() if name not in ("prune.parameters", "prune.sparse")}
+    fields |= {"prune.ratios": '{ "stages.0" = 0.5, "stages.1" = 0.01 }', "student.options": "{ widths = [32, 16] }"}
+    said = []
+    pipeline.distill(load_recipe("digits", fields), tmp_path / "run", say=said.append)
+    assert any(re.match(r"student-pruned: left as it is: 'stages\.1[^']*': ", sentence) for sentence in said), said
+
+
 def test_the_command_prints_what_the_network_was_and_is(run, tmp_path):
     done = kdbench(
         "prune",

@@ -2,14 +2,16 @@
 
 import pytest
 
-from kdbench import results_add, results_verify, store
+from kdbench import UserError, results_add, results_verify, store
+from kdbench.pipeline import rerunning
 from kdbench.records.budget import Estimate
 from kdbench.records.turns import SpiralRecord, TurnRecord
+from kdbench.report.again import commands
 from kdbench.report.markdown import to_markdown
 from kdbench.report.page import to_page
 from kdbench.report.rendering import Asked, find, rendered
 from kdbench.report.table import load_ladders
-from tests.conftest import PUBLISHED
+from tests.conftest import PUBLISHED, REPOSITORY
 from tests.test_results import saved
 
 LEFT = {"macs": 60_000, "parameters": 6_000, "size_bytes": 24_000}
@@ -54,6 +56,16 @@ def test_the_published_table_has_refused_turns_and_their_reasons(published):
     readme.write_text(readme.read_text().replace(turn, ""))
     (problem,) = results_verify(published).problems
     assert "1 lines of its tables are not those of today" in problem
+
+
+def test_a_spiral_is_made_again_by_its_command_though_it_took_no_turn(tmp_path):
+    file = next((REPOSITORY / "results").rglob("*-spiral.json"))
+    result, _ = store.load_result(file)
+    alone = result.model_copy(update={"artifacts": result.artifacts[:1]})
+    for found in (result, alone):
+        assert commands(found)[0].startswith("kdbench spiral cifar10-resnet56-spiral")
+    with pytest.raises(UserError, match="'kdbench spiral cifar10-resnet56-spiral' makes them again"):
+        rerunning._subjects(file, alone, store.RunFolder(tmp_path / "gone"))
 
 
 @pytest.mark.parametrize("kind", ["page", "html"])

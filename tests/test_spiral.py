@@ -344,6 +344,7 @@ def test_the_teacher_itself_can_be_the_first_model(tmp_path, monkeypatch):
             {"spiral.sparse": '{ kind = "batch_norm", epochs = 1 }'},
             "spiral.sparse.kind: this network has no batch norms: take group",
         ),
+        ({"spiral.ignore": '["nosuch"]'}, "spiral.ignore: no submodule 'nosuch'"),
         ({"distill.mode": "mutual"}, "spiral: its turns learn from teachers that are trained already"),
     ],
 )

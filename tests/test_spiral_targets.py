@@ -1,12 +1,13 @@
 """A spiral's targets, teachers and ends: what can't be reached is refused at once, and what stopped it is said."""
 
 import shutil
+import sys
 
 import pytest
 
 from kdbench import UserError, pipeline
+from kdbench.pipeline import checking, turns
 from kdbench.pipeline import spiral as spirals
-from kdbench.pipeline import turns
 from kdbench.pipeline.learning import prepared
 from kdbench.pipeline.racing import Raced, raced
 from kdbench.progress import silent, unsaid
@@ -109,11 +110,43 @@ def test_a_turn_that_cannot_be_timed_says_why_and_is_taken(run, monkeypatch, err
         spirals.spiral(recipe(**{"spiral.turns": "1", "spiral.latency": "0.05"}), run)
 
 
-def test_fewer_weights_that_are_no_faster_say_so(run, monkeypatch):
-    times(monkeypatch, Raced(Interval(1.01, 0.98, 1.04), None, (), None))
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        ((0.9, 0.85, 0.95), "spiral-1 is not faster than student on cpu, for all that it has lost"),
+        ((1.3, 0.96, 1.76), "whether spiral-1 is faster than student on cpu can't be told: 1.30× [0.96, 1.76]"),
+    ],
+)
+def test_fewer_weights_that_are_not_proven_faster_say_so(run, monkeypatch, ratio, said):
+    times(monkeypatch, Raced(Interval(*ratio), None, (), None))
     found = spirals.spiral(recipe(**{"spiral.turns": "1"}), run).record
-    assert "spiral-1 is not faster than student on cpu, for all that it has lost: 'kdbench profile'" in found.remarks[1]
-    assert "1.01×" in (run / "spiral.md").read_text()
+    assert found.remarks[1] == f"{said}: 'kdbench profile' tells what takes its time there"
+    assert said in (run / "spiral.md").read_text().replace("\\", "")
+
+
+def test_options_of_other_backends_do_not_keep_a_turn_from_being_timed(run, monkeypatch):
+    monkeypatch.setattr(turns, "raced", raced)
+    fields = {"bench.backends": '["cpu", "openvino"]', "bench.options": "{ openvino = { num_streams = 1 } }"}
+    (turn,) = spirals.spiral(recipe(**fields, **{"spiral.turns": "1"}), run).record.turns
+    assert turn.speedup is not None
+
+
+def test_an_unknown_place_for_the_turns_is_refused_before_any_training(tmp_path):
+    for walk in (lambda chosen: spirals.spiral(chosen, tmp_path / "run"), checking.check):
+        with pytest.raises(UserError, match="unknown backend 'cpuu': did you mean 'cpu'"):
+            walk(recipe(**{"spiral.backend": "cpuu"}))
+    assert not list(tmp_path.glob("run/*.safetensors"))
+
+
+def test_the_path_of_the_turns_interpreter_is_no_part_of_the_results(run, monkeypatch):
+    monkeypatch.undo()  # the ladder is measured
+    looks(monkeypatch, 0.1)
+    monkeypatch.setattr(turns, "raced", lambda subjects, *_: {subjects[-1].artifact.rung: Raced(None, None, (), "no")})
+    place = f"cpu@{sys.executable}"
+    found = spirals.spiral(recipe(**{"spiral.backend": place, "spiral.turns": "1"}), run).record
+    assert found.turns[0].doubts[0].startswith("not timed: spiral-1 on cpu@")
+    for name in ("results.json", "spiral.md", "report.md"):
+        assert sys.executable not in (run / name).read_text()
 
 
 def test_it_walks_to_a_size(run):

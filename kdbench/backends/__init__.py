@@ -2,6 +2,6 @@
 (`client`)."""
 
 from kdbench.backends.rows import BACKENDS, Backend
-from kdbench.backends.targets import Target, pick_backend, pick_backends
+from kdbench.backends.targets import Target, own_options, pick_backend, pick_backends
 
-__all__ = ["BACKENDS", "Backend", "Target", "pick_backend", "pick_backends"]
+__all__ = ["BACKENDS", "Backend", "Target", "own_options", "pick_backend", "pick_backends"]

@@ -124,10 +124,16 @@ def pick_backend(wanted: str | Target, options: Mapping[str, Any] | None = None)
     return replace(target, given=tuple(_option(target, key, text) for key, text in texts.items()))
 
 
+def own_options(wanted: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Those of the options, by the names of backends, that are for one of them as it is asked for."""
+    name = wanted.partition("@")[0].partition(":")[0]
+    return {name: options[name]} if name in options else {}
+
+
 def pick_backends(wanted: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None = None) -> list[Target]:
     """Several, with the options of each by its name; environments of equal names are numbered in the labels."""
     options = options or {}
-    found = [pick_backend(text, options.get(text.partition("@")[0].partition(":")[0])) for text in wanted]
+    found = [pick_backend(text, next(iter(own_options(text, options).values()), None)) for text in wanted]
     names = {target.row.name for target in found}
     for name in options:
         if name not in names:

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from kdbench.records.gate import Gate
     from kdbench.steps.prune import Narrowed
 
-SHOWN = 4
-"""Names in a sentence, at most."""
-
 
 def show_artifact(artifact: "Artifact", path: Path) -> None:
     """One line on the file that was written, its record's path, and every warning."""
@@ -74,10 +71,8 @@ def show_pruned(found: "Narrowed", layers: bool) -> None:
             was, left = (cost.layers.get(name, (0, 0)) for cost in (found.before, found.after))
             cells = (f"{count(old)} → {count(new)}" for old, new in zip(was, left, strict=True))
             click.echo(f"{name:<{width}}" + "".join(f"{cell:>22}" for cell in cells))
-    for why in dict.fromkeys(found.left.values()):
-        names = [f"'{name}'" for name, reason in found.left.items() if reason == why]
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        remark(f"left as it is: {', '.join(names[:SHOWN])}{more}: {why}")
+    for sentence in found.remarks:
+        remark(sentence)
 
 
 def warn(sentence: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench.backends import Target
-from kdbench.benchmark.cells import Cell, check_backends, inputs, plan
+from kdbench.benchmark.cells import Cell, inputs, plan
 from kdbench.benchmark.schedule import SLICE_S
 from kdbench.data.dataset import Dataset, Labels, split
 from kdbench.data.pack import EvalPack, load_pack
@@ -108,7 +108,7 @@ def check(recipe: Recipe | str | Path, *, progress: Progress = silent, say: Call
     UserError where `run` would.
     """
     recipe = open_recipe(recipe)
-    check_backends(recipe.bench.backends, recipe.bench.options)
+    spiral.check_places(recipe)
     needs_torch()
     watch, start = Stopwatch(progress), now()
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
@@ -166,17 +166,31 @@ def learning_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch) -> dict[str, 
 
         sections = {SPARSE: ("sparsify", recipe.sparsify), LOW_RANK: ("factorise", recipe.factorise)}
         trainings |= {rung: taught_again(recipe, name) for rung, (name, section) in sections.items() if section}
-    samples, estimate = len(dataset.x_train), {}
-    for rung, training in trainings.items():
-        if training and rung in watch.calls:
-            steps = training.epochs * math.ceil(samples / training.batch_size)
-            estimate[rung] = steps * watch.step_s(rung)
+    estimate = {
+        rung: _training_s(training, rung, recipe, dataset, watch)
+        for rung, training in trainings.items()
+        if training and rung in watch.calls
+    }
     answers = [label for label in watch.calls if label.startswith(ANSWERS)]
     if answers:
         views = min(views_of(recipe.data.augment) or 1, recipe.student.training.epochs)
         answered = _few(recipe, dataset)
-        estimate[answers[0]] = sum(map(watch.seconds, answers)) * views * samples / answered
+        estimate[answers[0]] = sum(map(watch.seconds, answers)) * views * len(dataset.x_train) / answered
     return estimate
+
+
+def _training_s(
+    training: Training,
+    label: str,
+    recipe: Recipe,
+    dataset: Dataset,
+    watch: Stopwatch,
+    timed: Training | None = None,
+) -> float:
+    """By the steps of the one under `label`: of itself, or of another one (`timed`), whose batches may be others."""
+    batch = min((timed or training).batch_size, _few(recipe, dataset))
+    steps = training.epochs * math.ceil(len(dataset.x_train) / training.batch_size)
+    return steps * watch.step_s(label) * training.batch_size / batch
 
 
 def _spiral_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch, estimate: dict[str, float]) -> float:
@@ -186,13 +200,13 @@ def _spiral_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch, estimate: dict
     section = recipe.spiral
     assert section is not None
 
-    def learns(training: Training | None, label: str) -> float:
-        steps = training.epochs * math.ceil(len(dataset.x_train) / training.batch_size) if training else 0
-        return steps * watch.step_s(label)
+    def learns(training: Training | None, label: str, timed: Training | None = None) -> float:
+        return _training_s(training, label, recipe, dataset, watch, timed) if training else 0.0
 
     before = (*recipe.teacher_names, *(["student"] if section.start == "student" else []))
-    turn = learns(turn_training(recipe), "spiral-1") + learns(sparse_training(recipe), "spiral-0-sparse")
-    whole = spiral.turns_expected(section) * (turn + race_s(recipe)) + learns(section.final, "spiral-1")
+    own = turn_training(recipe)
+    turn = learns(own, "spiral-1") + learns(sparse_training(recipe), "spiral-0-sparse")
+    whole = spiral.turns_expected(section) * (turn + race_s(recipe)) + learns(section.final, "spiral-1", own)
     return whole + sum(estimate.get(name, 0.0) for name in (*before, "bench"))
 
 

@@ -214,9 +214,18 @@ def pruned(ground: Ground, student: Path, teachers: dict[str, Path]) -> Path:
         mark = prune.mark(student, options, recipe.seed, samples)
         if is_main() and not weights.load_matching(narrowed, mark):
             with folder.timed(PRUNED, "pruning"):
-                prune.prune(
-                    student, narrowed, options, samples, recipe.folder, seed=recipe.seed, progress=ground.progress
+                found = prune.prune(
+                    student,
+                    narrowed,
+                    options,
+                    samples,
+                    recipe.folder,
+                    backend_options=recipe.bench.options,
+                    seed=recipe.seed,
+                    progress=ground.progress,
                 )
+            for sentence in found.remarks:
+                ground.say(f"{PRUNED}: {sentence}")
 
     processes.agreed(narrow)
     return train.refine(folder, PRUNED, narrowed, teachers, lesson, training=prune.fine_tuning(recipe))

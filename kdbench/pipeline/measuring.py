@@ -216,12 +216,12 @@ def _without_paths(recipe: Recipe, cells: Sequence[Cell]) -> Recipe:
     """The recipe with the labels of its backends, as paths of interpreters are no part of a result."""
     labels = tuple(dict.fromkeys(cell.backend.label for cell in cells))
     changed = labels if any(cell.backend.python for cell in cells) else recipe.bench.backends
-    quantize, wanted = recipe.quantize, recipe.quantize.backend
-    if wanted is not None and "@" in wanted:
-        quantize = quantize.model_copy(update={"backend": pick_backend(wanted).label})
-    return recipe.model_copy(
-        update={"bench": recipe.bench.model_copy(update={"backends": changed}), "quantize": quantize}
-    )
+    sections = {
+        name: section.model_copy(update={"backend": pick_backend(section.backend).label})
+        for name in ("quantize", "prune", "spiral")
+        if (section := getattr(recipe, name)) and "@" in (section.backend or "")
+    }
+    return recipe.model_copy(update={"bench": recipe.bench.model_copy(update={"backends": changed}), **sections})
 
 
 def _read_again(path: Path, found: ResultFile, arrays: Arrays, wanted: ResultFile) -> Report:

@@ -21,6 +21,7 @@ from kdbench.pipeline.measuring import measured
 from kdbench.pipeline.rungs import run_subjects
 from kdbench.progress import Progress, silent, unsaid
 from kdbench.records import Bench, Measurement, ResultFile, parse
+from kdbench.report.again import command
 from kdbench.report.text import points, three_digits
 from kdbench.store import Arrays, RunFolder, load_result, sha256_of_file
 
@@ -120,7 +121,7 @@ def _subjects(file: Path, before: ResultFile, folder: RunFolder) -> list[Subject
     """The artifacts as they lie in the run folder, in the order of the result file and under its names."""
     how = "name the folder that holds them behind --rerun"
     if before.recipe:
-        how = f"'kdbench run {before.recipe.name}' makes them again, or {how}"
+        how = f"'kdbench {command(before)} {before.recipe.name}' makes them again, or {how}"
     if not folder.path.is_dir():
         raise UserError(f"{folder.path}: no such run folder: {how}")
     measured = {artifact.sha256 for artifact in before.artifacts}

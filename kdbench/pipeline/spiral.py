@@ -9,6 +9,7 @@ from pathlib import Path
 from time import perf_counter as now
 
 from kdbench import __version__
+from kdbench.backends import own_options, pick_backend
 from kdbench.benchmark.cells import check_backends
 from kdbench.errors import UserError
 from kdbench.machine import versions
@@ -63,7 +64,7 @@ def spiral(
     folder = RunFolder(Path(out or Path("runs") / recipe.name))
     if recipe.spiral is None:
         raise UserError(f"{recipe.name}: no [spiral] in the recipe: add one, or --set spiral.macs=0.5")
-    check_backends(recipe.bench.backends, recipe.bench.options)
+    check_places(recipe)
     with folder.lock():
         walk = begun(prepared(folder, recipe, progress, say))
         record = _walked(walk)
@@ -75,6 +76,13 @@ def spiral(
         turns = save_turns(record, folder.path)
     file = folder.onnx(record.best)
     return Spiralled(record, known_artifact(file), file, folder.path / JOURNAL, turns, report)
+
+
+def check_places(recipe: Recipe) -> None:
+    """Raises UserError for backends of the ladder, or of the turns, that are unknown, or of which none is here."""
+    check_backends(recipe.bench.backends, recipe.bench.options)
+    if recipe.spiral:
+        check_backends([recipe.spiral.backend], own_options(recipe.spiral.backend, recipe.bench.options))
 
 
 def _walked(walk: Walk) -> SpiralRecord:
@@ -244,11 +252,14 @@ def _remarks(walk: Walk, record: SpiralRecord) -> list[str]:
             "comes near it on them, and the drop on the evaluation samples is the one to believe"
         )
     last = next((turn for turn in (record.final, *reversed(record.turns)) if turn and not turn.refusal), None)
-    if last and last.speedup and last.speedup.low <= 1:
-        said.append(
-            f"{record.best} is not faster than {record.first} on {walk.section.backend}, for all that it has lost: "
-            "'kdbench profile' tells what takes its time there"
-        )
+    if last and (ratio := last.speedup) and ratio.low <= 1:
+        place = pick_backend(walk.section.backend).label
+        if ratio.high <= 1:
+            is_it = f"{record.best} is not faster than {record.first} on {place}, for all that it has lost"
+        else:
+            range_ = f"{ratio.value:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]"
+            is_it = f"whether {record.best} is faster than {record.first} on {place} can't be told: {range_}"
+        said.append(f"{is_it}: 'kdbench profile' tells what takes its time there")
     if last and last.drop and last.drop.value <= record.max_drop * POINT < last.drop.high:
         said.append(
             f"{record.samples:,} held-out samples can't rule out a drop of {100 * last.drop.high:.2g} points: the "

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import stats
+from kdbench.backends import own_options, pick_backend
 from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import EvalPack, load_pack
 from kdbench.errors import UserError
@@ -136,7 +137,7 @@ def one_turn(walk: Walk, plan: Plan, before: list[TurnRecord]) -> TurnRecord:
     try:
         start = step.narrowed(folder, rung, walk.sparse(plan.parent), source, plan.keep, teachers, lesson)
     except UnreachableError as error:
-        return refused("unreachable", re.sub(r"^prune\.?", "pruning ", str(error)))
+        return refused("unreachable", re.sub(r"^prune\.", "pruning ", re.sub(r"^prune:", "pruning:", str(error))))
     whole, left = (step.costs(path, recipe.folder) for path in (source, start))
     facts = {"macs": left.macs, "parameters": left.parameters, "mark": step.structure(start)}
     if left.macs >= whole.macs or left.parameters >= whole.parameters:
@@ -257,7 +258,7 @@ def _timed(walk: Walk, artifact: Artifact) -> dict[str, Any]:
     Raises UserError for that where a latency is the target.
     """
     folder, recipe, backend = walk.ground.folder, walk.ground.recipe, walk.section.backend
-    place = Place(backend, recipe.bench.options, budget_s=race_s(recipe), seed=recipe.seed)
+    place = Place(backend, own_options(backend, recipe.bench.options), budget_s=race_s(recipe), seed=recipe.seed)
     subjects = [Subject(found, folder.onnx(found.rung)) for found in (walk.first.artifact, artifact)]
     try:
         time = raced(subjects, place, load_pack(folder.pack), walk.ground.progress)[artifact.rung]
@@ -265,7 +266,7 @@ def _timed(walk: Walk, artifact: Artifact) -> dict[str, Any]:
         time = Raced(None, None, (), str(error))
     if time.speedup is not None:
         return {"speedup": estimate(time.speedup), "doubts": time.doubts}
-    why = f"{artifact.rung} on {backend}: {time.error or 'too few rounds were measured'}"
+    why = f"{artifact.rung} on {pick_backend(backend).label}: {time.error or 'too few rounds were measured'}"
     if walk.section.latency is not None:
         raise UserError(why)
     return {"speedup": None, "doubts": (f"not timed: {why}",)}

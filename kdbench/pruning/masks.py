@@ -152,7 +152,8 @@ def share_of(zeros: Zeros) -> float:
 def maskable(
     model: nn.Module, layers: Sequence[str] = (), ignore: Sequence[str] = (), field: str = "sparsify"
 ) -> dict[str, nn.Parameter]:
-    """The weights that can be masked, by name: those of two or more axes, so that norms and biases are none of them.
+    """The weights that can be masked, by name: those of two or more axes, so that norms and biases are none of them,
+    that are trained.
 
     Of the submodules or weights `layers` if any are named, without those of `ignore`; tables that are looked up only
     where `layers` names them. Raises UserError for a name without such weights, and where none are left.
@@ -163,7 +164,8 @@ def maskable(
         for name, parameter in module.named_parameters(path, recurse=False):
             own = name.rpartition(".")[2]
             shared = any(parameter is other for other in found.values())
-            if parameter.ndim > 1 and "weight" in own and not isinstance(module, NORMS) and not shared:
+            trained = parameter.requires_grad and not isinstance(module, NORMS)
+            if parameter.ndim > 1 and "weight" in own and trained and not shared:
                 found[name] = parameter
                 tables |= {name} if isinstance(module, TABLES) else set()
     for option, names in (("layers", layers), ("ignore", ignore)):

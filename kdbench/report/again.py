@@ -14,8 +14,13 @@ def commands(result: ResultFile) -> list[str]:
     """That measure it again, with the files of `recipe_text` and `checksums` in the working directory."""
     if result.recipe is None:
         return [_bench(result)]
-    word = "spiral" if any(artifact.step == "spiral" for artifact in result.artifacts) else "run"
-    return [f"kdbench {word} {result.recipe.name if in_zoo(result) else recipe_file(result)}"]
+    return [f"kdbench {command(result)} {result.recipe.name if in_zoo(result) else recipe_file(result)}"]
+
+
+def command(result: ResultFile) -> str:
+    """`run` or `spiral`: what the rungs were made by."""
+    turns = any(artifact.step == "spiral" for artifact in result.artifacts)  # of results without a journal
+    return "spiral" if turns or result.spiral else "run"
 
 
 def again(result: ResultFile) -> str | None:

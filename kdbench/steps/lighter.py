@@ -72,12 +72,13 @@ def sparse(
     rewound = None
     if section.rewind_epoch is not None:
         early = run.weights_of_epoch("student", f"epoch-{section.rewind_epoch}")
-        if not early.is_file():
+        found = weights.load_matching(early, weights.record(student).fingerprint)
+        if found is None:  # one of an earlier recipe may lie there
             raise UserError(
                 f"sparsify.rewind_epoch: {section.rewind_epoch}, but the student's training ended before: "
                 "name an earlier one"
             )
-        rewound, _ = weights.load(early)
+        rewound, _ = found
         facts["rewound"] = sha256(early.read_bytes())
     held = Masks(section, recipe.seed, rewound)
     return refine(run, rung, student, teachers, lesson, training=training(recipe, "sparsify"), masks=held, facts=facts)

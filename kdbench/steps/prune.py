@@ -37,6 +37,9 @@ from kdbench.training.weights import Trained
 BATCH = 64
 """Samples of which each gradient of the importance `taylor` is."""
 
+SHOWN = 4
+"""Names in a sentence, at most."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -60,6 +63,16 @@ class Narrowed:
     left: Mapping[str, str]
     """Why the channels of these layers were left alone."""
 
+    @property
+    def remarks(self) -> list[str]:
+        """A sentence for each such reason, with the layers."""
+        said = []
+        for why in dict.fromkeys(self.left.values()):
+            names = [f"'{name}'" for name, reason in self.left.items() if reason == why]
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            said.append(f"left as it is: {', '.join(names[:SHOWN])}{more}: {why}")
+        return said
+
 
 def prune(
     source: str | Path,
@@ -68,6 +81,7 @@ def prune(
     data: Samples | EvalPack | str | Path | None = None,
     code: str | Path | None = None,
     *,
+    backend_options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Narrowed:
@@ -75,17 +89,19 @@ def prune(
 
     Importance is judged on `data`: samples, or a pack's calibration samples, by their labels, or against what the
     network itself says of them where there are none, or they are of other classes. Without any, samples are generated,
-    on which `taylor` is refused. Where the model is a user's own, `code` is the folder in which its file lies, which is
-    then run. Raises UserError where the target can't be reached, with the closest that can; nothing is written then.
+    on which `taylor` is refused. A latency is measured under those of the `backend_options`, by the names of backends,
+    that are for `options.backend`. Where the model is a user's own, `code` is the folder in which its file lies, which
+    is then run. Raises UserError where the target can't be reached, with the closest that can; nothing is written then.
     """
     options = as_record(Prune, options, "options")
     source, out = Path(source), output_file(out, Path(source))
     model, trained = weights.model_of(source, None if code is None else Path(code))
     samples = _samples(trained, data)
     x = torch.from_numpy(samples.x[: options.samples])
-    judged = None if data is None else _gradients(x, samples.y if trained.class_map is None else None, trained.task)
+    labels = None if samples.y is None or trained.class_map else samples.y[: len(x)]
+    judged = None if data is None else _gradients(x, labels, trained.task)
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, deterministic(torch.get_num_threads()):
-        measure = _measure(options, Path(scratch), x, seed)
+        measure = _measure(options, Path(scratch), x, backend_options or {}, seed)
         found = structured.prune(model, options, x, gradients=judged, measure=measure, seed=seed, progress=progress)
     kept = {
         "changes": (*trained.changes, *found.changes),
@@ -112,7 +128,7 @@ def check(recipe: Recipe, dataset: Dataset, look: bool = True) -> None:
     student = initial(recipe.student, dataset, recipe.seed, "student", recipe.folder)
     x = torch.from_numpy(apply(dataset.x_train[: structured.PROOF], dataset.preprocessing))
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
-        measure = _measure(recipe.prune, Path(scratch), x, recipe.seed)
+        measure = _measure(recipe.prune, Path(scratch), x, recipe.bench.options, recipe.seed)
         structured.check(student, recipe.prune, x, measure if look else None)
     if recipe.prune.sparse:
         check_drawn(student, recipe.prune.sparse, x, "prune.sparse")
@@ -164,8 +180,12 @@ def shorter(training: Training, epochs: int, slower: float = 5) -> Training:
     return training.model_copy(update={**changed, "learning_rate": training.learning_rate / slower})
 
 
-def _measure(options: Prune, scratch: Path, x: Tensor, seed: int) -> structured.Measure | None:
-    return beside_the_first(scratch, x, options.backend, seed) if options.latency is not None else None
+def _measure(
+    options: Prune, scratch: Path, x: Tensor, backend_options: Mapping[str, Mapping[str, Any]], seed: int
+) -> structured.Measure | None:
+    if options.latency is None:
+        return None
+    return beside_the_first(scratch, x, options.backend, backend_options, seed)
 
 
 def _samples(trained: Trained, data: Samples | EvalPack | str | Path | None) -> Samples:

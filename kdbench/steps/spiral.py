@@ -55,10 +55,11 @@ def check(recipe: Recipe, dataset: Dataset, teachers: Sequence[Candidate], look:
     by = "latency" if what in ("latency", "size") else direction(section)  # what is measured, not counted
     try:
         with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
-            measure = _measure(section, Path(scratch), x, recipe.seed)
+            measure = _measure(recipe, Path(scratch), x)
             structured.check(model, _options(section, by, goal), x, measure if look or what == "size" else None)
     except UserError as error:
-        raise UserError(re.sub(r"^prune\.\w+", f"spiral.{what}", str(error))) from None
+        said = re.sub(rf"^prune\.{by}\b", f"spiral.{what}", str(error))
+        raise UserError(re.sub(r"^prune\b", "spiral", said)) from None
     if section.sparse:
         check_drawn(model, section.sparse, x, "spiral.sparse")
     for training in (turn_training(recipe), section.final, sparse_training(recipe)):
@@ -82,10 +83,12 @@ def _first(recipe: Recipe, dataset: Dataset, teachers: Sequence[Candidate]) -> t
     return teacher.model, teacher.preprocessing
 
 
-def _measure(section: SpiralSection, scratch: Path, x: Tensor, seed: int) -> structured.Measure | None:
+def _measure(recipe: Recipe, scratch: Path, x: Tensor) -> structured.Measure | None:
     """Of a network before any training, where the target is no sum over its layers."""
+    section = recipe.spiral
+    assert section is not None
     if section.latency is not None:
-        return beside_the_first(scratch, x, section.backend, seed)
+        return beside_the_first(scratch, x, section.backend, recipe.bench.options, recipe.seed)
     return (lambda model: float(len(content_of(model, x.numpy())))) if section.size is not None else None
 
 
