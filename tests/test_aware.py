@@ -1,5 +1,6 @@
 """Quantization-aware training: what is trained is what onnxruntime runs, and it goes on where it was stopped."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from kdbench.steps import train
 from kdbench.steps.aware import at_end, check, quantize_aware, train_aware
 from kdbench.steps.export import export
 from kdbench.steps.lesson import Lesson
-from kdbench.store import RunFolder, load_recipe
+from kdbench.store import RunFolder, load_artifact, load_recipe, save_artifact
 from kdbench.training.fake_quantization import simulated
 from tests.conftest import FLAT, TINY, kdbench, overrides
 from tests.rows import load_rows
@@ -78,6 +79,19 @@ def test_what_is_trained_answers_as_onnxruntime_does_on_test_samples(aware, tiny
     assert artifact.metrics["simulation_agreement"] >= 0.95  # of 64 samples
     assert artifact.warnings == ()
     assert not np.array_equal(theirs, answer(tiny_run / "student-int8.onnx", samples, 32).outputs["logits"])
+
+
+def test_what_was_judged_and_timed_of_the_static_file_is_not_said_of_the_trained_one(aware, tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    static = load_artifact(run / "student-int8.artifact.json")
+    stays = "its Einsum nodes stay in float, as onnxruntime can't quantize them: “sum”"
+    said = ("on the 360 test samples the drop is 2 points, more than the budget", stays, "int8 does not win on cpu")
+    options = {**static.options, "max_drop": 0.5, "for": "cpu"}
+    save_artifact(run, static.model_copy(update={"warnings": said, "options": options}))
+    made = written_in(tmp_path, run, aware[0] / "qat.safetensors")
+    assert made.warnings == (stays,)
+    assert "max_drop" not in made.options
+    assert made.options["for"] == "cpu"
 
 
 def test_conversions_stand_where_the_static_files_do_and_the_same_kernels_run(aware, tiny_run):

@@ -15,7 +15,7 @@ from onnxruntime.quantization.calibrate import HistogramCollector
 from onnxruntime.quantization.quant_utils import compute_scale_zp, quantize_nparray
 
 from kdbench.errors import UserError
-from kdbench.quantization.calibration import calibrate, float_tensors, observe, watched
+from kdbench.quantization.calibration import float_tensors, observe, watched
 from kdbench.quantization.histograms import (
     RULES,
     SHARES,
@@ -287,7 +287,7 @@ def test_a_worker_counts_what_all_activations_kept_would_give(network):
 
 def test_samples_are_read_once_and_let_go(network):
     stream = Stream(count=9)
-    calibrate(network, stream, "percentile")
+    observe(network, stream, counted=True)
     assert stream.passes == 1
     assert stream.most_held <= 3
 
@@ -324,7 +324,8 @@ def test_minmax_is_onnxruntimes(network, tmp_path):
     )
     calibrator.collect_data(Reader())
     theirs = {name: tuple(end.item() for end in data.range_value) for name, data in calibrator.compute_data().items()}
-    assert {name: calibrate(network, Stream(), "minmax")[name] for name in theirs} == theirs
+    ours = observe(network, Stream(), counted=False).ranges(Quantize(calibration="minmax"))
+    assert {name: ours[name] for name in theirs} == theirs
 
 
 # --- what can't be calibrated -----------------------------------------------------------------------------------------

@@ -22,26 +22,41 @@ def additive(costs: dict[str, float], floor: float = 0.0) -> Drop:
     return lambda left: exactly(floor + sum(cost for layer, cost in costs.items() if layer not in left))
 
 
+class Searched:
+    """A search, and the sets that it has evaluated with what they cost."""
+
+    def __init__(self, order: list[str], drop: Drop, budget: float) -> None:
+        self.tried: list[tuple[frozenset[str], float]] = []
+
+        def told(left: frozenset[str]) -> Interval:
+            found = drop(left)
+            self.tried.append((left, found.value))
+            return found
+
+        self.found: Found = smallest_float_set(order, told, budget)
+
+
 def ordered(costs: dict[str, float]) -> list[str]:
     return sorted(costs, key=lambda layer: -costs[layer])
 
 
-def bound(found: Found) -> int:
+def bound(tried: list[tuple[frozenset[str], float]]) -> int:
     """The number of evaluations that is promised for a search that ended within the budget."""
     # Layers that could go back were in the prefix that was found: its length is the longest set that met the budget.
-    longest = max(len(point.left_in_float) for point in found.tried)
+    longest = max(len(left) for left, _ in tried)
     return 1 if longest == 0 else 2 + 2 * math.ceil(math.log2(longest)) + min(longest, PUT_BACK)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.floats(0, 10))
 def test_what_is_kept_meets_the_budget_with_few_evaluations(values, budget):
     costs = {f"layer{number}": value for number, value in enumerate(values)}
-    found = smallest_float_set(ordered(costs), additive(costs), budget)
-    assert found.verdict in ("within", "all in float")
-    assert found.kept.drop.value <= budget + 1e-9
-    assert found.kept == next(point for point in found.tried if point.left_in_float == found.kept.left_in_float)
-    assert len(found.tried) <= bound(found)
-    assert len({point.left_in_float for point in found.tried}) == len(found.tried)  # none is evaluated twice
+    search = Searched(ordered(costs), additive(costs), budget)
+    kept = search.found.kept
+    assert search.found.verdict in ("within", "all in float")
+    assert kept.drop.value <= budget + 1e-9
+    assert (kept.left_in_float, kept.drop.value) in search.tried
+    assert len(search.tried) <= bound(search.tried)
+    assert len({left for left, _ in search.tried}) == len(search.tried)  # none is evaluated twice
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.floats(0, 10))
@@ -64,19 +79,19 @@ def test_of_layers_whose_costs_add_up_the_fewest_stay_in_float(values, budget):
 def test_an_accuracy_that_is_not_monotone_never_makes_it_keep_what_misses_the_budget(costs, floor, budget, random):
     order = sorted(costs)
     random.shuffle(order)
-    found = smallest_float_set(order, additive(costs, floor), budget)
+    search = Searched(order, additive(costs, floor), budget)
+    found = search.found
     if found.verdict == "even float misses":
-        assert all(point.drop.value > budget for point in found.tried)
-        assert found.kept.drop.value == min(point.drop.value for point in found.tried)
+        assert found.kept.drop.value == min(value for _, value in search.tried) > budget
     else:
         assert found.kept.drop.value <= budget + 1e-9
 
 
 def test_one_sensitive_layer_takes_two_evaluations():
     costs = {f"layer{number}": 0.0 for number in range(100)} | {"bad": 0.3}
-    found = smallest_float_set(ordered(costs), additive(costs), 0.005)
-    assert found.kept.left_in_float == {"bad"}
-    assert len(found.tried) == 2
+    search = Searched(ordered(costs), additive(costs), 0.005)
+    assert search.found.kept.left_in_float == {"bad"}
+    assert len(search.tried) == 2
 
 
 def test_a_layer_that_need_not_have_been_there_goes_back_to_int8():
@@ -95,8 +110,9 @@ def test_those_that_do_most_of_the_work_go_back_first():
 
 
 def test_nothing_is_searched_where_int8_keeps_the_accuracy():
-    found = smallest_float_set(["a", "b"], additive({"a": 0.001, "b": 0.001}), 0.005)
-    assert (found.verdict, found.kept.left_in_float, len(found.tried)) == ("within", frozenset(), 1)
+    search = Searched(["a", "b"], additive({"a": 0.001, "b": 0.001}), 0.005)
+    found = search.found
+    assert (found.verdict, found.kept.left_in_float, len(search.tried)) == ("within", frozenset(), 1)
 
 
 def test_a_budget_that_float_misses_says_what_comes_closest():

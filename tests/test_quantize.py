@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from kdbench import UserError, quantize
 from kdbench.onnxfile import load_model
-from kdbench.quantization.calibration import calibrate
+from kdbench.quantization.calibration import observe
 from kdbench.quantization.static import prepare, quantizable, quantized_nodes, static_int8, tensors_to_calibrate
 from kdbench.quantization.targets import CPU, PROVIDERS, TARGETS, candidates, targeted
 from kdbench.records import Artifact, Machine, Quantize, parse, placeless
@@ -43,7 +43,8 @@ def prepared(folder):
 
 @pytest.fixture(scope="module")
 def ranges(folder):
-    return calibrate(folder / "cnn.onnx", lambda: iter([{"x": models.images(8)}]), "minmax")
+    found = observe(folder / "cnn.onnx", lambda: iter([{"x": models.images(8)}]), counted=False)
+    return found.ranges(Quantize(calibration="minmax"))
 
 
 def run(model, x):

@@ -187,6 +187,8 @@ def test_options_that_are_given_stand_and_the_others_are_tried():
     (only,) = ways_of(Quantize(target="tensorrt", calibration="entropy", max_drop=1))
     assert (only.calibration, only.symmetric, only.max_drop) == ("entropy", True, 1)
     assert {way.activations for way in ways_of(Quantize(activations="int8"))} == {"int8"}
+    assert {way.activations for way in ways_of(Quantize(weights="uint8"))} == {"uint8"}  # what else has no kernels
+    assert ways_of(Quantize(activations="int8", weights="uint8"))  # which is refused by name
 
 
 def test_a_recipe_that_comes_along_leaves_a_budget_all_that_can_be_tried():
@@ -325,6 +327,14 @@ def test_bad_input_is_answered_in_one_line_and_nothing_is_written(call, said, tm
 def test_one_file_is_timed_as_the_options_have_it(tmp_path, typed):
     said = typed("quantize", save_mlp(tmp_path / "m.onnx"), "--batch", "4", "--threads", "2", "--budget", "0.1")
     assert "(on cpu, 2 threads, batch 4, 5 processes)" in said.out, said
+
+
+def test_what_an_earlier_search_has_left_goes_with_its_file(tmp_path, typed):
+    left = [tmp_path / f"m-int8{end}" for end in (".budget.json", "-budget.svg", "-failed.budget.json")]
+    for file in left:
+        file.write_text("of a search")
+    assert typed("quantize", save_mlp(tmp_path / "m.onnx"), "--no-prove").status == 0
+    assert not any(file.exists() for file in left)
 
 
 def test_an_int8_model_is_refused(tmp_path):

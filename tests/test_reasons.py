@@ -1,6 +1,7 @@
 """What `kdbench quantize --max-drop` says of what it has chosen, and of what it could not do, and why."""
 
 import re
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -19,7 +20,7 @@ from kdbench.pipeline.candidates import Candidate
 from kdbench.pipeline.quantizing import _fastest, fastest_int8
 from kdbench.pipeline.racing import Place, Raced
 from kdbench.pipeline.reasons import on_test, why_slow
-from kdbench.quantization.judging import Judge, Loss
+from kdbench.quantization.judging import Judge, Loss, remarks
 from kdbench.records import Quantize
 from kdbench.stats import Interval
 from kdbench.store import load_artifact, sidecar, write_npz
@@ -44,6 +45,37 @@ def labelled(path, scale=1.0):
     """Samples that an `mlp` answers rightly."""
     x = features(400, scale)
     return EvalPack("made", None, None, x, (), None, y_calibration=answers(path, x))
+
+
+def test_a_test_split_of_another_kind_is_not_set_beside_the_budget(tmp_path, monkeypatch):
+    """Without labels it would count changed answers, not those that got worse."""
+    race(monkeypatch)
+    path = mlp(tmp_path / "model.onnx", (1.0, 1.0, 1.0))
+    pack = labelled(path)
+    for given, told in (({}, False), ({"y_test": answers(path, features(200, seed=2))}, True)):
+        found = fastest_int8(path, None, replace(pack, x_test=features(200, seed=2), **given), ONE_WAY)
+        assert (found.budget.test_drop is not None) is told
+        assert found.budget.test_samples == (200 if told else 0)
+
+
+def test_a_search_that_has_looked_at_no_layers_leaves_no_figure_of_an_earlier_one(tmp_path, monkeypatch):
+    race(monkeypatch)
+    figure = tmp_path / "model-int8-budget.svg"
+    figure.write_text("of an earlier search")
+    path = mlp(tmp_path / "model.onnx", (1.0, 1.0, 1.0))
+    found = fastest_int8(path, None, labelled(path), ONE_WAY)
+    assert found.record.is_file()
+    assert not found.plots
+    assert not figure.exists()
+
+
+def test_a_drop_of_just_the_budget_keeps_it():
+    """0.7 points as a share are a little less than 7 of 1,000."""
+    assert 0.7 / 100 < 7 / 1000
+    loss = Loss(Interval(7 / 1000, 0.001, 0.013), 0.1, Parity(0.0, 1.0, 1.0, 1000, 1.0))
+    assert on_test(loss, 0.7 / 100) == []
+    (said,) = remarks(loss, 1000, 0.7 / 100, "accuracy")
+    assert "can't rule out a drop of 1.3 points" in said
 
 
 def test_what_cannot_be_quantized_is_named(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from kdbench import convert, prove
+from kdbench import convert, prove, quantize
 from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
 from kdbench.benchmark.cells import Subject
@@ -47,6 +47,19 @@ def test_the_error_of_each_layer_by_hand(tmp_path):
     (one, two), untold = layer_errors(parent, child, {"x": x})
     assert (one.layer, one.operator, one.sqnr_db, untold) == ("w1", "MatMul", math.inf, 0)
     assert (two.layer, two.sqnr_db) == ("w2", pytest.approx(20, abs=1e-3))  # a tenth of each number: 20 dB
+
+
+def test_layers_have_the_same_errors_in_both_forms_of_int8(cnn, tmp_path):
+    """That of QOperator gives their outputs other names, and takes each Relu away; its layers read each other's."""
+    np.savez(tmp_path / "pack.npz", x_calibration=models.images(32))
+    found = {}
+    for form in ("qdq", "qoperator"):
+        quantize(cnn, tmp_path / f"{form}.onnx", tmp_path / "pack.npz", {"format": form})
+        errors, untold = layer_errors(cnn, tmp_path / f"{form}.onnx", {"x": models.images(16)})
+        assert untold == 0
+        found[form] = {error.layer: error.sqnr_db for error in errors}
+    assert len(set(found["qdq"].values())) == len(found["qdq"]) == 4
+    assert found["qoperator"] == pytest.approx(found["qdq"], abs=0.5)
 
 
 def test_a_file_is_proven_beside_its_parent(cnn, tmp_path):

@@ -17,7 +17,7 @@ from kdbench.quantization.calibration import observe
 from kdbench.quantization.equalization import equalized
 from kdbench.quantization.running import running
 from kdbench.quantization.samples import halved, samples_of
-from kdbench.quantization.sensitivity import int8_share, layers_of, noise_share, sensitivities
+from kdbench.quantization.sensitivity import int8_share, layers_of, noise_share, sensitivities, sqnr_db
 from kdbench.quantization.static import prepare, quantizable, static_int8
 from kdbench.quantization.weights import weighted
 from kdbench.records import Quantize
@@ -81,7 +81,7 @@ def test_the_layer_with_a_huge_dynamic_range_is_the_most_sensitive(tmp_path):
         evaluations = runner.evaluations
     assert found[0].layer.name == "fc0"
     assert found[0].noise > 0.1 > 1e-2 > max(one.noise for one in found[1:])
-    assert found[0].sqnr_db < 10 < 20 < min(one.sqnr_db for one in found[1:])
+    assert sqnr_db(found[0].noise) < 10 < 20 < min(sqnr_db(one.noise) for one in found[1:])
     assert evaluations == len(layers) + 2
     assert whole == pytest.approx(sum(one.noise for one in found), rel=0.5)  # the powers add up
 

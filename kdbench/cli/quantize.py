@@ -120,6 +120,7 @@ def quantize(
     from kdbench.backends import pick_backends
     from kdbench.cli.proof import show_proof_of
     from kdbench.cli.show import remark, show_artifact, show_quantized
+    from kdbench.pipeline.searches import failed, forget_search
     from kdbench.quantization.targets import candidates
     from kdbench.records import Preprocessing, Quantize, parse
     from kdbench.steps.quantize import quantize as quantize_step
@@ -138,6 +139,8 @@ def quantize(
         with bars() as progress:
             target = out or model.with_name(f"{model.stem}-int8.onnx")
             made = quantize_step(model, target, pack, chosen, dims=dims, progress=progress, inputs=inputs)
+        for searched in (target, failed(target)):  # of a file that is no longer there
+            forget_search(searched)
         show_artifact(made, target)
         if prove:
             show_proof_of(

@@ -28,7 +28,7 @@ from kdbench.quantization.judging import Judge, Loss, remarks
 from kdbench.quantization.running import Runner, running
 from kdbench.quantization.samples import Samples
 from kdbench.quantization.sensitivity import names_of
-from kdbench.quantization.static import check_options, prepare, tensors_to_calibrate
+from kdbench.quantization.static import check_options, prepare, tensors_to_calibrate, without_kernels
 from kdbench.quantization.targets import candidates, targeted
 from kdbench.records import Artifact, Preprocessing, Quantize, as_record
 from kdbench.records.budget import Budget, CandidateRecord
@@ -167,7 +167,7 @@ def fastest_int8(
         time = times[chosen.name]
         if time.error:
             raise UserError(f"{model}: in int8 it can't be timed on {target}: {time.error}")
-        tested = _tested(chosen, runner, parent)
+        tested = _tested(chosen, ground, parent)
         said = [*_of_answers(chosen, tested, made, ground), *_of_speed(time, made, target, place, judge)]
         floating = Path(scratch, "floating.onnx")
         floating.write_bytes(portable(copy_of(chosen.graph)))  # equalised as the int8 file is
@@ -193,7 +193,8 @@ def ways_of(options: Quantize) -> list[Quantize]:
     if options.target is not None:
         return [targeted(way) for way in open_]
     found: dict[str, Quantize] = {}
-    for way in (row.over(way) for row in candidates(options.backend or "cpu") for way in open_):
+    ways = [row.over(way) for row in candidates(options.backend or "cpu") for way in open_]
+    for way in [way for way in ways if not without_kernels(way)] or ways:
         found.setdefault(way.model_dump_json(exclude={"target"}), way)  # two targets may differ in what is given
     return list(found.values())
 
@@ -270,13 +271,14 @@ def _feed(judge: Judge) -> EvalPack:
     return replace(pack, x_test=pack.x_calibration, y_test=None)
 
 
-def _tested(chosen: Candidate, runner: Runner, parent: Parent) -> Loss | None:
-    """What the chosen one loses on the test split; None without one, and where the backend fails at it."""
+def _tested(chosen: Candidate, ground: Ground, parent: Parent) -> Loss | None:
+    """What the chosen one loses of the same metric on the test split; None without one, where that has labels and the
+    judged samples have none, or the other way round, and where the backend fails at it."""
     samples = test_samples(parent.pack, parent.artifact)
-    if samples is None:
+    if samples is None or (samples.labels is None) != (ground.judge.samples.labels is None):
         return None
     try:
-        return parent.judge(samples).of(chosen.model(), runner)
+        return parent.judge(samples).of(chosen.model(), ground.runner)
     except WorkerError:
         return None
 

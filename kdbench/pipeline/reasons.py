@@ -14,7 +14,7 @@ from kdbench.proofs.explanations import explain
 from kdbench.proofs.layers import FLOAT_KERNELS, RECURRENT
 from kdbench.proofs.profile import Profile, profile_one
 from kdbench.quantization.judging import Judge, Loss
-from kdbench.search.int8_budget import Tried
+from kdbench.search.int8_budget import ROUNDING, Tried
 
 PROFILE_S = 1.0
 
@@ -56,7 +56,7 @@ def instead(found: Sequence[Candidate], target: Target) -> list[str]:
 
 
 def on_test(tested: Loss | None, bound: float | None) -> list[str]:
-    if tested is None or bound is None or tested.drop.value <= bound:
+    if tested is None or bound is None or tested.drop.value <= bound + ROUNDING:
         return []
     return [
         f"on the {tested.parity.samples} test samples the drop is {100 * tested.drop.value:.2g} points, more than the "

@@ -14,7 +14,8 @@ def failed(out: Path) -> Path:
 
 
 def save_search(out: Path, budget: Budget) -> tuple[Path, tuple[Path, ...]]:
-    """The paths of the record and of the figure's files."""
+    """The paths of the record and of the figure's files, in the place of those of an earlier search."""
+    forget_search(out)
     record = out.with_name(out.stem + RECORD)
     write_atomic(record, budget.to_json())
     return record, tuple(save_plots(plots(budget, f"{out.stem}-budget"), out.parent))

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx
 
+ACTIVATIONS = ("Relu", "Clip")
+"""That quantizing may take away: what they cut off lies beyond its range."""
+
 WEIGHT_INPUT: Mapping[str, int] = {
     "Conv": 1, "FusedConv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3,
     "Gemm": 1, "FusedGemm": 1, "QGemm": 3,

@@ -14,7 +14,7 @@ from kdbench.backends.client import PATIENCE_S, Worker
 from kdbench.data.generated import batch_size, in_batches, taken
 from kdbench.evaluation import Parity
 from kdbench.onnxfile import inputs_of, load_model
-from kdbench.proofs.layers import FLOAT_KERNELS, LOW_KERNELS, RECURRENT, STEPS, layers_of
+from kdbench.proofs.layers import ACTIVATIONS, FLOAT_KERNELS, LOW_KERNELS, RECURRENT, STEPS, WEIGHT_INPUT, layers_of
 from kdbench.proofs.widening import computes_in_less, widened
 from kdbench.records import Artifact
 from kdbench.stats import Interval
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 BATCH = 4
 """Samples of which all layers' outputs are held at a time."""
+OUTPUT_SCALE = {"QLinearConv": 6, "QLinearMatMul": 6, "QGemm": 7}
+"""Layers of integer operators, and which of their inputs scales what they answer; its zero point is the next one."""
+QUANTIZED = "_quantized"
+"""What onnxruntime's quantizer adds to the names of their outputs."""
 LAYER_DB = "sqnr_db:"
 """How the names of metrics begin that hold the SQNR of a layer."""
 
@@ -124,6 +128,7 @@ def layer_errors(parent: Path, child: Path, feed: Arrays) -> tuple[list[LayerErr
     ours, theirs = load_model(child), load_model(parent)
     if computes_in_less(ours):  # which this provider would compute in float32, or refuse
         ours = widened(ours, rounding=True) or ours
+    ours = _restored(ours)
     shared = _shared_outputs(ours, theirs)
     layers = len(layers_of(ours.graph))
     if not shared:
@@ -183,21 +188,52 @@ def _shared_outputs(ours: "onnx.ModelProto", theirs: "onnx.ModelProto") -> list[
     behind it, which it takes away where quantizing cuts off the same values.
     """
     known = {name for node in theirs.graph.node for name in node.output if name}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in ours.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    made = {name for node in ours.graph.node for name in node.output}
+    readers, their_readers = _readers(ours), _readers(theirs)
     found = []
     for layer, node in layers_of(ours.graph).items():
         name = next((output for output in node.output if output), "")
         for _ in range(STEPS):
-            following = readers.get(name, [])
-            if name in known or not following:
+            following = sorted(readers.get(name, []), key=lambda node: node.op_type != "DequantizeLinear")
+            if name in known or not following or _is_layer(following[0]):
                 break
             name = following[0].output[0]
         if name in known:
-            found.append(_Shared(layer, node.op_type, name, _as_read(name, readers)))
+            behind = their_readers.get(name, [])
+            cut = behind[0].output[0] if len(behind) == 1 and behind[0].op_type in ACTIVATIONS else name
+            theirs_name = cut if node.op_type in OUTPUT_SCALE and not made & {cut, cut + QUANTIZED} else name
+            found.append(_Shared(layer, node.op_type, theirs_name, _as_read(name, readers)))
     return found
+
+
+def _readers(model: "onnx.ModelProto") -> "dict[str, list[onnx.NodeProto]]":
+    """Nodes by the names that they read."""
+    found: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def _restored(model: "onnx.ModelProto") -> "onnx.ModelProto":
+    """A copy in which what layers of integer operators answer is made float again, under the name that it had."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    made = {name for node in copy.graph.node for name in node.output}
+    for node in list(copy.graph.node):
+        place, output = OUTPUT_SCALE.get(node.op_type, 0), node.output[0] if node.output else ""
+        name = output.removesuffix(QUANTIZED)
+        if place and output.endswith(QUANTIZED) and name not in made and len(node.input) > place:
+            scales = node.input[place : place + 2]
+            copy.graph.node.append(onnx.helper.make_node("DequantizeLinear", [output, *scales], [name]))
+    return copy
+
+
+def _is_layer(node: "onnx.NodeProto") -> bool:
+    """Whether it does more than make float of a layer's answer again."""
+    return node.op_type in WEIGHT_INPUT or node.op_type.startswith("QLinear")
 
 
 def _as_read(name: str, readers: "Mapping[str, list[onnx.NodeProto]]") -> str:

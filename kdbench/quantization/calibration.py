@@ -50,22 +50,6 @@ class Observed:
         return {name: range_of(histogram, options) for name, histogram in self.histograms.items()}
 
 
-def calibrate(
-    model: "Path | onnx.ModelProto",
-    batches: Batches,
-    method: str,
-    tensors: Collection[str] | None = None,
-    options: Quantize | None = None,
-    progress: Progress = silent,
-) -> Ranges:
-    """The ranges of a model's tensors, by default of all float ones, by a method of `histograms.RULES`.
-
-    `options` tell the percentile, and whether ranges are symmetric. Raises UserError as `observe` does.
-    """
-    options = (options or Quantize()).model_copy(update={"calibration": method})
-    return observe(model, batches, tensors, method != "minmax", progress).ranges(options)
-
-
 def observe(
     model: "Path | onnx.ModelProto",
     batches: Batches,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from kdbench.errors import UserError, first_line, nearest
 from kdbench.onnxfile import opset_of
-from kdbench.onnxgraph import inlined
 from kdbench.proofs.layers import WEIGHT_INPUT
 from kdbench.quantization.halves import TABLES, bf16, clamped, fp16, weight_places, without_fp16
 from kdbench.quantization.integers import dynamic_int8, int4_weights
@@ -155,7 +154,7 @@ def converted(model: "onnx.ModelProto", options: Convert, path: Path) -> Convert
             f"--activations {options.activations}: is for --to {others}: {options.to} has "
             f"{' or '.join(row.activations)}"
         )
-    model, notes = at_opset(inlined(model), row.opset(options), path, options.to)
+    model, notes = at_opset(model, row.opset(options), path, options.to)
     model = _prepared(model)
     chosen, unable = _chosen(model, options, row, path)
     if not chosen:
@@ -164,6 +163,7 @@ def converted(model: "onnx.ModelProto", options: Convert, path: Path) -> Convert
             f"{path}: nothing in it can be converted to {options.to} (operators: {kinds}): it takes {row.what}"
         )
     left = [node.name for node in model.graph.node if node.name not in chosen]
+    model = _with_own_floats(model, options.keep, chosen)
     try:
         found = row.rewrite(model, options, left)
     except UserError:
@@ -219,6 +219,24 @@ def _chosen(model: "onnx.ModelProto", options: Convert, row: Format, path: Path)
             for kind in spared
         ]
     return able & wanted - kept, said
+
+
+def _with_own_floats(model: "onnx.ModelProto", keep: Collection[str], chosen: Collection[str]) -> "onnx.ModelProto":
+    """The model whose nodes to `keep`, by name or operator, have copies of the weights that `chosen` ones change."""
+    weights = _float_weights(model)
+    taken = {name for node in model.graph.node if node.name in chosen for name in node.input}
+    for node in model.graph.node:
+        if node.name not in keep and node.op_type not in keep:
+            continue
+        for place, name in enumerate(node.input):
+            if name in weights and name in taken:
+                own = f"{name}.kept"
+                if own not in weights:
+                    weights[own] = model.graph.initializer.add()
+                    weights[own].CopyFrom(weights[name])
+                    weights[own].name = own
+                node.input[place] = own
+    return model
 
 
 def _float_weights(model: "onnx.ModelProto") -> "dict[str, onnx.TensorProto]":

@@ -15,6 +15,7 @@ from kdbench.quantization.running import Outputs, Runner
 from kdbench.quantization.samples import Samples
 from kdbench.quantization.sensitivity import noise_share
 from kdbench.records import Task
+from kdbench.search.int8_budget import ROUNDING
 from kdbench.stats import Interval
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def remarks(loss: Loss, samples: int, max_drop: float | None, metric: Metric) ->
             f"one of the {samples} judged samples is {100 / samples:.2g} points: a budget of {100 * max_drop:g} allows "
             f"no net loss at all; give {int(np.ceil(1 / max_drop))} or more by --samples"
         )
-    if max_drop is not None and loss.drop.value <= max_drop < loss.drop.high:
+    if max_drop is not None and loss.drop.value <= max_drop + ROUNDING < loss.drop.high:
         said.append(
             f"{samples} {unit} can't rule out a drop of {100 * loss.drop.high:.2g} points: the budget is kept by the "
             "point estimate; more --samples narrow the interval"

@@ -48,14 +48,9 @@ class Sensitivity:
     noise: float
     """Power at the output when it alone is in int8, as a share of the signal's; infinite where that is not finite."""
 
-    @property
-    def sqnr_db(self) -> float:
-        """The signal-to-quantization-noise ratio; infinite for a layer that changes nothing."""
-        return sqnr_db(self.noise)
-
 
 def sqnr_db(noise: float) -> float:
-    """Of a share of the signal's power."""
+    """The signal-to-quantization-noise ratio of a share of the signal's power; infinite for no noise at all."""
     if noise == 0:
         return math.inf
     return -math.inf if math.isinf(noise) else -10 * math.log10(noise)

@@ -16,11 +16,13 @@ import numpy as np
 from kdbench.errors import UserError, first_line, nearest
 from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import opset_of
-from kdbench.proofs.layers import FLOAT_KERNELS, RECURRENT, WEIGHT_INPUT
+from kdbench.proofs.layers import ACTIVATIONS, FLOAT_KERNELS, RECURRENT, WEIGHT_INPUT
 from kdbench.quantization.calibration import Ranges, float_tensors
+from kdbench.quantization.integers import with_own_weights
 from kdbench.quantization.preparing import at_opset, name_nodes
 from kdbench.quantization.quiet import quietly, without_torch
 from kdbench.quantization.staying import keep_in_float
+from kdbench.quantization.weights import copied
 from kdbench.records import Quantize
 
 if TYPE_CHECKING:
@@ -30,8 +32,6 @@ PER_CHANNEL_OPSET = 13
 
 OLDEST_OPSET = 10
 """That knows QuantizeLinear."""
-
-ACTIVATIONS = ("Relu", "Clip")
 
 HEAVY = (*FLOAT_KERNELS, *RECURRENT, "Attention", "Einsum", "MultiHeadAttention")
 """Operators whose staying in float is worth a word."""
@@ -49,7 +49,9 @@ def prepare(model: "onnx.ModelProto", path: Path, per_channel: bool = True) -> t
     with without_torch():
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    model, notes = _upgraded(model, path, per_channel)
+    name_nodes(model)
+    # A weight that is split by channel otherwise for each of its readers, or a bias whose scale is its layer's own.
+    model, notes = _upgraded(with_own_weights(copied(model)), path, per_channel)
     model = _with_flat_biases(model)
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, quietly():
         prepared = Path(scratch, "prepared.onnx")
@@ -62,6 +64,11 @@ def prepare(model: "onnx.ModelProto", path: Path, per_channel: bool = True) -> t
     add_infer_metadata(model)  # so that the quantizer doesn't infer them again, by way of files
     name_nodes(model)
     return model, notes
+
+
+def without_kernels(options: Quantize) -> bool:
+    """Whether nothing multiplies the two: signed activations and unsigned weights."""
+    return (options.activations, options.weights) == ("int8", "uint8")
 
 
 def static_int8(
@@ -195,7 +202,7 @@ def check_options(model: "onnx.ModelProto", options: Quantize, path: Path) -> No
     for name in (*options.nodes, *options.exclude):
         if name not in nodes:
             raise UserError(f"{path}: has no node '{name}' once it is slimmed: {nearest(name, nodes)}")
-    if (options.activations, options.weights) == ("int8", "uint8"):
+    if without_kernels(options):
         raise UserError("uint8 weights go with uint8 activations only: choose int8 weights")
 
 

@@ -29,12 +29,11 @@ class Tried:
 
 @dataclass(frozen=True)
 class Found:
-    """How the search ended, and every point of the trade-off that it has evaluated, in that order."""
+    """How the search ended."""
 
     verdict: Verdict
     kept: Tried
     """The set that meets the budget; where even float misses it, the one that comes closest."""
-    tried: tuple[Tried, ...]
 
 
 def smallest_float_set(
@@ -63,7 +62,7 @@ def smallest_float_set(
         return known[left].value <= max_drop + ROUNDING
 
     def ended(verdict: Verdict, left: frozenset[str]) -> Found:
-        return Found(verdict, Tried(left, known[left]), tuple(Tried(*item) for item in known.items()))
+        return Found(verdict, Tried(left, known[left]))
 
     fails, count = -1, 0
     while not meets(frozenset(order[:count])):

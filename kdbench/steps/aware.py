@@ -145,8 +145,11 @@ def quantize_aware(
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
-    # It isn't what the float parent says that it was trained for.
-    warnings = tuple(warning for warning in parent.warnings if not warning.startswith("answers otherwise"))
+    # What was judged and timed was the static file: what holds of this one is what its float parent hands down, and
+    # what of it is in int8.
+    handed_down = known_artifact(floating).warnings
+    warnings = tuple(said for said in parent.warnings if said in handed_down or said.startswith("its "))
+    quantized = {name: value for name, value in parent.options.items() if name != "max_drop"}
     if true.label_agreement < LEAST_AGREEMENT:
         warnings += (
             f"answers otherwise than the simulation that trained it in {1 - true.label_agreement:.0%} of "
@@ -156,7 +159,7 @@ def quantize_aware(
         out,
         rung,
         step="quantize",
-        options={**parent.options, "aware": True, **options},
+        options={**quantized, "aware": True, **options},
         parent=parent.rung,
         parent_sha256=parent.sha256,
         task=parent.task,

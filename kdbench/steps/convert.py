@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from kdbench.onnxgraph import count_macs, count_parameters
 from kdbench.proofs.widening import widened
 from kdbench.quantization.formats import FORMATS, Converted, converted
 from kdbench.quantization.halves import overflowing
-from kdbench.records import Artifact, Convert, parse
+from kdbench.records import Artifact, Convert, as_record
 from kdbench.steps.quantize import LEAST_AGREEMENT, float_artifact
 from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
 from kdbench.store import Arrays, output_file, part_of, save_artifact, write_atomic
@@ -33,7 +33,7 @@ PASSES = 5
 def convert(
     model: str | Path,
     out: str | Path,
-    to: str | Convert,
+    to: str | Convert | Mapping[str, Any],
     pack: EvalPack | str | Path | None = None,
     rung: str | None = None,
     dims: Mapping[str, int] | None = None,
@@ -41,15 +41,16 @@ def convert(
 ) -> Artifact:
     """Writes the model in another precision to `out`, its record beside it.
 
-    `to` is one of FORMATS, or a Convert with its options. Outputs are compared with the model's on the pack's
-    calibration samples, or on generated inputs, of which `inputs` say what the file doesn't: see `described`. An
-    agreement below LEAST_AGREEMENT is a warning in the record. Raises UserError where the model isn't fp32, where
-    nothing in it can be converted, and where outputs are NaN or infinite; nothing is written then.
+    `to` is one of FORMATS, or the fields of a Convert. Outputs are compared with the model's on the pack's calibration
+    samples, or on generated inputs, of which `inputs` say what the file doesn't: see `described`. An agreement below
+    LEAST_AGREEMENT is a warning in the record. Raises UserError where the model isn't fp32, where nothing in it can be
+    converted, and where outputs are NaN or infinite; nothing is written then.
     """
     model, out = Path(model), Path(out)
     if isinstance(to, str):
         pick(FORMATS, to, "precision")
-        to = parse(Convert, {"to": to}, "options")
+        to = {"to": to}
+    to = as_record(Convert, to, "options")
     parent = float_artifact(model)
     graph = slimmed_graph(load_model(model), model)
     samples = open_pack(pack)
@@ -70,7 +71,7 @@ def convert(
         try:
             check = parity_on(stand_in or part, model, compared, batch, task=parent.task)
         except UserError as error:
-            why = str(error).replace(str(stand_in or part), "it")
+            why = str(error)
             raise UserError(f"{out}: not written: {why if samples else hint(why, fed.inputs)}") from None
         if not np.isfinite(check.largest_difference):
             raise UserError(

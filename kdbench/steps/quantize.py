@@ -11,7 +11,7 @@ from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
 from kdbench.evaluation import parity_on
 from kdbench.machine import saturates_in_int8
-from kdbench.onnxfile import QUANTIZED, known_artifact, load_model, portable
+from kdbench.onnxfile import MAX_IR, QUANTIZED, known_artifact, load_model, portable
 from kdbench.progress import Progress, silent
 from kdbench.proofs.layers import RECURRENT
 from kdbench.quantization.calibration import Batches, Observed, observe
@@ -26,7 +26,7 @@ from kdbench.quantization.static import (
 )
 from kdbench.quantization.targets import targeted
 from kdbench.records import Artifact, Quantize, as_record
-from kdbench.steps.slim import comparison_inputs, derived, slimmed_graph
+from kdbench.steps.slim import check_opset, comparison_inputs, derived, slimmed_graph
 from kdbench.store import output_file, part_of, save_artifact, write_atomic
 
 if TYPE_CHECKING:
@@ -90,11 +90,18 @@ def quantize(
 
 
 def float_artifact(model: Path) -> Artifact:
-    """The record of a model that can be quantized; raises UserError for one that is quantized or in half precision."""
+    """The record of a model that can be quantized; raises UserError for one that is quantized or in half precision, or
+    newer than onnxruntime reads."""
     parent = known_artifact(model)
     if parent.precision != "fp32":
         state = "quantized already" if parent.precision in ("int8", "int4") else "in half precision"
         raise UserError(f"{model}: is {state}: give its fp32 parent")
+    check_opset(model, parent)
+    if parent.ir_version > MAX_IR:
+        raise UserError(
+            f"{model}: of IR version {parent.ir_version}, and onnxruntime reads up to {MAX_IR}: 'kdbench slim' makes "
+            "a file of it that it reads"
+        )
     return parent
 
 

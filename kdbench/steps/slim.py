@@ -15,7 +15,7 @@ from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, first_line
 from kdbench.evaluation import Parity, answer, compare
 from kdbench.onnxfile import MAX_IR, MAX_OPSET, inspect, known_artifact, load_model, portable
-from kdbench.onnxgraph import nodes_of
+from kdbench.onnxgraph import inlined, nodes_of
 from kdbench.proofs.precision import samples_of as samples_for
 from kdbench.quantization.quiet import quietly
 from kdbench.quantization.samples import samples_of
@@ -52,12 +52,13 @@ Pass = Callable[["onnx.ModelProto", Path], "onnx.ModelProto"]
 
 
 def by_onnxslim(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
-    """onnxslim's own choice of rewritings, once; raises UserError where it can't take the model."""
+    """onnxslim's own choice of rewritings, once, functions of the model's own inlined; raises UserError where it can't
+    take the model."""
     import onnxslim
 
     try:
         with quietly():
-            slimmed: onnx.ModelProto | None = onnxslim.slim(copy_of(model))
+            slimmed: onnx.ModelProto | None = onnxslim.slim(copy_of(inlined(model)))
     except (Exception, SystemExit) as error:  # onnxslim raises what it likes, and may leave the interpreter
         raise UserError(f"{path}: onnxslim can't slim it: {first_line(error, 160)}") from None
     if slimmed is None:
@@ -110,10 +111,7 @@ def slim(
     model, out, pack = Path(model), Path(out), open_pack(pack)
     source = load_model(model)
     (parent,) = described([known_artifact(model)], inputs or {}, pack.name if pack else None)
-    if parent.opset > MAX_OPSET:
-        raise UserError(
-            f"{model}: opset {parent.opset} is newer than onnxruntime reads: export it with {MAX_OPSET} or older"
-        )
+    check_opset(model, parent)
     # Below 4 every initializer has to be a graph input too, which onnxslim and the opset converter don't keep up.
     source.ir_version = min(max(source.ir_version, 4), MAX_IR)
     compared, batch = comparison_inputs(parent, pack, dims or {})
@@ -151,6 +149,14 @@ def slim(
     artifact = derived(out, rung, parent, "slim", options | {"remarks": tuple(why)}, check, warnings)
     sizes = {"parameters_before": parent.parameters, "size_bytes_before": parent.size_bytes}
     return save_artifact(out.parent, artifact.model_copy(update={"metrics": artifact.metrics | sizes}))
+
+
+def check_opset(model: Path, artifact: Artifact) -> None:
+    """Raises UserError where its operators are newer than onnxruntime knows them."""
+    if artifact.opset > MAX_OPSET:
+        raise UserError(
+            f"{model}: opset {artifact.opset} is newer than onnxruntime reads: export it with {MAX_OPSET} or older"
+        )
 
 
 def rewritten(

@@ -43,7 +43,7 @@ def part_of(path: Path, kind: str = "") -> Path:
 
 def whole_name(path: Path) -> Path:
     """Where a file that is being made will lie when it is done, for messages; any other path as it is."""
-    found = re.fullmatch(r"\.kdbench-(.+?)(?:-unproven)?\.\d+\.part", path.name)
+    found = re.fullmatch(r"\.kdbench-(.+?)(?:-unproven|-emulated)?\.\d+\.part", path.name)
     return path.with_name(found[1]) if found else path
 
 
