@@ -1,5 +1,7 @@
 """Graphs as exporters write them and quantizers don't expect them: functions, shared constants, a new IR version."""
 
+from itertools import pairwise
+
 import numpy as np
 import onnx
 import pytest
@@ -17,25 +19,32 @@ def drawn(*shape, seed=0):
 
 
 def with_functions(path):
-    """x [n, 16] to five outputs by two calls of a function: a Gemm and a Relu."""
+    """x [n, 16] to as many outputs by four calls of a function: a product, a sum with 0, a bias and a Relu."""
     own = helper.make_function(
         "my",
         "Layer",
         ["x", "w", "b"],
         ["y"],
-        [helper.make_node("Gemm", ["x", "w", "b"], ["t"]), helper.make_node("Relu", ["t"], ["y"])],
+        [
+            helper.make_node("Sub", ["b", "b"], ["zero"]),
+            helper.make_node("MatMul", ["x", "w"], ["p"]),
+            helper.make_node("Add", ["p", "zero"], ["s"]),
+            helper.make_node("Add", ["s", "b"], ["t"]),
+            helper.make_node("Relu", ["t"], ["y"]),
+        ],
         [helper.make_opsetid("", 17)],
     )
     nodes = [
-        helper.make_node("Layer", ["x", "w1", "b1"], ["h"], domain="my", name="one"),
-        helper.make_node("Layer", ["h", "w2", "b2"], ["y"], domain="my", name="two"),
+        helper.make_node("Layer", [source, f"w{number}", f"b{number}"], [result], domain="my", name=f"layer{number}")
+        for number, (source, result) in enumerate(pairwise(["x", "h", "i", "j", "y"]))
     ]
-    weights = {"w1": drawn(16, 16), "b1": drawn(16), "w2": drawn(16, 5), "b2": drawn(5)}
+    weights = {f"w{number}": drawn(16, 16, seed=number) for number in range(4)}
+    weights |= {f"b{number}": drawn(16, seed=number) for number in range(4)}
     graph = helper.make_graph(
         nodes,
         "calls",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16])],
         [numpy_helper.from_array(values, name) for name, values in weights.items()],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
@@ -69,7 +78,8 @@ def tied(tmp_path):
 def test_what_lies_in_functions_is_quantized_and_slimmed(tmp_path, options):
     path = with_functions(tmp_path / "m.onnx")
     made = quantize(path, tmp_path / "q.onnx", None, options) if options else slim(path, tmp_path / "s.onnx")
-    assert "Layer" not in made.operators
+    assert sum(made.operators.get(name, 0) for name in ("MatMul", "QLinearMatMul", "Gemm", "QGemm")) == 4
+    assert not {"Sub", "Layer"} & made.operators.keys()
     assert made.precision == ("int8" if options else "fp32")
     assert made.metrics["parity_largest_difference"] < 0.1
 

@@ -52,13 +52,12 @@ Pass = Callable[["onnx.ModelProto", Path], "onnx.ModelProto"]
 
 
 def by_onnxslim(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
-    """onnxslim's own choice of rewritings, once, functions of the model's own inlined; raises UserError where it can't
-    take the model."""
+    """onnxslim's own choice of rewritings, once; raises UserError where it can't take the model."""
     import onnxslim
 
     try:
         with quietly():
-            slimmed: onnx.ModelProto | None = onnxslim.slim(copy_of(inlined(model)))
+            slimmed: onnx.ModelProto | None = onnxslim.slim(copy_of(model))
     except (Exception, SystemExit) as error:  # onnxslim raises what it likes, and may leave the interpreter
         raise UserError(f"{path}: onnxslim can't slim it: {first_line(error, 160)}") from None
     if slimmed is None:
@@ -109,7 +108,7 @@ def slim(
     moved all the same.
     """
     model, out, pack = Path(model), Path(out), open_pack(pack)
-    source = load_model(model)
+    source = inlined(load_model(model))
     (parent,) = described([known_artifact(model)], inputs or {}, pack.name if pack else None)
     check_opset(model, parent)
     # Below 4 every initializer has to be a graph input too, which onnxslim and the opset converter don't keep up.
@@ -200,7 +199,9 @@ def rewritten(
 
 
 def slimmed_graph(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
-    """The model as onnxslim alone leaves it in the end; raises UserError where onnxslim can't take it."""
+    """The model without functions of its own, as onnxslim alone leaves it in the end; raises UserError where onnxslim
+    can't take it."""
+    model = inlined(model)
     model.ir_version = max(model.ir_version, 4)
     for _ in range(MOST_PASSES):
         before = _state(model)
