@@ -24,7 +24,7 @@ from kdbench.pipeline.rungs import run_subjects
 from kdbench.records import Quantize, from_json, read_text
 from kdbench.records.budget import Budget, Estimate
 from kdbench.report.text import percent, three_digits
-from kdbench.search.int8_budget import ROUNDING
+from kdbench.stats import ROUNDING
 from kdbench.store import RunFolder
 
 DERIVED = ("slim", "quantize")

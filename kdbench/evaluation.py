@@ -223,7 +223,13 @@ def judge(
 
 def task_of(artifact: Artifact, pack: EvalPack | None) -> Task:
     """The labels' task, where there are any; else the model's own, as its record has it."""
-    return artifact.task if pack is None or pack.y_test is None else pack.task
+    labelled = pack is not None and (pack.y_test is not None or pack.y_calibration is not None)
+    return pack.task if pack is not None and labelled else artifact.task
+
+
+def told_by(artifact: Artifact, pack: EvalPack | None) -> Artifact:
+    """The record with the task of the pack's labels, which that of a file from elsewhere may not know."""
+    return artifact.model_copy(update={"task": task_of(artifact, pack)})
 
 
 def parity(

@@ -13,6 +13,8 @@ SMALLEST_N = {50.0: 11, 90.0: 64, 95.0: 130, 99.0: 662, 99.9: 6636}
 
 LEVEL = 0.95
 """Of every interval."""
+ROUNDING = 1e-9
+"""Of a share of samples: a budget of 0.7 points is 0.006999…, and 7 of 1,000 samples, meant by it, are 0.007."""
 
 STOPPED_LEVEL = 0.96
 """Of the t quantile behind a ratio's 95 % interval where rounds went on until it was narrow (`enough`).

@@ -165,6 +165,18 @@ def test_samples_with_several_labels_are_answered_with_those_that_hold(tmp_path)
     ]
 
 
+def test_labels_tell_the_task_of_a_file_from_elsewhere(tmp_path):
+    """Its record takes it for a classifier of one class a sample."""
+    x = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
+    np.savez(tmp_path / "pack.npz", x_test=x, y_test=np.random.default_rng(1).integers(0, 2, (20, 3)))
+    model = save_mlp(tmp_path / "tagger.onnx")
+    shipped = bundle(model, tmp_path / "shipped", pack=tmp_path / "pack.npz")
+    assert shipped.bundled.artifact.task == "multi_label"
+    session = ort.InferenceSession(str(shipped.folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    probabilities = session.run(["probabilities"], {session.get_inputs()[0].name: x})[0]
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-answers(model, x)[0])), atol=1e-6)
+
+
 def test_a_fixed_batch_is_filled_up(tmp_path):
     folder = bundle(save_mlp(tmp_path / "fixed.onnx", batch=4), tmp_path / "out").folder
     x = np.random.default_rng(0).standard_normal((6, 4))

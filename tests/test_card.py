@@ -1,6 +1,7 @@
 """Cards: what is known of a file, as people and Hugging Face read it, and inside the file itself."""
 
 import re
+import shutil
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from kdbench.onnxfile import embedded_of, inspect
 from kdbench.report.judged import judged
 from kdbench.report.text import points
 from kdbench.stats import f1_interval, proportion
-from kdbench.store import load_result, save_artifact, save_results
+from kdbench.store import load_artifact, load_result, save_artifact, save_results
 from tests.conftest import kdbench, save_mlp
 from tests.rows import load_rows
 
@@ -80,6 +81,22 @@ def test_the_card_has_every_number_and_flag_of_the_run(carded, tiny_run):
     assert f"onnxruntime {machine.versions['onnxruntime']}" in text
     assert "student-alone" not in text
     assert str(tiny_run.parent) not in text
+
+
+def test_a_spirals_card_says_how_it_is_made_and_not_every_channel(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    changes = [{"kind": "channels", "options": {"stages.0": list(range(400))}}]
+    made = load_artifact(run / "student.artifact.json")
+    made = made.model_copy(update={"step": "spiral", "options": {"changes": changes, "keep": 0.8}})
+    save_artifact(run, made)
+    result, arrays = load_result(run / "results.json")
+    rungs = tuple(made if artifact.rung == "student" else artifact for artifact in result.artifacts)
+    recipe = result.recipe.model_copy(update={"name": "mine"})
+    save_results(run / "results.json", result.model_copy(update={"artifacts": rungs, "recipe": recipe}), arrays)
+    text = card(f"{run}:student").text
+    assert "Make it again: `kdbench spiral` with recipe mine" in text
+    assert "changes 1 entries, keep 0.8" in text
+    assert max(map(len, text.splitlines())) < 1000
 
 
 def test_each_machine_has_a_table_of_its_own(carded, tiny_run, tmp_path):

@@ -167,6 +167,28 @@ def test_beside_a_baseline_that_is_no_teacher_agreement_with_the_teacher_has_a_c
     assert "as teacher %" not in ladder_tables.details_table(against_it).header
 
 
+def test_a_backend_that_is_not_here_does_not_hide_what_another_one_tells():
+    rungs = (artifact("teacher", step="train"), artifact("student", "teacher", step="distill"))
+    cells = [cell(rung.rung, None, backend="cuda", error="cuda: not here") for rung in rungs] + [
+        cell(rung.rung, str(number)) for number, rung in enumerate(rungs)
+    ]
+    judged = tuple(evaluation(rung.rung, str(number)) for number, rung in enumerate(rungs))
+    shown = ladder(result(artifacts=rungs, measurements=tuple(cells), evaluations=judged), known_answers())
+    table = ladder_tables.rungs_table(shown)
+    assert [row[table.header.index("agree %")] for row in table.lines] == ["–", "75.0"]
+
+
+def test_long_names_that_end_alike_are_told_apart(capsys):
+    names = [f"experiment-{number}-student-int8" for number in ("one", "two")]
+    rungs = (artifact(names[0], step="train"), artifact(names[1], names[0], step="distill"))
+    cells = tuple(cell(rung.rung, str(number)) for number, rung in enumerate(rungs))
+    made = result(artifacts=rungs, measurements=cells, evaluations=(), baseline=names[0])
+    print_ladder(ladder(made, known_answers()))
+    lines = capsys.readouterr().out.split("How each rung was made")[1].strip().splitlines()
+    assert lines[2].startswith("experim…ent-int8  – ")
+    assert lines[3].startswith("expe…t-int8 (2)   experim…ent-int8 ")  # and its parent
+
+
 def test_files_that_were_not_made_here_have_no_such_table():
     plain = ladder(result(artifacts=(artifact("a"), artifact("b")), baseline="a",
                           measurements=(cell("a", "0"), cell("b", "1")), evaluations=()),

@@ -18,11 +18,11 @@ from kdbench.report.files import save_report
 from kdbench.report.plots import hover_svg, plots_of, png, svg
 from kdbench.report.plots.labels import spread
 from kdbench.report.plots.pareto import Point, front_line, standings
-from kdbench.report.plots.style import shortened, styled
+from kdbench.report.plots.style import styled
 from kdbench.report.plots.timing import timed
 from kdbench.report.selection import Selection, selected
 from kdbench.report.table import ladder, load_ladders
-from kdbench.report.text import seconds
+from kdbench.report.text import seconds, shortened
 from kdbench.report.views import tables_of
 from kdbench.stats import Interval
 from kdbench.store import RunFolder

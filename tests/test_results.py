@@ -282,6 +282,9 @@ def test_what_is_not_to_be_published_is_refused(tmp_path):
     into = tmp_path / "results"
     with pytest.raises(UserError, match=r"results\.json: its measurement was interrupted"):
         results_add(saved(tmp_path / "cut", complete=False), into=into)
+    with pytest.raises(UserError, match=r"results\.json: its measurement was interrupted"):
+        results_add(saved(tmp_path / "whole"), tmp_path / "cut", into=into)
+    assert not list(into.rglob("*.json"))  # all of them, or none
     with pytest.raises(UserError, match=r"'date' should be a date and time, not '\.\./\.\./up'"):
         results_add(saved(tmp_path / "up", date="../../up"), into=into)
     with pytest.raises(UserError, match="empty: no result files in it"):

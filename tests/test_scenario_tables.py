@@ -1,5 +1,7 @@
 """What is said of results under load: tables, CSV, and mistakes in their options."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -117,6 +119,8 @@ def test_a_table_that_took_longer_than_its_part_of_the_budget_says_so():
     (table,) = scenario_tables(slow)
     assert "The runs took 2 min, their part of the budget was 1 s: fewer queries would tell nothing." in table.legend
     assert "The runs took" not in scenario_tables(quick)[0].legend
+    (alone,) = scenario_tables(replace(slow, scenarios=slow.scenarios[1:]))  # whichever rungs are shown
+    assert "The runs took 2 min, their part of the budget was 1 s" in alone.legend
 
 
 def test_what_loadgen_calls_invalid_is_flagged():

@@ -31,6 +31,7 @@ def _rung(**changes):
     return {"artifacts": (first, second.model_copy(update=changes))}
 
 
+RUN = {"recipe": store.load_recipe("digits")}
 NEGATIVE, INFINITE, LONG = np.full(15, -1e-3), np.full(15, np.inf), np.full(16, 1e-3)
 CAPPED = whole().settings.model_copy(update={"slice_runs": 2})
 
@@ -54,7 +55,7 @@ CAPPED = whole().settings.model_copy(update={"slice_runs": 2})
         ({"baseline": "nobody"}, {}, "its baseline 'nobody' is none of its rungs"),
         (_cells(artifact_sha256=digest("else")), {}, "a cell of 'student' on cpu is of another file"),
         (_cells(raw=None), {"latencies.1": None, "rounds.1": None, "slices.1": None}, "has neither raw values nor an"),
-        (_rung(parent_sha256=digest("else")), {}, "'student' was made of another 'teacher' than the one listed"),
+        (_rung(parent_sha256=digest("else")) | RUN, {}, "'student' was made of another 'teacher' than the one listed"),
         (_rung(sha256="1234"), {}, "the sha256 of 'student' is none"),
         ({"machine": MACHINE.model_copy(update={"fingerprint": "1" * 12})}, {}, "its machine's fingerprint is 1111"),
     ],
@@ -70,6 +71,18 @@ def test_what_cannot_be_is_told(tmp_path, changes, raw, problem):
 
 def test_what_is_right_has_no_problem(tmp_path):
     assert results_verify(saved(tmp_path / "run")).problems == ()
+
+
+def test_files_of_two_runs_may_have_parents_of_one_name(tmp_path):
+    """Of files that were benchmarked together the hashes tell who is whose parent."""
+    assert results_verify(saved(tmp_path / "run", **_rung(parent_sha256=digest("else")))).problems == ()
+
+
+def test_answers_of_several_labels_are_sound_whatever_the_files_say_of_themselves(tmp_path):
+    """As files from elsewhere, which are taken for classifiers of one class a sample until labels say more."""
+    several = np.array([[0, 1], [1, 1], [0, 0], [1, 0]], np.int8)
+    raw = {name: several for name in values() if name == "labels" or name.startswith("predictions.")}
+    assert results_verify(saved(tmp_path / "run", values() | raw)).problems == ()
 
 
 def test_files_in_the_folder_of_another_machine_are_told(tmp_path):

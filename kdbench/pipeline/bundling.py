@@ -3,7 +3,7 @@
 import json
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import jinja2
 from kdbench.benchmark.cells import Subject
 from kdbench.data.generated import batch_size
 from kdbench.data.pack import EvalPack, open_pack
+from kdbench.evaluation import told_by
 from kdbench.pipeline.carding import CARD, MODEL, card_of, check_license
 from kdbench.pipeline.origins import look_up, subject_of
 from kdbench.progress import unsaid
@@ -56,6 +57,8 @@ def bundle(
     if pack is None and known.folder and known.folder.pack.is_file():
         pack = known.folder.pack
     samples = open_pack(pack)
+    subject = replace(subject, artifact=told_by(subject.artifact, samples))
+    known = replace(known, subject=subject)
     with new_folder(out) as made:
         bundled = bundle_model(subject.model, subject.artifact, samples, made / MODEL, known.for_bundle)
         write_atomic(made / SCRIPT, script(bundled))

@@ -24,8 +24,8 @@ from kdbench.quantization.sensitivity import (
 from kdbench.quantization.static import quantizable, static_int8
 from kdbench.records import Quantize
 from kdbench.records.budget import CandidateRecord, CurvePoint, Estimate, LayerNoise
-from kdbench.search.int8_budget import ROUNDING, Tried
-from kdbench.stats import Interval
+from kdbench.search.int8_budget import Tried
+from kdbench.stats import ROUNDING, Interval
 
 if TYPE_CHECKING:
     import onnx

@@ -17,6 +17,7 @@ from kdbench.data.generated import described, hint
 from kdbench.data.pack import EvalPack, load_pack
 from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError
+from kdbench.evaluation import told_by
 from kdbench.machine import describe
 from kdbench.pipeline.judging import judged
 from kdbench.pipeline.keeping import same_results
@@ -133,9 +134,10 @@ def measured(
 
 
 def _described(subjects: Sequence[Subject], given: Mapping[str, str], pack: EvalPack | None) -> list[Subject]:
-    """The subjects with inputs as they are `given`."""
+    """The subjects with inputs as they are `given`, and the task of the pack's labels."""
     artifacts = described([subject.artifact for subject in subjects], given, pack.name if pack else None)
-    return [replace(subject, artifact=artifact) for subject, artifact in zip(subjects, artifacts, strict=True)]
+    known = [told_by(artifact, pack) for artifact in artifacts]
+    return [replace(subject, artifact=artifact) for subject, artifact in zip(subjects, known, strict=True)]
 
 
 def _measure(

@@ -19,8 +19,8 @@ from kdbench.quantization.equalization import equalized
 from kdbench.quantization.judging import Loss
 from kdbench.quantization.sensitivity import SAMPLES, Layer, int8_share, names_of, sensitivities, work_of
 from kdbench.quantization.static import static_int8
-from kdbench.search.int8_budget import ROUNDING, Tried, Verdict, smallest_float_set
-from kdbench.stats import Interval
+from kdbench.search.int8_budget import Tried, Verdict, smallest_float_set
+from kdbench.stats import ROUNDING, Interval
 
 if TYPE_CHECKING:
     import onnx

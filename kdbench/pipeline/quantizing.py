@@ -12,6 +12,7 @@ from kdbench.benchmark.cells import Subject, check_backends
 from kdbench.data.generated import batch_size
 from kdbench.data.pack import EvalPack
 from kdbench.errors import UserError, check_counts
+from kdbench.evaluation import told_by
 from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import inspect, load_model, portable
 from kdbench.pipeline.candidates import Candidate, Ground, attempts, estimate, keeps
@@ -118,6 +119,7 @@ def fastest_int8(
     pack = pack_for(source, data_options or {}, artifact, samples, seed)
     if pack.preprocessing is None:  # which is otherwise fed as it is
         pack = replace(pack, preprocessing=preprocessing)
+    artifact = told_by(artifact, pack)
     calibration, judged = parted(pack, artifact, samples)
     graph, notes = prepare(slimmed_graph(load_model(model), model), model, options.per_channel)
     for way in ways:

@@ -14,7 +14,8 @@ from kdbench.proofs.explanations import explain
 from kdbench.proofs.layers import FLOAT_KERNELS, RECURRENT
 from kdbench.proofs.profile import Profile, profile_one
 from kdbench.quantization.judging import Judge, Loss
-from kdbench.search.int8_budget import ROUNDING, Tried
+from kdbench.search.int8_budget import Tried
+from kdbench.stats import ROUNDING
 
 PROFILE_S = 1.0
 

@@ -15,8 +15,7 @@ from kdbench.quantization.running import Outputs, Runner
 from kdbench.quantization.samples import Samples
 from kdbench.quantization.sensitivity import noise_share
 from kdbench.records import Task
-from kdbench.search.int8_budget import ROUNDING
-from kdbench.stats import Interval
+from kdbench.stats import ROUNDING, Interval
 
 if TYPE_CHECKING:
     import onnx

@@ -30,6 +30,8 @@ from kdbench.report.text import (
 )
 from kdbench.stats import Interval
 
+LONGEST_OPTION = 80
+"""Signs of an option that is a list or a table; of longer ones the length is shown."""
 SHOWN_CLASSES = 200
 
 TASKS = {
@@ -118,6 +120,7 @@ def model_card(
             places=[_place(one) for one in seen],
             measured_on=measured_on,
             recipe=facts,
+            command="spiral" if "spiral" in steps else "run",
             again=next(filter(None, (again(one.ladder.result) for one in seen)), None),
             version=facts.version,
             license=facts.license,
@@ -304,7 +307,9 @@ def _options(options: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """As JSON; of a list or table that is too long for a line how many entries it has: the record has it whole."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return f"{len(value)} entries" if isinstance(value, list | tuple | dict) and len(text) > LONGEST_OPTION else text
 
 
 def _width(artifact: Artifact) -> int | str:

@@ -164,7 +164,10 @@ def _where_told(ladder: Ladder, *names: str) -> list[Shown[Row]]:
 def rungs_table(ladder: Ladder) -> TextTable | None:
     """Where each rung comes from, what it cost and how far its answers are from others', a line a rung: through the
     first backend that each was judged by. None where no rung is another's parent."""
-    rows = list({row.rung: row for row in reversed(ladder.rows)}.values())[::-1]
+    first: dict[str, Row] = {}
+    for row in (*(row for row in ladder.rows if not row.error), *ladder.rows):
+        first.setdefault(row.rung, row)
+    rows = [first[rung] for rung in dict.fromkeys(row.rung for row in ladder.rows)]
     if not {row.parent for row in rows} & {row.rung for row in rows}:
         return None
     known = fields_of(ladder)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from kdbench.progress import duration
+from kdbench.records import ScenarioMeasurement
 from kdbench.report.columns import scenario_fields
 from kdbench.report.ladder_tables import shared
 from kdbench.report.rows import Metric
@@ -47,7 +48,8 @@ def scenario_tables(ladder: Ladder, columns: Sequence[str] = ()) -> list[TextTab
     tables, groups, known = [], _groups(ladder), scenario_fields(ladder.result.baseline)
     if columns and not known.keys() & set(columns):
         return []
-    part_s = ladder.result.settings.budget_s / max(1, len(groups))
+    runs = ladder.result.scenarios  # all of them, whichever are shown
+    part_s = ladder.result.settings.budget_s / max(1, len({load_of(run) for run in runs}))
     for rows in groups:
         if _reason(rows):
             continue
@@ -60,7 +62,8 @@ def scenario_tables(ladder: Ladder, columns: Sequence[str] = ()) -> list[TextTab
         ]
         wanted = [known[name].column for name in columns if name in known and name != "flags"] or usual
         shown = [replace(known[column.key], column=column) for column in wanted]
-        table = table_of(_title(first, ladder.result.baseline), shown, rows, _said, _legend(rows, part_s))
+        legend = _legend(rows, part_s, _spent_s(runs, first))
+        table = table_of(_title(first, ladder.result.baseline), shown, rows, _said, legend)
         common = shared(first.threads, first.batch, first.dims, first.backend)
         tables.append(replace(table, common=(*common, ("scenario", first.scenario.replace("_", " ")))))
     return tables
@@ -89,11 +92,15 @@ def _title(row: ScenarioRow, baseline: str) -> str:
     return f"{name}{bound}: {row.backend}, {threads}{sessions}{batch}{sizes}, against {baseline}"
 
 
-def _legend(rows: list[ScenarioRow], part_s: float) -> str:
-    """`part_s` is the table's part of the budget."""
+def _spent_s(runs: Sequence[ScenarioMeasurement], shown: ScenarioRow) -> float:
+    """By all runs under the same load as those that are shown."""
+    return sum(run.spent_s or 0.0 for run in runs if load_of(run) == load_of(shown))
+
+
+def _legend(rows: list[ScenarioRow], part_s: float, spent_s: float) -> str:
+    """`part_s` is the table's part of the budget, of which its runs took `spent_s`."""
     queries = min((row.queries for row in rows if row.queries is not None), default=0)
     text = LEGENDS[rows[0].scenario] + ("" if rows[0].scenario == "offline" else ESTIMATE) + SHORT
-    spent_s = sum(row.spent_s or 0.0 for row in rows)
     if spent_s > MORE * part_s:
         part, spent = duration(part_s), duration(spent_s)
         text += f" The runs took {spent}, their part of the budget was {part}: fewer queries would tell nothing."

@@ -1,5 +1,6 @@
 """Tables on a terminal of 100 columns."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from rich import box
@@ -15,7 +16,7 @@ from kdbench.report.rendering import Found
 from kdbench.report.scenario_tables import scenario_tables, unmeasured_loads
 from kdbench.report.spiral import turns_table
 from kdbench.report.table import Ladder
-from kdbench.report.text import Cell, Column, TextTable, mark
+from kdbench.report.text import Cell, TextTable, mark, shortened
 
 WIDTH = 100
 LONGEST_NAME = 16
@@ -115,6 +116,8 @@ def _table(content: TextTable, kept: list[int]) -> Table:
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
+    named = [number for number, column in enumerate(content.columns) if column.key in NAMES and column.name]
+    short = shortened((row[number].text for number in named for row in content.rows), LONGEST_NAME)
     for number in kept:
         column = content.columns[number]
         long = max((len(row[number].text) for row in content.rows), default=0) > LONGEST_TEXT
@@ -126,16 +129,10 @@ def _table(content: TextTable, kept: list[int]) -> Table:
             max_width=None if column.name else WIDEST_MARKS,
         )
     for row in content.rows:
-        table.add_row(*(_shown(row[number], content.columns[number]) for number in kept))
+        table.add_row(*(_shown(row[number], short if number in named else {}) for number in kept))
     return table
 
 
-def _shown(cell: Cell, column: Column) -> Text:
-    named = column.key in NAMES and column.name
-    text = replace(cell, text=_shortened(cell.text)).marked if named else cell.marked
+def _shown(cell: Cell, short: Mapping[str, str]) -> Text:
+    text = replace(cell, text=short.get(cell.text, cell.text)).marked
     return Text(printable(text), style="bold" if cell.best else "")
-
-
-def _shortened(name: str) -> str:
-    """The ends of a name that is too long for the table."""
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME // 2 - 1]}…{name[-LONGEST_NAME // 2 :]}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Generic, Protocol, TypeVar
 
+from kdbench.errors import printable
 from kdbench.stats import Interval
 
 DASH = "–"
@@ -252,3 +253,23 @@ def ratio(found: Bounds | None, brief: bool = False) -> str:
 def mark(number: int) -> str:
     """A footnote's number: `¹²`."""
     return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def plain(text: str) -> str:
+    """On one line, without control characters, which SVG could not hold."""
+    return printable(" ".join(text.split()))
+
+
+def shortened(names: Iterable[str], most: int = 26) -> dict[str, str]:
+    """Names as they are shown: of long ones beginning and end; numbered where those are another's too."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        short = line = plain(name)
+        if len(line) > most:
+            short = f"{line[: most // 2 - 1]}…{line[-(most - most // 2) :]}"
+        number = 2
+        while short in found.values():
+            short = f"{line[: most // 2 - 4]}…{line[-(most // 2 - 2) :]} ({number})"
+            number += 1
+        found[name] = short
+    return found

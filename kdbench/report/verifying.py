@@ -159,7 +159,7 @@ def _artifacts(result: ResultFile) -> list[str]:
             problems.append(f"the sha256 of '{artifact.rung}' is none: measure again")
     for artifact in result.artifacts:
         parent = by_rung.get(artifact.parent or "")
-        if parent and parent.sha256 != artifact.parent_sha256:
+        if result.recipe and parent and parent.sha256 != artifact.parent_sha256:  # else names may be of several runs
             problems.append(f"'{artifact.rung}' was made of another '{parent.rung}' than the one listed: run it again")
     cells: Sequence[Measurement | Evaluation] = (*result.measurements, *result.scenarios, *result.evaluations)
     for what in cells:
@@ -185,7 +185,9 @@ def _raw(result: ResultFile, arrays: Arrays) -> list[str]:
             problems += _loads(s, arrays)
             named |= {f"scenarios.{s.raw}", f"scenario_rounds.{s.raw}"}
     answers = {f"predictions.{e.raw}" for e in result.evaluations if e.raw is not None}
-    multi = any(artifact.task == "multi_label" for artifact in result.artifacts)
+    labels = arrays.get("labels")
+    told = any(artifact.task == "multi_label" for artifact in result.artifacts)
+    multi = told if labels is None else labels.ndim == 2
     return [*problems, *_answers(answers, arrays, multi), *_unreferenced(arrays, named | answers)]
 
 

@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from kdbench.stats import Interval
+from kdbench.stats import ROUNDING, Interval
 
 PUT_BACK = 8
 """Layers that are tried in int8 again, at most, once a set is found that meets the budget."""
-
-ROUNDING = 1e-9
-"""A budget of 0.7 points is 0.006999…, and 7 of 1,000 samples are 0.007: both are meant to be the same."""
 
 Verdict = Literal["within", "all in float", "even float misses"]
 

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kdbench.records.turns import Limit, Refusal
+from kdbench.stats import ROUNDING
 
-ROUNDING = 1e-9
-"""A floor of 0.7 points is 0.006999…, and 7 of 1,000 samples are 0.007: both are meant to be the same."""
 REACHED = 1e-6
 """Shares are counted in whole channels, parameters and bytes."""
 

@@ -10,7 +10,7 @@ from kdbench.backends.client import WorkerError
 from kdbench.data.generated import described, first_samples, hint
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, pick
-from kdbench.evaluation import parity_on
+from kdbench.evaluation import parity_on, told_by
 from kdbench.onnxfile import inputs_of, load_model, portable
 from kdbench.onnxgraph import count_macs, count_parameters
 from kdbench.proofs.widening import widened
@@ -51,9 +51,9 @@ def convert(
         pick(FORMATS, to, "precision")
         to = {"to": to}
     to = as_record(Convert, to, "options")
-    parent = float_artifact(model)
-    graph = slimmed_graph(load_model(model), model)
     samples = open_pack(pack)
+    parent = told_by(float_artifact(model), samples)
+    graph = slimmed_graph(load_model(model), model)
     (fed,) = described([parent], inputs or {}, samples.name if samples else None)
     compared, batch = comparison_inputs(fed, samples, dims or {})
     found = converted(graph, to, model)

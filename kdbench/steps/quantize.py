@@ -9,7 +9,7 @@ import numpy as np
 from kdbench.data.generated import batch_size, described, generate, hint, in_batches
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError
-from kdbench.evaluation import parity_on
+from kdbench.evaluation import parity_on, told_by
 from kdbench.machine import saturates_in_int8
 from kdbench.onnxfile import MAX_IR, QUANTIZED, known_artifact, load_model, portable
 from kdbench.progress import Progress, silent
@@ -69,7 +69,7 @@ def quantize(
     unheard = [name for name, value in asked_for.items() if value is not None and value is not False]
     if unheard:
         raise UserError(f"options: {', '.join(unheard)}: judged on samples: use fastest_int8")
-    (parent,) = described([float_artifact(model)], inputs or {}, pack.name if pack else None)
+    (parent,) = described([told_by(float_artifact(model), pack)], inputs or {}, pack.name if pack else None)
     graph, notes = prepare(slimmed_graph(load_model(model), model), model, options.per_channel)
     check_options(graph, options, model)
     observed = observed_of(graph, parent, model, pack, options, dims, progress)

@@ -13,7 +13,7 @@ from kdbench.backends.client import WorkerError
 from kdbench.data.generated import batch_size, described, generate, hint
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.errors import UserError, first_line
-from kdbench.evaluation import Parity, answer, compare
+from kdbench.evaluation import Parity, answer, compare, told_by
 from kdbench.onnxfile import MAX_IR, MAX_OPSET, inspect, known_artifact, load_model, portable
 from kdbench.onnxgraph import inlined, nodes_of
 from kdbench.proofs.precision import samples_of as samples_for
@@ -109,7 +109,7 @@ def slim(
     """
     model, out, pack = Path(model), Path(out), open_pack(pack)
     source = inlined(load_model(model))
-    (parent,) = described([known_artifact(model)], inputs or {}, pack.name if pack else None)
+    (parent,) = described([told_by(known_artifact(model), pack)], inputs or {}, pack.name if pack else None)
     check_opset(model, parent)
     # Below 4 every initializer has to be a graph input too, which onnxslim and the opset converter don't keep up.
     source.ir_version = min(max(source.ir_version, 4), MAX_IR)

@@ -51,7 +51,18 @@ def results_add(
     Each is copied to `<into>/<machine>/<date>-<recipe>.json` with its raw values, under the name of the `machine` where
     one is given; the new paths. See `publish`.
     """
-    return [publish(file, Path(into), machine=machine, say=say) for file in find_all(paths_of(*paths))]
+    files = find_all(paths_of(*paths))
+    for file in files:  # nothing is published where one of them is refused
+        _whole(file)
+    return [publish(file, Path(into), machine=machine, say=say) for file in files]
+
+
+def _whole(path: Path) -> ResultFile | Comparison:
+    """The record of a file that can be published; raises UserError for a measurement that was interrupted."""
+    record, _ = load(path)
+    if isinstance(record, ResultFile) and not record.complete:
+        raise UserError(f"{path}: its measurement was interrupted: only whole ones are published: bench again")
+    return record
 
 
 def publish(
@@ -63,9 +74,7 @@ def publish(
     one fingerprint measured: where the name is another's, the new one's has the begin of its fingerprint behind it.
     Raises UserError for a measurement that was interrupted.
     """
-    record, _ = load(path)
-    if isinstance(record, ResultFile) and not record.complete:
-        raise UserError(f"{path}: its measurement was interrupted: only whole ones are published: bench again")
+    record = _whole(path)
     if machine is not None and slug(machine) != machine:
         raise UserError(f"--machine '{machine}': should be small letters, digits and dashes: try '{slug(machine)}'")
     day = _day(path, record.date)

@@ -12,11 +12,11 @@ from kdbench.report.plots.axes import across_for, grouped, log_axis, new_panels,
 from kdbench.report.plots.labels import Bar, Label, name_points
 from kdbench.report.plots.pareto import Point, Standing, front_line, standings
 from kdbench.report.plots.plot import Plot
-from kdbench.report.plots.style import BLACK, PAPER, doubts_note, headline, hover, marked, rungs_of, shortened, sign
+from kdbench.report.plots.style import BLACK, PAPER, doubts_note, headline, hover, marked, rungs_of, sign
 from kdbench.report.plots.timing import Timed, timed
 from kdbench.report.rows import Metric, Row, place
 from kdbench.report.table import Ladder
-from kdbench.report.text import count, percent, points, seconds, size
+from kdbench.report.text import count, percent, points, seconds, shortened, size
 from kdbench.stats import Interval
 
 if TYPE_CHECKING:

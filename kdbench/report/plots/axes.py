@@ -9,8 +9,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kdbench.report.plots.style import new_figure, plain
+from kdbench.report.plots.style import new_figure
 from kdbench.report.rows import Row
+from kdbench.report.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

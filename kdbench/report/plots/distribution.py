@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from kdbench.report.plots.axes import across_for, grouped, log_axis, new_panels, where
 from kdbench.report.plots.plot import Plot
-from kdbench.report.plots.style import BLACK, headline, hover, rungs_of, shortened, sign
+from kdbench.report.plots.style import BLACK, headline, hover, rungs_of, sign
 from kdbench.report.plots.timing import timed
 from kdbench.report.scenarios import load_of
 from kdbench.report.table import Ladder
-from kdbench.report.text import seconds
+from kdbench.report.text import seconds, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,8 +12,8 @@ from kdbench.records.base import from_json, read_text
 from kdbench.records.budget import Budget, CandidateRecord, CurvePoint, LayerNoise
 from kdbench.report.plots.labels import Bar, Label, name_points
 from kdbench.report.plots.plot import Plot
-from kdbench.report.plots.style import BLACK, hover, new_figure, plain, shortened
-from kdbench.report.text import count
+from kdbench.report.plots.style import BLACK, hover, new_figure
+from kdbench.report.text import count, plain, shortened
 from kdbench.store import RunFolder
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from kdbench.errors import printable
 from kdbench.report.rows import Row
 from kdbench.report.table import Ladder
+from kdbench.report.text import plain
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -110,23 +110,3 @@ def doubts_note(rows: Iterable[Row]) -> str:
     """What that sign means, where there is one."""
     broken = any(row.broken_claims for row in rows)
     return f" {DOUBTFUL}: a claim of the cell does not hold, see its footnotes." if broken else ""
-
-
-def plain(text: str) -> str:
-    """On one line, without control characters, which SVG could not hold."""
-    return printable(" ".join(text.split()))
-
-
-def shortened(names: Iterable[str], most: int = 26) -> dict[str, str]:
-    """Names as they are drawn: of long ones beginning and end; numbered where those are another's too."""
-    found: dict[str, str] = {}
-    for name in names:
-        short = line = plain(name)
-        if len(line) > most:
-            short = f"{line[: most // 2 - 1]}…{line[-(most - most // 2) :]}"
-        number = 2
-        while short in found.values():
-            short = f"{line[: most // 2 - 4]}…{line[-(most // 2 - 2) :]} ({number})"
-            number += 1
-        found[name] = short
-    return found

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from kdbench.report.plots.axes import across_for, count_axis, grouped, log_axis, new_panels, where
 from kdbench.report.plots.labels import Label, name_ends
 from kdbench.report.plots.plot import Plot
-from kdbench.report.plots.style import BLACK, LINES, doubts_note, headline, hover, marked, rungs_of, shortened, sign
+from kdbench.report.plots.style import BLACK, LINES, doubts_note, headline, hover, marked, rungs_of, sign
 from kdbench.report.plots.timing import Timed, timed
 from kdbench.report.table import Ladder
-from kdbench.report.text import count
+from kdbench.report.text import count, shortened
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from kdbench.report.plots.axes import log_axis, new_panels
 from kdbench.report.plots.labels import Label, name_ends
 from kdbench.report.plots.plot import Plot
-from kdbench.report.plots.style import BLACK, LINES, hover, plain, shortened, sign
-from kdbench.report.text import percent, three_digits
+from kdbench.report.plots.style import BLACK, LINES, hover, sign
+from kdbench.report.text import percent, plain, shortened, three_digits
 from kdbench.store import RunFolder
 
 if TYPE_CHECKING:
