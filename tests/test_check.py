@@ -151,6 +151,9 @@ def test_trainings_in_larger_batches_than_those_that_were_timed_take_as_much_lon
             watch(label, done / 4, 1)
     found = learning_s(recipe, data, watch)
     assert found["student-pruned"] == pytest.approx(10 * 5.0 * 1010 / 200)
+    at_once = recipe.prune.training.model_copy(update={"batch_size": 10**6})
+    whole = recipe.model_copy(update={"prune": recipe.prune.model_copy(update={"training": at_once})})
+    assert learning_s(whole, data, watch)["student-pruned"] == pytest.approx(found["student-pruned"])
     turn_s, final_s = 10 * 21 * 1.25 + 20, 10 * 2 * 1.25 * 505 / 50  # 20 s to time it
     assert checking._spiral_s(recipe, data, watch, {}) == pytest.approx(turn_s + final_s)
 

@@ -135,7 +135,7 @@ class Odd(nn.Module):
 
 def test_layers_that_are_left_alone_say_why():
     model, x = Odd().eval(), torch.randn(2, 4, 8)
-    model.constant.requires_grad_(False)
+    model.constant.weight.requires_grad_(False)
     made = low_rank.plan(model, x, Factorise(energy=0.05, ignore=["spared"]))
     assert set(made.ranks) == {"fine"}
     assert made.left["grouped"] == "a convolution of 8 groups"

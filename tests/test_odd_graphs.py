@@ -84,6 +84,32 @@ def test_what_lies_in_functions_is_quantized_and_slimmed(tmp_path, options):
     assert made.metrics["parity_largest_difference"] < 0.1
 
 
+def test_functions_of_another_opset_are_said_to_prevent_it(tmp_path):
+    model = onnx.load(with_functions(tmp_path / "m.onnx"))
+    model.functions[0].opset_import[0].version = 16
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UserError, match="its functions are of another opset than it is: export it without them"):
+        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx")
+
+
+def test_layers_that_are_called_again_and_again_share_one_integer_weight(tmp_path):
+    """As the cell of an unrolled recurrent network; of two that read it in two ways each has its own."""
+    steps = [helper.make_node("Gemm", [f"h{n}", "w", "b"], [f"h{n + 1}"], transB=1, name=f"step{n}") for n in range(4)]
+    last = helper.make_node("Gemm", ["h4", "w"], ["y"], name="last")
+    weights = {"w": drawn(16, 16), "b": drawn(16, seed=1), "w.1": drawn(16, 16, seed=2)}
+    weights |= {"unlike": drawn(16, seed=3)}
+    nodes = [helper.make_node("MatMul", ["x", "w.1"], ["h"]), helper.make_node("Add", ["h", "unlike"], ["h0"]), *steps]
+    shapes = {"x": ["n", 16]}, {"h4": ["n", 16]}
+    again = models.save(tmp_path / "again.onnx", nodes, weights, *shapes)
+    both = models.save(tmp_path / "both.onnx", [*nodes, last], weights, {"x": ["n", 16]}, {"y": ["n", 16]})
+    for form in ("qdq", "qoperator"):
+        made = quantize(again, tmp_path / "q.onnx", None, {"format": form})
+        assert made.metrics["parity_largest_difference"] < 0.1
+        assert made.parameters < 1.5 * 2 * 16 * 16
+        made = quantize(both, tmp_path / "q.onnx", None, {"format": form})
+        assert made.metrics["parity_largest_difference"] < 0.3  # a copy has taken no other's name
+
+
 @pytest.mark.parametrize("form", ["qdq", "qoperator"])
 def test_a_table_that_a_layer_shares_is_split_by_channel_for_each_of_them(tied, tmp_path, form):
     made = quantize(tied, tmp_path / "q.onnx", None, {"format": form})

@@ -155,7 +155,7 @@ def test_the_command_prunes_to_a_measured_latency_or_says_the_closest(typed, mon
     assert not (tmp_path / "no.safetensors").exists()
 
 
-def test_a_latency_in_a_recipe_is_measured_under_the_options_of_its_backend(monkeypatch, dataset):
+def test_a_latency_in_a_recipe_is_measured_under_the_options_of_its_backend(run, monkeypatch, dataset):
     asked = []
 
     def measured(scratch, x, backend, options, seed):
@@ -170,6 +170,9 @@ def test_a_latency_in_a_recipe_is_measured_under_the_options_of_its_backend(monk
     with pytest.raises(UserError, match=r"^prune\.latency: 1e-09 can't be reached"):
         prune.check(recipe, dataset)
     assert asked == [("openvino", {"openvino": {"precision": "bf16"}})]
+    source, held = run / "student.safetensors", prune.training_samples(recipe, dataset)
+    marks = [prune.mark(source, recipe.prune, 0, held, {"openvino": {"precision": one}}) for one in ("bf16", "fp32")]
+    assert marks[0] != marks[1]
 
 
 def test_samples_need_not_fill_their_last_batch(run, tmp_path):

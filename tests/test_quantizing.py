@@ -219,6 +219,24 @@ def test_a_recipe_with_a_budget_makes_its_int8_rungs_so(sensitive, tmp_path, mon
     assert not list(folder.path.glob("*.budget.json"))
 
 
+def test_an_int8_rung_is_chosen_under_the_options_of_its_backend(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(quantizing, "fastest_int8", lambda *_, **options: asked.append(options) or bad())
+
+    def bad():
+        raise UserError("enough")
+
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    save_artifact(folder.path, inspect(save_mlp(folder.onnx("student"))))
+    write_npz(folder.pack, {"x_calibration": np.zeros((4, 4), np.float32)})
+    options = {"openvino": {"precision": "bf16"}, "cpu": {}}
+    section = parse(QuantizeSection, {"for": "openvino"}, "quantize")
+    with pytest.raises(UserError, match="enough"):
+        rungs.in_int8(folder, section, {"student": "student"}, None, silent, unsaid, options)
+    assert asked[0]["backend_options"] == {"openvino": {"precision": "bf16"}}
+
+
 def test_a_default_that_a_recipe_says_no_more_makes_its_int8_rung_again(tmp_path):
     folder, rng = RunFolder(tmp_path), np.random.default_rng(0)
     write_npz(folder.pack, {"x_calibration": rng.standard_normal((64, 4)).astype(np.float32)})

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -135,13 +136,22 @@ def test_an_unknown_place_for_the_turns_is_refused_before_any_training(tmp_path)
     for walk in (lambda chosen: spirals.spiral(chosen, tmp_path / "run"), checking.check):
         with pytest.raises(UserError, match="unknown backend 'cpuu': did you mean 'cpu'"):
             walk(recipe(**{"spiral.backend": "cpuu"}))
+    for fields in ({"quantize.for": "cpuu"}, {"prune.macs": "0.9", "prune.backend": "cpuu@/a/python"}):
+        with pytest.raises(UserError, match="unknown backend 'cpuu': did you mean 'cpu'"):
+            pipeline.run(recipe(**fields), tmp_path / "run")
     assert not list(tmp_path.glob("run/*.safetensors"))
 
 
 def test_the_path_of_the_turns_interpreter_is_no_part_of_the_results(run, monkeypatch):
     monkeypatch.undo()  # the ladder is measured
-    looks(monkeypatch, 0.1)
-    monkeypatch.setattr(turns, "raced", lambda subjects, *_: {subjects[-1].artifact.rung: Raced(None, None, (), "no")})
+
+    def broken(subjects, *rest):
+        """The first model can't be timed."""
+        bad = run / "bad.onnx"
+        bad.write_bytes(b"no model")
+        return raced([replace(subjects[0], model=bad), *subjects[1:]], *rest)
+
+    monkeypatch.setattr(turns, "raced", broken)
     place = f"cpu@{sys.executable}"
     found = spirals.spiral(recipe(**{"spiral.backend": place, "spiral.turns": "1"}), run).record
     assert found.turns[0].doubts[0].startswith("not timed: spiral-1 on cpu@")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kdbench.benchmark.cells import Subject, check_backends
+from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import EvalPack, open_filed
 from kdbench.data.sizes import Sweep
 from kdbench.errors import UserError, check_counts
@@ -16,6 +16,7 @@ from kdbench.pipeline.comparing import Compared, compared
 from kdbench.pipeline.learning import distilled, learned, needs_torch, prepared
 from kdbench.pipeline.measuring import Report, measured, measured_run
 from kdbench.pipeline.packing import bench_packed, is_packed
+from kdbench.pipeline.places import check_places
 from kdbench.pipeline.rungs import compressed, ladder_of, of_spiral, run_subjects
 from kdbench.progress import Progress, is_main, silent, unsaid
 from kdbench.records import Artifact, Bench, Recipe, parse, slug
@@ -41,14 +42,15 @@ def run(
     """
     recipe = open_recipe(recipe)
     folder = RunFolder(Path(out or RUNS / recipe.name))
-    check_backends(recipe.bench.backends, recipe.bench.options)
+    check_places(recipe)
     with folder.lock():
         ground = prepared(folder, recipe, progress, say)
         weights = learned(ground, alone=True)
         made = distilled(ground, weights, alone=True)
         # Against the first teacher; where none of them knows all classes, against the student alone.
         baseline = next(iter(made))
-        compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, progress, say)
+        teacher = baseline if baseline.startswith("teacher") else None
+        compressed(folder, recipe.quantize, teacher, progress, say, recipe.bench.options)
         aware(ground, weights, "student-slim", "student-int8")
         # A spiral in the same folder has rungs of its own, which may be of an earlier student.
         subjects = run_subjects(folder, lambda artifact: not of_spiral(artifact.rung))

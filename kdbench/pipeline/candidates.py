@@ -21,7 +21,7 @@ from kdbench.quantization.sensitivity import (
     names_of,
     sqnr_db,
 )
-from kdbench.quantization.static import quantizable, static_int8
+from kdbench.quantization.static import nothing_in, quantizable, static_int8
 from kdbench.records import Quantize
 from kdbench.records.budget import CandidateRecord, CurvePoint, Estimate, LayerNoise
 from kdbench.search.int8_budget import Tried
@@ -133,8 +133,7 @@ def attempts(ground: Ground, ways: Sequence[Quantize]) -> list[Candidate]:
         if layers:
             found.append(judged(ground, candidate))
         else:
-            kinds = ", ".join(sorted({node.op_type for node in ground.graph.graph.node})[:8])
-            found.append(replace(candidate, error=f"nothing in it can be quantized (operators: {kinds})"))
+            found.append(replace(candidate, error=nothing_in(ground.graph)))
     ground.progress("candidates", len(ways), len(ways))
     return found
 

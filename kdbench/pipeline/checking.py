@@ -23,6 +23,7 @@ from kdbench.pipeline import describing, spiral
 from kdbench.pipeline.aware import aware
 from kdbench.pipeline.describing import Fact
 from kdbench.pipeline.learning import Ground, grounded, learned, loaded, made, needs_torch
+from kdbench.pipeline.places import check_places
 from kdbench.pipeline.rungs import AWARE, LOW_RANK, PRUNED, SPARSE, compressed, run_subjects
 from kdbench.pipeline.turns import race_s
 from kdbench.progress import Progress, silent, unsaid
@@ -108,7 +109,7 @@ def check(recipe: Recipe | str | Path, *, progress: Progress = silent, say: Call
     UserError where `run` would.
     """
     recipe = open_recipe(recipe)
-    spiral.check_places(recipe)
+    check_places(recipe, turns=True)
     needs_torch()
     watch, start = Stopwatch(progress), now()
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch:
@@ -119,7 +120,8 @@ def check(recipe: Recipe | str | Path, *, progress: Progress = silent, say: Call
         weights = learned(ground, alone=True)
         artifacts = made(ground, weights)
         baseline = next(iter(artifacts))
-        compressed(folder, recipe.quantize, baseline if baseline.startswith("teacher") else None, watch, say)
+        taught = baseline if baseline.startswith("teacher") else None
+        compressed(folder, recipe.quantize, taught, watch, say, recipe.bench.options)
         aware(ground, weights, "student-slim", "student-int8")
         if recipe.spiral:
             spiral.tried(ground)
@@ -190,7 +192,7 @@ def _training_s(
     """By the steps of the one under `label`: of itself, or of another one (`timed`), whose batches may be others."""
     batch = min((timed or training).batch_size, _few(recipe, dataset))
     steps = training.epochs * math.ceil(len(dataset.x_train) / training.batch_size)
-    return steps * watch.step_s(label) * training.batch_size / batch
+    return steps * watch.step_s(label) * min(training.batch_size, len(dataset.x_train)) / batch
 
 
 def _spiral_s(recipe: Recipe, dataset: Dataset, watch: Stopwatch, estimate: dict[str, float]) -> float:

@@ -211,7 +211,7 @@ def pruned(ground: Ground, student: Path, teachers: dict[str, Path]) -> Path:
 
     def narrow() -> None:
         samples = prune.training_samples(recipe, dataset)
-        mark = prune.mark(student, options, recipe.seed, samples)
+        mark = prune.mark(student, options, recipe.seed, samples, recipe.bench.options)
         if is_main() and not weights.load_matching(narrowed, mark):
             with folder.timed(PRUNED, "pruning"):
                 found = prune.prune(

@@ -78,7 +78,7 @@ def raced(subjects: Sequence[Subject], place: Place, pack: EvalPack, progress: P
     records, arrays = schedule.records()
     by_rung = {record.rung: record for record in records}
     if by_rung[baseline.rung].error:
-        raise UserError(f"{baseline.rung} on {place.backend}: {by_rung[baseline.rung].error}")
+        raise UserError(f"{baseline.rung} on {cells[0].backend.label}: {by_rung[baseline.rung].error}")
     paired = {theirs.cell.subject.artifact.rung: common_rounds(ours, theirs) for ours, theirs in schedule.pairs()}
     around = [said for one in disturbances_of(schedule.settings, records, arrays).values() for said in one]
     first = [f"{baseline.rung}: {said}" for said in _doubts(by_rung[baseline.rung], arrays, schedule.settings, None)]

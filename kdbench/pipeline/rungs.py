@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kdbench import __version__
+from kdbench.backends import own_options
 from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import load_pack
 from kdbench.errors import UserError
@@ -162,6 +163,7 @@ def compressed(
     teacher: str | None,
     progress: Progress,
     say: Callable[[str], None],
+    backend_options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """The slimmed and the int8 rungs of the student, or of the pruned one, and the int8 one of `teacher`, if there is
     such a rung; those of the students beside them, where the options ask for all rungs. Else they are removed.
@@ -175,7 +177,7 @@ def compressed(
             parents[beside] = beside
         else:
             without(folder, beside)
-    in_int8(folder, options, parents, teacher, progress, say)
+    in_int8(folder, options, parents, teacher, progress, say, backend_options)
 
 
 def every_rung(options: Quantize) -> bool:
@@ -207,8 +209,12 @@ def in_int8(
     teacher: str | None,
     progress: Progress,
     say: Callable[[str], None],
+    backend_options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """The rungs `NAME-slim` and `NAME-int8` of each rung that `parents` names, and the int8 one of `teacher`."""
+    """The rungs `NAME-slim` and `NAME-int8` of each rung that `parents` names, and the int8 one of `teacher`.
+
+    Where one is chosen on a backend, those of the `backend_options` that are its own hold.
+    """
     from kdbench.pipeline.proving import with_layers
     from kdbench.pipeline.quantizing import fastest_int8
     from kdbench.steps.quantize import quantize
@@ -221,6 +227,9 @@ def in_int8(
         "options": options.model_dump(exclude_unset=options.filled_in),
         "saturates": saturates_in_int8(),
     }
+    given = own_options(options.backend or "cpu", backend_options or {})
+    if given:
+        facts["backend_options"] = given
 
     def quantized(parent: str, rung: str) -> Callable[[Path], Artifact]:
         search = options.max_drop is not None or options.backend is not None
@@ -235,7 +244,15 @@ def in_int8(
 
     def fastest(parent: str, rung: str, out: Path) -> Artifact:
         found = fastest_int8(
-            folder.onnx(parent), out, pack, options, budget_s=RACE_S, rung=rung, progress=progress, say=say
+            folder.onnx(parent),
+            out,
+            pack,
+            options,
+            backend_options=given,
+            budget_s=RACE_S,
+            rung=rung,
+            progress=progress,
+            say=say,
         )
         chosen = next(one for one in found.budget.candidates if one.name == found.budget.chosen)
         for doubt in chosen.doubts:

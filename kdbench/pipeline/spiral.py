@@ -9,13 +9,12 @@ from pathlib import Path
 from time import perf_counter as now
 
 from kdbench import __version__
-from kdbench.backends import own_options, pick_backend
-from kdbench.benchmark.cells import check_backends
 from kdbench.errors import UserError
 from kdbench.machine import versions
 from kdbench.onnxfile import known_artifact
 from kdbench.pipeline.learning import Ground, prepared
 from kdbench.pipeline.measuring import Report, measured_run
+from kdbench.pipeline.places import check_places
 from kdbench.pipeline.rungs import ENDS, SPIRAL, every_rung, in_int8, run_subjects, without
 from kdbench.pipeline.turns import FINAL, POINT, Walk, begun, final_turn, forget, lasted, one_turn, score
 from kdbench.progress import Progress, silent, unsaid
@@ -64,7 +63,7 @@ def spiral(
     folder = RunFolder(Path(out or Path("runs") / recipe.name))
     if recipe.spiral is None:
         raise UserError(f"{recipe.name}: no [spiral] in the recipe: add one, or --set spiral.macs=0.5")
-    check_places(recipe)
+    check_places(recipe, turns=True)
     with folder.lock():
         walk = begun(prepared(folder, recipe, progress, say))
         record = _walked(walk)
@@ -76,13 +75,6 @@ def spiral(
         turns = save_turns(record, folder.path)
     file = folder.onnx(record.best)
     return Spiralled(record, known_artifact(file), file, folder.path / JOURNAL, turns, report)
-
-
-def check_places(recipe: Recipe) -> None:
-    """Raises UserError for backends of the ladder, or of the turns, that are unknown, or of which none is here."""
-    check_backends(recipe.bench.backends, recipe.bench.options)
-    if recipe.spiral:
-        check_backends([recipe.spiral.backend], own_options(recipe.spiral.backend, recipe.bench.options))
 
 
 def _walked(walk: Walk) -> SpiralRecord:
@@ -228,7 +220,8 @@ def _in_int8(walk: Walk, record: SpiralRecord) -> list[str]:
     if not every_rung(options) or record.best == record.first:
         without(folder, SPIRAL)
         return []
-    in_int8(folder, options, {SPIRAL: record.best}, None, ground.progress, ground.say)
+    given = ground.recipe.bench.options
+    in_int8(folder, options, {SPIRAL: record.best}, None, ground.progress, ground.say, given)
     return [f"{SPIRAL}-{end}" for end in ENDS]
 
 
@@ -253,7 +246,7 @@ def _remarks(walk: Walk, record: SpiralRecord) -> list[str]:
         )
     last = next((turn for turn in (record.final, *reversed(record.turns)) if turn and not turn.refusal), None)
     if last and (ratio := last.speedup) and ratio.low <= 1:
-        place = pick_backend(walk.section.backend).label
+        place = walk.place.label
         if ratio.high <= 1:
             is_it = f"{record.best} is not faster than {record.first} on {place}, for all that it has lost"
         else:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdbench import stats
-from kdbench.backends import own_options, pick_backend
+from kdbench.backends import Target, own_options, pick_backends
 from kdbench.benchmark.cells import Subject
 from kdbench.data.pack import EvalPack, load_pack
 from kdbench.errors import UserError
@@ -58,6 +58,13 @@ class Walk:
     """The recipe's, by name."""
     first: First
     held_out: EvalPack
+
+    @property
+    def place(self) -> Target:
+        """Where turns are timed, under the backend's own options."""
+        asked = self.section.backend
+        (target,) = pick_backends([asked], own_options(asked, self.ground.recipe.bench.options))
+        return target
 
     def rung(self, number: int) -> str:
         return f"spiral-{number}" if number else self.first.artifact.rung
@@ -266,7 +273,7 @@ def _timed(walk: Walk, artifact: Artifact) -> dict[str, Any]:
         time = Raced(None, None, (), str(error))
     if time.speedup is not None:
         return {"speedup": estimate(time.speedup), "doubts": time.doubts}
-    why = f"{artifact.rung} on {pick_backend(backend).label}: {time.error or 'too few rounds were measured'}"
+    why = f"{artifact.rung} on {walk.place.label}: {time.error or 'too few rounds were measured'}"
     if walk.section.latency is not None:
         raise UserError(why)
     return {"speedup": None, "doubts": (f"not timed: {why}",)}

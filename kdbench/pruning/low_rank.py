@@ -175,7 +175,7 @@ def candidates(
             left[name] = f"{type(module).__name__} is not factorised"
         elif getattr(module, "groups", 1) > 1:
             left[name] = f"a convolution of {module.groups} groups"
-        elif not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+        elif not module.get_parameter("weight").requires_grad:
             left[name] = "its weights are constants"
         elif any(users[parameter] > 1 for parameter in module.parameters(recurse=False)):
             left[name] = "shares its weights with another layer"

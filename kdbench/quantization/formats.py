@@ -11,7 +11,7 @@ from kdbench.onnxfile import opset_of
 from kdbench.proofs.layers import WEIGHT_INPUT
 from kdbench.quantization.halves import TABLES, bf16, clamped, fp16, weight_places, without_fp16
 from kdbench.quantization.integers import dynamic_int8, int4_weights
-from kdbench.quantization.preparing import at_opset, name_nodes
+from kdbench.quantization.preparing import at_opset, name_nodes, own_copy
 from kdbench.records import Convert
 
 if TYPE_CHECKING:
@@ -225,17 +225,15 @@ def _with_own_floats(model: "onnx.ModelProto", keep: Collection[str], chosen: Co
     """The model whose nodes to `keep`, by name or operator, have copies of the weights that `chosen` ones change."""
     weights = _float_weights(model)
     taken = {name for node in model.graph.node if node.name in chosen for name in node.input}
+    own: dict[str, str] = {}
     for node in model.graph.node:
         if node.name not in keep and node.op_type not in keep:
             continue
         for place, name in enumerate(node.input):
             if name in weights and name in taken:
-                own = f"{name}.kept"
-                if own not in weights:
-                    weights[own] = model.graph.initializer.add()
-                    weights[own].CopyFrom(weights[name])
-                    weights[own].name = own
-                node.input[place] = own
+                if name not in own:
+                    own[name] = own_copy(model, weights[name])
+                node.input[place] = own[name]
     return model
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from kdbench.errors import UserError
 from kdbench.machine import saturates_in_int8
+from kdbench.quantization.preparing import own_copy
 from kdbench.quantization.quiet import quietly
+from kdbench.quantization.weights import attribute
 from kdbench.records import Convert
 
 if TYPE_CHECKING:
@@ -71,33 +73,29 @@ def int4_weights(model: "onnx.ModelProto", options: Convert, left: Collection[st
     return _without_repeats(found)
 
 
-def with_own_weights(model: "onnx.ModelProto") -> "onnx.ModelProto":
-    """A copy in which no weight is shared by operators of different kinds, nor by two Gemm.
+def with_own_weights(model: "onnx.ModelProto", transposing: bool = True) -> "onnx.ModelProto":
+    """A copy in which no weight is shared by operators of different kinds, nor by Gemms of which one transposes it.
 
-    onnxruntime's quantizers change a weight in its place, once for each node that has it: a Gemm's by transposing it.
+    onnxruntime's quantizers change a weight in its place, once for each node that has it. Those that are `transposing`
+    a Gemm's weight want none shared by two Gemms at all.
     """
     import onnx
 
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     weights = {tensor.name: tensor for tensor in copy.graph.initializer}
-    users: dict[str, list[tuple[str, int, str]]] = {}
+    own: dict[str, dict[tuple[str, int, str], str]] = {}
+    """By weight and use the name of the copy; of the first use its own."""
     for node in copy.graph.node:
         for place, name in enumerate(node.input):
             if name not in weights:
                 continue
-            use = (node.op_type, place, node.name if node.op_type == "Gemm" else "")
-            known = users.setdefault(name, [])
+            one = node.name if transposing else str(attribute(node, "transB", 0))
+            use = (node.op_type, place, one if node.op_type == "Gemm" else "")
+            known = own.setdefault(name, {})
             if use not in known:
-                known.append(use)
-            number = known.index(use)
-            if number:
-                own = f"{name}.{number}"
-                if own not in weights:
-                    weights[own] = copy.graph.initializer.add()
-                    weights[own].CopyFrom(weights[name])
-                    weights[own].name = own
-                node.input[place] = own
+                known[use] = own_copy(copy, weights[name]) if known else name
+            node.input[place] = known[use]
     return copy
 
 

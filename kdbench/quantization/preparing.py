@@ -1,5 +1,6 @@
 """What graphs need before another precision is made of them: an opset that knows it, and names."""
 
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,18 @@ def at_opset(model: "onnx.ModelProto", least: int, path: Path, need: str) -> tup
             f"{path}: {need} needs opset {least}, and it can't be converted from {opset} ({first_line(error, 100)}): "
             f"export it with opset {least} or newer"
         ) from None
+
+
+def own_copy(model: "onnx.ModelProto", tensor: "onnx.TensorProto") -> str:
+    """Adds a copy of an initializer, in place, under a name that nothing has yet; that name."""
+    graph = model.graph
+    taken = {value.name for value in (*graph.initializer, *graph.input)}
+    taken |= {name for node in graph.node for name in node.output}
+    added = graph.initializer.add()
+    added.CopyFrom(tensor)
+    name = next(name for number in count(1) if (name := f"{tensor.name}.{number}") not in taken)
+    added.name = name
+    return name
 
 
 def name_nodes(model: "onnx.ModelProto") -> None:

@@ -51,7 +51,7 @@ def prepare(model: "onnx.ModelProto", path: Path, per_channel: bool = True) -> t
 
     name_nodes(model)
     # A weight that is split by channel otherwise for each of its readers, or a bias whose scale is its layer's own.
-    model, notes = _upgraded(with_own_weights(copied(model)), path, per_channel)
+    model, notes = _upgraded(with_own_weights(copied(model), transposing=False), path, per_channel)
     model = _with_flat_biases(model)
     with tempfile.TemporaryDirectory(prefix="kdbench-") as scratch, quietly():
         prepared = Path(scratch, "prepared.onnx")
@@ -64,6 +64,14 @@ def prepare(model: "onnx.ModelProto", path: Path, per_channel: bool = True) -> t
     add_infer_metadata(model)  # so that the quantizer doesn't infer them again, by way of files
     name_nodes(model)
     return model, notes
+
+
+def nothing_in(graph: "onnx.ModelProto") -> str:
+    """That nothing in it can be quantized, and what to do."""
+    kinds = ", ".join(sorted({node.op_type for node in graph.graph.node})[:8])
+    apart = "its functions are of another opset than it is: export it without them"
+    way_out = apart if graph.functions else "ship it as it is"
+    return f"nothing in it can be quantized (operators: {kinds}): {way_out}"
 
 
 def without_kernels(options: Quantize) -> bool:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdbench.quantization.preparing import own_copy
+
 if TYPE_CHECKING:
     import onnx
 
@@ -79,11 +81,7 @@ def copied(model: "onnx.ModelProto") -> "onnx.ModelProto":
         if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3 or node.input[2] not in tensors:
             continue
         if node.input[2] in taken:
-            own = onnx.TensorProto()
-            own.CopyFrom(tensors[node.input[2]])
-            own.name = f"{own.name}.{node.name}"
-            copy.graph.initializer.append(own)
-            node.input[2] = own.name
+            node.input[2] = own_copy(copy, tensors[node.input[2]])
         taken.add(node.input[2])
     return copy
 

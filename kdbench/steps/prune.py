@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kdbench import __version__
+from kdbench.backends import own_options
 from kdbench.data.dataset import Dataset, Labels
 from kdbench.data.pack import EvalPack, open_pack
 from kdbench.data.preprocess import apply
@@ -105,18 +106,26 @@ def prune(
         found = structured.prune(model, options, x, gradients=judged, measure=measure, seed=seed, progress=progress)
     kept = {
         "changes": (*trained.changes, *found.changes),
-        "fingerprint": mark(source, options, seed, samples),
+        "fingerprint": mark(source, options, seed, samples, backend_options),
     }
     weights.save(out, found.model.state_dict(), trained.model_copy(update=kept))
     what = options.target[0] if options.target else "channels"
     return Narrowed(out, found.before, found.after, what, found.share, found.left)
 
 
-def mark(source: Path, options: Prune, seed: int, samples: Samples) -> str:
+def mark(
+    source: Path,
+    options: Prune,
+    seed: int,
+    samples: Samples,
+    backend_options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
     """The fingerprint of what `prune` makes of a weights file, judged on samples."""
     facts = {"step": "prune", "source": sha256(source.read_bytes()), "seed": seed, "kdbench": __version__}
     facts |= {"x": sha256(samples.x.tobytes()), "y": None if samples.y is None else sha256(samples.y.tobytes())}
     asked = options.model_dump(include=set(Prune.model_fields))
+    measured_under = {} if options.latency is None else own_options(options.backend, backend_options or {})
+    facts |= {"backend_options": measured_under} if measured_under else {}
     return fingerprint(**facts, options=asked, versions=versions(("torch", "torch-pruning")))
 
 

@@ -19,6 +19,7 @@ from kdbench.quantization.samples import BATCH, samples_of
 from kdbench.quantization.static import (
     check_options,
     left_out,
+    nothing_in,
     prepare,
     quantizable,
     static_int8,
@@ -79,8 +80,7 @@ def quantize(
         others = ", ".join(sorted({node.op_type for node in graph.graph.node if node.name in able})[:8])
         if others and (asked := options.operators or options.nodes):
             raise UserError(f"{model}: onnxruntime can't quantize {', '.join(asked)} in it, but {others}: name these")
-        kinds = ", ".join(sorted({node.op_type for node in quantized.graph.node})[:8])
-        raise UserError(f"{model}: nothing in it can be quantized (operators: {kinds}): ship it as it is")
+        raise UserError(f"{model}: {nothing_in(graph)}")
     warnings: tuple[str, ...] = () if pack is not None else (GENERATED_WARNING,)
     warnings += warnings_of(graph, quantized, options, observed)
     used = options.model_dump(exclude=set(JUDGED)) | notes

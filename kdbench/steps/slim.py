@@ -199,8 +199,8 @@ def rewritten(
 
 
 def slimmed_graph(model: "onnx.ModelProto", path: Path) -> "onnx.ModelProto":
-    """The model without functions of its own, as onnxslim alone leaves it in the end; raises UserError where onnxslim
-    can't take it."""
+    """The model without functions of its own opset, as onnxslim alone leaves it in the end; raises UserError where
+    onnxslim can't take it."""
     model = inlined(model)
     model.ir_version = max(model.ir_version, 4)
     for _ in range(MOST_PASSES):
