@@ -13,7 +13,7 @@ from kdbench.pipeline.rerunning import compared_again
 from kdbench.records import sealed
 from kdbench.report.markdown import to_markdown
 from kdbench.report.rendering import Asked, find, rendered
-from kdbench.report.table import load_ladders
+from kdbench.report.table import load_ladders, rows_of
 from tests.conftest import save_mlp
 from tests.test_report import MACHINE, ROUNDS, cell
 from tests.test_results import OTHER, compared, digest, saved, values, whole
@@ -113,6 +113,17 @@ def test_what_is_left_of_a_published_file_is_told(tmp_path):
         f"{emptied}: neither results nor a comparison: restore it, or remove it",
         f"{lost}: 2026-11-20-lost.json is missing beside it: restore it, or remove this one",
     )
+
+
+def test_folders_of_one_name_are_told_apart_by_those_above_them(tmp_path):
+    """In every table their numbers stand side by side, and none takes the place of another's."""
+    paths = [saved(tmp_path / where / "digits", values(speed)) for where, speed in (("old", 2.0), ("new", 4.0))]
+    paths.append(saved(tmp_path / "other", values(3.0)))
+    found = load_ladders(paths)
+    assert [one.source for one in found] == ["old/digits", "new/digits", "other"]
+    assert len({row.rung for row in rows_of(found)}) == 6
+    header, *_ = rendered(find(paths, Asked("backends")), "csv").splitlines()
+    assert len(set(header.split(","))) == len(header.split(","))
 
 
 def test_a_page_of_other_tables_is_told(tmp_path):

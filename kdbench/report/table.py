@@ -51,7 +51,8 @@ def load_ladders(paths: Iterable[Path]) -> list[Ladder]:
     """
     found = [(file, *load_result(file)) for path in paths for file in find_results(path)]
     refuse_twice((file, result.raw.sha256) for file, result, _ in found)
-    return [ladder(result, arrays, name_of(file)) for file, result, arrays in found]
+    names = _names_of([file for file, _, _ in found], [result.machine.name for _, result, _ in found])
+    return [ladder(result, arrays, name) for name, (_, result, arrays) in zip(names, found, strict=True)]
 
 
 def rows_of(ladders: Sequence[Ladder]) -> list[Row]:
@@ -92,9 +93,30 @@ def titles(ladders: Sequence[Ladder]) -> list[str]:
 
 def name_of(file: Path) -> str:
     """What tells a result file from others: its folder for a run's, else its own name."""
+    return _place(file)[-1]
+
+
+def _names_of(files: Sequence[Path], machines: Sequence[str]) -> list[str]:
+    """Of several of one machine that are alike, with as many of the folders above them as it takes."""
+    names = [name_of(file) for file in files]
+    alike: dict[tuple[str, str], list[int]] = {}
+    for number, key in enumerate(zip(machines, names, strict=True)):
+        alike.setdefault(key, []).append(number)
+    for numbers in alike.values():
+        places, depth = [_place(files[number]) for number in numbers], 1
+        while len({place[-depth:] for place in places}) < len(set(places)):
+            depth += 1
+        for number, place in zip(numbers, places, strict=True):
+            names[number] = "/".join(place[-depth:])
+    return names
+
+
+def _place(file: Path) -> tuple[str, ...]:
+    """The folders above a result file, and its name: a run's is that of its folder."""
+    above = file.resolve().parent.parts[1:]
     if file.name in (RESULTS_FILE, PARTIAL_FILE):
-        return file.resolve().parent.name
-    return file.name.removesuffix(RETURNED).removesuffix(".json")
+        return above or ("",)
+    return (*above, file.name.removesuffix(RETURNED).removesuffix(".json"))
 
 
 def ladder(result: ResultFile, arrays: Arrays, source: str = "") -> Ladder:
