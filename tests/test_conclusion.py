@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from kdbench.backends import pick_backend
 from kdbench.data.sizes import combinations
 from kdbench.quantization.targets import targeted
 from kdbench.records import (
@@ -12,12 +13,13 @@ from kdbench.records import (
     QuantizeSection,
     Recipe,
     ScenarioMeasurement,
+    TensorSpec,
     from_json,
     parse,
     recipe_from_toml,
 )
 from kdbench.records.writing import recipe_to_toml
-from kdbench.report.again import commands
+from kdbench.report.again import checksums, commands
 from kdbench.report.conclusion import conclusion_table, sentences
 from kdbench.report.listing import contents
 from kdbench.report.table import ladder
@@ -94,6 +96,24 @@ def test_the_command_to_measure_again_has_what_the_file_knows():
     joined = tuple(cell("teacher", None, error="no", dims=dims) for dims in combinations(sweep))
     (command,) = commands(one.model_copy(update={"measurements": joined}))
     assert "--dim height,width=96,224 --dim length=1,2 --dim depth=1 " in command
+
+
+def test_the_command_to_measure_again_gives_what_was_given():
+    one = ladder_of(("teacher", "student")).result
+    tokens = TensorSpec(name="tokens", dtype="int64", shape=("n", 8), integers=(0, 29999))
+    artifacts = tuple(artifact.model_copy(update={"file": "m.onnx", "inputs": (tokens,)}) for artifact in one.artifacts)
+    usual = pick_backend("openvino").options(1)
+    cells = tuple(
+        cell(artifact.rung, None, error="no", backend=backend, provider_options={**usual, "NUM_STREAMS": "2"})
+        for artifact in artifacts
+        for backend in ("openvino", "nobody")
+    )
+    changed = {"artifacts": artifacts, "measurements": cells, "inputs": "generated"}
+    (command,) = commands(one.model_copy(update=changed))
+    assert command.startswith("kdbench bench teacher.onnx student.onnx --baseline teacher.onnx ")
+    assert " --option openvino.NUM_STREAMS=2 --input tokens=0..29999 --budget " in command
+    names = [line.split()[1] for line in checksums(one.model_copy(update=changed)).splitlines()]
+    assert names == ["teacher.onnx", "student.onnx"]
 
 
 def test_the_command_to_measure_scenarios_again_has_their_batches_and_sessions():

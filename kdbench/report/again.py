@@ -2,9 +2,12 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
 
+from kdbench.backends import pick_backend
 from kdbench.data.sizes import sweep_of
+from kdbench.errors import UserError
 from kdbench.records import Comparison, Measurement, ResultFile
 from kdbench.records.writing import recipe_to_toml
 from kdbench.store import load_recipe, zoo_recipes
@@ -56,7 +59,8 @@ def recipe_text(made: ResultFile | Comparison) -> str | None:
 
 def checksums(result: ResultFile) -> str:
     """A line for each ONNX file, as `sha256sum --check` reads it."""
-    lines = [f"{artifact.sha256}  {artifact.file}\n" for artifact in result.artifacts]
+    names = _files(result)
+    lines = [f"{artifact.sha256}  {names[artifact.rung]}\n" for artifact in result.artifacts]
     return "".join(line.replace("\\", "\\\\") for line in lines)
 
 
@@ -65,7 +69,7 @@ def _bench(result: ResultFile) -> str:
     settings = result.settings
     cells: Sequence[Measurement] = result.measurements or result.scenarios
     free = [cell for cell in result.scenarios if cell.scenario != "single_stream"]  # that one has a batch of its own
-    files = {artifact.rung: artifact.file for artifact in result.artifacts}
+    files = _files(result)
     words = ["kdbench", "bench", *files.values()]
     if result.baseline in files:
         words += ["--baseline", files[result.baseline]]
@@ -80,6 +84,9 @@ def _bench(result: ResultFile) -> str:
         words += [word for value in dict.fromkeys(values) for word in (option, str(value))]
     for names, sizes in (sweep_of(cell.dims for cell in cells) or {}).items():
         words += ["--dim", f"{names}={','.join(map(str, sizes))}"]
+    words += [word for given in _options(cells) for word in ("--option", given)]
+    ranges = {spec.name: spec.integers for artifact in result.artifacts for spec in artifact.inputs if spec.integers}
+    words += [word for name, (low, high) in ranges.items() for word in ("--input", f"{name}={low}..{high}")]
     words += ["--budget", f"{settings.budget_s:g}"]
     if settings.precision is not None:
         words += ["--precision", f"{100 * settings.precision:g}%"]
@@ -92,6 +99,24 @@ def _bench(result: ResultFile) -> str:
     if result.inputs == "data":
         words += ["--pack", "pack.npz"]
     return shlex.join(words)
+
+
+def _files(result: ResultFile) -> dict[str, str]:
+    """Of each rung; of files of one name, which came from several folders, that of the rung."""
+    names = [artifact.file for artifact in result.artifacts]
+    return {a.rung: a.file if names.count(a.file) == 1 else f"{a.rung}.onnx" for a in result.artifacts}
+
+
+def _options(cells: Sequence[Measurement]) -> list[str]:
+    """What was passed on to providers beside what their backends ask for themselves, as `BACKEND.NAME=VALUE`."""
+    found: dict[str, None] = {}
+    for cell in cells:
+        name = cell.backend.partition("@")[0]
+        with suppress(UserError):  # a backend that this kdbench doesn't know
+            usual = pick_backend(name).options(cell.threads)
+            others = {option: value for option, value in cell.provider_options.items() if usual.get(option) != value}
+            found |= {f"{name.partition(':')[0]}.{option}={value}": None for option, value in others.items()}
+    return list(found)
 
 
 def _ranges(numbers: Sequence[int]) -> str:
