@@ -27,6 +27,14 @@ Answers = Mapping[tuple[str, str, int], NDArray[Any]]
 """Predictions, classes [N] or 0 and 1 [N, C], by rung, backend and threads."""
 
 
+JUDGED = (
+    "accuracy", "accuracy_diff", "accuracy_diff_low", "accuracy_diff_high", "f1_micro", "f1_macro", "f1_micro_diff",
+    "f1_micro_diff_low", "f1_micro_diff_high", "agreement", "teacher_agreement", "parent_diff", "parent_diff_low",
+    "parent_diff_high",
+)  # fmt: skip
+"""Fields of a row that answers tell."""
+
+
 @dataclass(frozen=True)
 class Ladder:
     """A result file as rows, and what the rows can't hold."""
@@ -130,6 +138,16 @@ def ladder(result: ResultFile, arrays: Arrays, source: str = "") -> Ladder:
     teacher = _teacher(result, rungs)
     around = disturbances(result, arrays)
     level = stats.LEVEL if result.settings.precision is None else stats.STOPPED_LEVEL
+
+    @functools.cache
+    def judged(rung: str, backend: str, threads: int) -> Row:
+        """With what a rung's answers tell, which all of its batches and sizes share."""
+        artifact = artifacts[rung]
+        parent = rungs.get(artifact.parent_sha256 or "", "")
+        row = _judged(Row(rung, None, backend, artifact.precision, 1, threads), answers, labels, result.baseline)
+        row = _beside_teacher(row, answers, teacher)
+        return _beside_parent(row, answers, labels, parent, artifact.options.get("aware") is True)
+
     rows = []
     for m in result.measurements:
         artifact = artifacts[m.rung]
@@ -140,26 +158,20 @@ def ladder(result: ResultFile, arrays: Arrays, source: str = "") -> Ladder:
         far = _outliers(m, arrays)
         row = _timed(_row(artifact, m), m, baseline, far, arrays, result.settings, level)
         row = _referred(row, m, measurements, result.settings, arrays, level)
-        row = _judged(row, answers, labels, result.baseline)
-        row = _beside_teacher(row, answers, teacher)
-        row = _beside_parent(row, answers, labels, parent_rung, artifact.options.get("aware") is True)
+        told = judged(m.rung, m.backend, m.threads)
+        row = replace(row, **{name: getattr(told, name) for name in JUDGED}, flags=(*row.flags, *told.flags))
         against_parent = (parent_rung, _ratio(parent, m, arrays, level)) if parent else None
         row = replace(row, **proven(artifact, m, evaluation, arrays), optimize_s=optimize_s(row.load_s, evaluation))
         said = flags(result, artifact, m, evaluation, against_parent, _medians(m, arrays), row.broken_claims)
-        told = (*row.flags, *said, *doubts(result, row, m, far), *around[m.backend, m.threads])
-        rows.append(replace(row, flags=told, machine=result.machine.name, result=result.name))
+        said = (*row.flags, *said, *doubts(result, row, m, far), *around[m.backend, m.threads])
+        rows.append(replace(row, flags=said, machine=result.machine.name, result=result.name))
     metric: Metric = "accuracy" if labels is None or labels.ndim == 1 else "f1"
     if labels is None and answers:
         metric = "agreement"
 
-    @functools.cache
-    def judged(rung: str, backend: str, threads: int) -> float | None:
-        shown = Row(rung, None, backend, artifacts[rung].precision, 1, threads)
-        shown = _judged(shown, answers, labels, result.baseline)
-        return {"accuracy": shown.accuracy, "f1": shown.f1_micro, "agreement": shown.agreement}[metric]
-
     def score(m: ScenarioMeasurement) -> float | None:
-        return judged(m.rung, m.backend, m.threads)
+        told = judged(m.rung, m.backend, m.threads)
+        return {"accuracy": told.accuracy, "f1": told.f1_micro, "agreement": told.agreement}[metric]
 
     loads = scenario_rows(result, arrays, score)
     return Ladder(result, tuple(rows), metric, _mcnemar(answers, labels, result.baseline), loads, arrays, source)
