@@ -13,12 +13,14 @@ from kdbench.backends import pick_backend
 from kdbench.backends.client import Worker
 from kdbench.benchmark.cells import Subject
 from kdbench.cli.proof import show_proof_of
+from kdbench.data.pack import EvalPack
 from kdbench.evaluation import answer
 from kdbench.onnxfile import inspect, load_model
 from kdbench.pipeline import proving
 from kdbench.proofs.precision import answers, error, implied, reference
 from kdbench.proofs.rewritten import layer_errors, sqnr_db
 from kdbench.proofs.widening import widened
+from kdbench.quantization.samples import samples_of
 from kdbench.report.claims import broken_claims
 from kdbench.report.rewritten import proof_lines
 from kdbench.stats import Interval
@@ -47,6 +49,17 @@ def test_the_error_of_each_layer_by_hand(tmp_path):
     (one, two), untold = layer_errors(parent, child, {"x": x})
     assert (one.layer, one.operator, one.sqnr_db, untold) == ("w1", "MatMul", math.inf, 0)
     assert (two.layer, two.sqnr_db) == ("w2", pytest.approx(20, abs=1e-3))  # a tenth of each number: 20 dB
+
+
+@pytest.mark.parametrize(("batch", "told"), [(16, {"sqnr_db:w"}), (64, set())])
+def test_layers_of_models_that_take_many_samples_at_once_are_not_held_in_memory(tmp_path, batch, told):
+    weight, x = np.eye(8, dtype=np.float32), np.ones((64, 8), np.float32)
+    shapes = {"x": [batch, 8]}, {"y": [batch, 8]}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], name="one")]
+    parent = models.save(tmp_path / "a.onnx", nodes, {"w": weight}, *shapes)
+    child = models.save(tmp_path / "b.onnx", nodes, {"w": 0.9 * weight}, *shapes)
+    samples = samples_of(EvalPack("made", None, None, x, (), None), inspect(parent).inputs, None)
+    assert proving.layer_metrics(parent, child, samples).keys() == told
 
 
 def test_layers_have_the_same_errors_in_both_forms_of_int8(cnn, tmp_path):
